@@ -1,0 +1,105 @@
+"""Check request bodies against what the declaration allows, and bring them to stored form.
+
+Validators are compiled once per (schema); a failure says which field and what would be accepted.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jsonschema_rs
+
+from nubila.core.declare import UNSET, Attr, Resource, body_schema
+from nubila.core.faults import bad_request
+from nubila.core.gates import Version
+
+
+class Invalid(ValueError):
+    """A value that the schema refuses: ``path`` ("server.name"), ``rule`` ("maxLength"), ``value``."""
+
+    def __init__(self, path: str, rule: str, message: str, value: Any = None) -> None:
+        super().__init__(message)
+        self.path, self.rule, self.value, self.message = path, rule, value, message
+
+
+class Checker:
+    """A compiled JSON Schema (draft 4 wording of numbers and formats is not needed: 2020-12)."""
+
+    def __init__(self, schema: Mapping[str, Any]) -> None:
+        self.schema = schema
+        self._validator = jsonschema_rs.Draft202012Validator(dict(schema), validate_formats=True)
+
+    def __call__(self, value: Any) -> None:
+        """Return when valid, else raise a 400 Fault that names the field."""
+        if self._validator.is_valid(value):
+            return
+        first = min(self._validator.iter_errors(value), key=lambda e: len(list(e.instance_path)))
+        path = ".".join(str(p) for p in first.instance_path)
+        kind = getattr(first.kind, "name", "") or type(first.kind).__name__
+        raise bad_request(_sentence(path, str(first.message), value), type="ValidationError" if kind else "")
+
+
+def _sentence(path: str, message: str, value: Any) -> str:
+    text = message if len(message) < 400 else message[:400] + "..."
+    return f"Invalid input for field/attribute {path or 'body'}: {text}."
+
+
+@functools.cache
+def _compiled(text: str) -> Checker:
+    return Checker(json.loads(text))
+
+
+def checker(schema: Mapping[str, Any]) -> Checker:
+    """The checker of a schema, compiled once."""
+    return _compiled(json.dumps(schema, sort_keys=True))
+
+
+@functools.cache
+def _plan(
+    cls: type[Resource], verb: str, version: Version
+) -> tuple[Checker, dict[str, Attr], tuple[tuple[str, Any], ...]]:
+    letter = {"create": "c", "update": "u"}[verb]
+    attrs = {n: a for n, a in cls.by_wire.items() if letter in a.write and a.take.open(version)}
+    defaults: tuple[tuple[str, Any], ...] = ()
+    if verb == "create":
+        defaults = tuple(
+            (a.name, None if a.default is UNSET else a.default)
+            for a in cls.attrs.values()
+            if (a.default is not UNSET or "c" in a.write) and a.store
+        )
+    return checker(body_schema(cls, verb, version)), attrs, defaults
+
+
+def accept(cls: type[Resource], verb: str, body: Mapping[str, Any], version: Version) -> dict[str, Any]:
+    """Check the inner object of a body and return stored values by attribute name, without defaults.
+
+    Unknown names are refused unless the representation keeps them (then they are left out here).
+    """
+    check, attrs, _ = _plan(cls, verb, cls.epoch(version))
+    check(body)
+    values: dict[str, Any] = {}
+    for name, raw in body.items():
+        a = attrs.get(name)
+        if a is None:
+            continue
+        values[a.name] = raw if raw is None else loaded(a.type.load, name, raw)
+    return values
+
+
+def loaded(load: Callable[[Any], Any], name: str, raw: Any) -> Any:
+    """Apply a type's ``load``; what it refuses becomes a 400 naming the field."""
+    try:
+        return load(raw)
+    except (ValueError, TypeError) as e:
+        raise bad_request(f"Invalid input for {name}: {e}.", "InvalidInput") from None
+
+
+def defaults(cls: type[Resource], values: dict[str, Any], version: Version) -> dict[str, Any]:
+    """Fill in what a create body left out. Callables are called."""
+    for name, value in _plan(cls, "create", cls.epoch(version))[2]:
+        if name not in values:
+            values[name] = value() if callable(value) else ([*value] if isinstance(value, list) else value)
+    return values

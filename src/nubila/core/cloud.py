@@ -1,0 +1,36 @@
+"""Everything a running process knows about its cloud, wired once by apps and passed down."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nubila.core.config import Settings
+    from nubila.core.db import Store
+    from nubila.core.policy import Policy
+    from nubila.core.service import Service
+    from nubila.core.tokens import Revocations, TokenKeys
+
+
+@dataclass
+class Cloud:
+    """One cloud as one process sees it."""
+
+    name: str
+    settings: Settings
+    state: Path
+    store: Store
+    policy: Policy
+    keys: TokenKeys
+    revocations: Revocations
+    services: tuple[Service, ...]
+    region: str = "RegionOne"
+    admin_password: str = ""  # only while bootstrapping
+    demo_password: str = ""
+    bootstrap_ids: dict[str, str] = field(default_factory=dict)  # ids services make known to each other at first start
+
+    def service(self, name: str) -> Service:
+        """The service of that folder name; KeyError when it is not wired in."""
+        return next(s for s in self.services if s.name == name)

@@ -1,0 +1,297 @@
+"""What the control plane and the drivers say to each other.
+
+Everything here is plain data (msgspec structs, JSON on the wire) and protocols. A *spec* is the complete desired
+state of one thing on one host, computed by a service from its rows; a *state* is what a driver saw. Specs carry no
+secrets beyond what the host needs and never refer to the database. Drivers implement the protocols; the agent is
+their only caller.
+
+Driver rules (DESIGN.md section 5): verbs are list, ensure, remove, prune; absent is success; ``ensure`` is idempotent
+and may be killed anywhere; everything created is marked with the cloud's name; unmarked things are never touched;
+every call has a timeout; a driver keeps no state in memory that it cannot read again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Literal, Protocol
+
+from msgspec import Struct, field
+
+
+class DriverError(Exception):
+    """Base of the three kinds of driver failure; the text is one sentence for the user's fault."""
+
+
+class TryAgain(DriverError):
+    """It may work later: retried with back-off."""
+
+
+class NeedsOperator(DriverError):
+    """Somebody has to mend the host: shown, retried slowly."""
+
+
+class Impossible(DriverError):
+    """This spec can never be made true: the resource goes to ERROR until its desired state changes."""
+
+
+# --- the host -----------------------------------------------------------------------------------------------------
+
+
+class HostPlace(Struct, frozen=True, kw_only=True):
+    """Where a driver works: one cloud on one host."""
+
+    cloud: str  # the cloud's name: the mark on everything we create
+    host: str  # this host's name
+    root: Path  # the host's own state directory, 0700
+    tunnel_ip: str = "127.0.0.1"  # the local end of tunnels
+    namespace: str = ""  # network namespace that plays this host in tests; "" = the machine itself
+    bridges: dict[str, str] = field(default_factory=dict)  # physical network -> bridge, e.g. {"physnet1": "br-ex"}
+
+
+class Capabilities(Struct, frozen=True, kw_only=True):
+    """What a host can offer to placement."""
+
+    vcpus: int
+    ram_mb: int
+    disk_gb: int
+    hypervisor_type: str = "QEMU"
+    hypervisor_version: int = 0  # 7002000 = 7.2.0
+    accel: str = "tcg"  # kvm | tcg | simulated
+    cpu_arch: str = "x86_64"
+    traits: tuple[str, ...] = ()
+
+
+# --- guests -------------------------------------------------------------------------------------------------------
+
+Power = Literal["on", "off"]
+
+
+class NicSpec(Struct, frozen=True, kw_only=True):
+    port_id: str
+    device: str  # host-side tap device: "tap" + first 11 characters of the port id
+    mac: str
+    mtu: int = 1500
+
+
+class DiskSpec(Struct, frozen=True, kw_only=True):
+    """A disk made on this host: a qcow2 overlay on a cached base image, or an empty one."""
+
+    name: str  # "disk" (root), "disk.eph0", "disk.swap"
+    size_gb: int  # 0 = the image's own virtual size
+    image_id: str | None = None
+    image_format: str = "raw"  # the format declared on the image; never guessed
+    image_checksum: str = ""  # os_hash_value (sha512) of the base image
+    bus: str = "virtio"
+
+
+class GuestSpec(Struct, frozen=True, kw_only=True):
+    """One server that this host must run."""
+
+    id: str  # server UUID
+    name: str  # instance-%08x
+    display_name: str
+    epoch: int = 0  # fencing: refuse a spec with an older epoch than the one recorded
+    vcpus: int
+    ram_mb: int
+    power: Power = "on"
+    boots: int = 0  # raised by one for every reboot the user asks for; compared with the running guest's stamp
+    hard: bool = False  # the last reboot was a hard one
+    disks: tuple[DiskSpec, ...] = ()
+    nics: tuple[NicSpec, ...] = ()
+    config_drive: dict[str, str] | None = (
+        None  # path -> content (base64 when it starts with "base64:"), None = no drive
+    )
+    kernel_args: str = ""
+    project_id: str = ""
+    user_id: str = ""
+    flavor_name: str = ""
+
+
+class GuestState(Struct, frozen=True, kw_only=True):
+    """What runs (or lies stopped) on the host for one server."""
+
+    id: str
+    power: Literal["on", "off", "paused", "crashed"]
+    boots: int = 0
+    epoch: int = 0
+    pid: int | None = None
+    nics: tuple[str, ...] = ()  # port ids plugged
+    fault: str = ""
+
+
+class ImageSource(Protocol):
+    """Gives the bytes of an image to the hypervisor's cache."""
+
+    def __call__(self, image_id: str, into: Path) -> None: ...
+
+
+class Hypervisor(Protocol):
+    """Runs guests. Guests outlive this process and are found again by ``list``."""
+
+    def capabilities(self) -> Capabilities: ...
+    def list(self) -> list[GuestState]: ...
+    def ensure(self, spec: GuestSpec) -> GuestState: ...
+    def remove(self, id: str) -> None: ...
+    def prune(self, keep: Iterable[str]) -> list[str]: ...
+    def console_log(self, id: str, lines: int | None = None) -> str: ...
+
+
+# --- networks -----------------------------------------------------------------------------------------------------
+
+
+class Segment(Struct, frozen=True, kw_only=True):
+    network_type: str  # vxlan | vlan | flat | local | gre | geneve
+    physical_network: str | None = None
+    segmentation_id: int | None = None
+
+
+class SubnetSpec(Struct, frozen=True, kw_only=True):
+    id: str
+    cidr: str
+    ip_version: int = 4
+    gateway_ip: str | None = None
+    enable_dhcp: bool = True
+    dns_nameservers: tuple[str, ...] = ()
+    host_routes: tuple[tuple[str, str], ...] = ()  # (destination, nexthop)
+    ipv6_ra_mode: str | None = None
+    ipv6_address_mode: str | None = None
+
+
+class FixedIp(Struct, frozen=True, kw_only=True):
+    subnet_id: str
+    ip_address: str
+    prefixlen: int
+
+
+class DhcpHost(Struct, frozen=True, kw_only=True):
+    """One address that DHCP hands out."""
+
+    port_id: str
+    mac: str
+    hostname: str
+    fixed_ips: tuple[FixedIp, ...]
+    options: tuple[tuple[str, str], ...] = ()
+
+
+class DhcpSpec(Struct, frozen=True, kw_only=True):
+    """DHCP for one network served on this host: namespace ``qdhcp-<network>``, device ``tap<port>``."""
+
+    port_id: str
+    mac: str
+    fixed_ips: tuple[FixedIp, ...]
+    hosts: tuple[DhcpHost, ...] = ()
+    metadata: bool = True  # answer 169.254.169.254 here and push a route to it (for subnets without a router)
+    dns_domain: str = ""
+    lease_s: int = 86400
+
+
+class NetworkSpec(Struct, frozen=True, kw_only=True):
+    """A network that has something to do on this host."""
+
+    id: str
+    project_id: str
+    segment: Segment
+    mtu: int = 1500
+    subnets: tuple[SubnetSpec, ...] = ()
+    dhcp: DhcpSpec | None = None
+    peers: tuple[str, ...] = ()  # tunnel addresses of the other hosts where this network lives
+    host_address: str | None = None  # external network only: "172.24.4.1/24" put on the bridge so the host reaches it
+    masquerade: bool = False  # external network only: let it out through the host's own address
+
+
+class RuleSpec(Struct, frozen=True, kw_only=True):
+    """One security group rule, remote groups already expanded to addresses."""
+
+    direction: Literal["ingress", "egress"]
+    ethertype: Literal["IPv4", "IPv6"] = "IPv4"
+    protocol: str | None = None  # tcp udp icmp icmpv6 ..., a number as text, None = any
+    port_min: int | None = None  # for icmp: type
+    port_max: int | None = None  # for icmp: code
+    remote: tuple[str, ...] | None = None  # CIDRs; None = anyone; () = nobody yet
+
+
+class PortSpec(Struct, frozen=True, kw_only=True):
+    """A guest's port wired on this host (router and DHCP ports are part of their router and network)."""
+
+    id: str
+    network_id: str
+    device: str  # "tap" + first 11 characters of the id
+    mac: str
+    fixed_ips: tuple[FixedIp, ...] = ()
+    mtu: int = 1500
+    admin_state_up: bool = True
+    port_security: bool = True
+    allowed_pairs: tuple[tuple[str, str], ...] = ()  # (CIDR, MAC)
+    rules: tuple[RuleSpec, ...] = ()
+
+
+class RouterPort(Struct, frozen=True, kw_only=True):
+    port_id: str
+    network_id: str
+    mac: str
+    fixed_ips: tuple[FixedIp, ...]
+    mtu: int = 1500
+
+
+class FloatingSpec(Struct, frozen=True, kw_only=True):
+    id: str
+    floating_ip: str
+    fixed_ip: str
+
+
+class RouterSpec(Struct, frozen=True, kw_only=True):
+    """A router in namespace ``qrouter-<id>`` with ``qr-``/``qg-`` devices and one nft table."""
+
+    id: str
+    epoch: int = 0
+    admin_state_up: bool = True
+    interfaces: tuple[RouterPort, ...] = ()
+    gateway: RouterPort | None = None
+    gateway_ips: tuple[str, ...] = ()  # next hops out of the gateway port's subnets
+    snat: bool = True
+    floating_ips: tuple[FloatingSpec, ...] = ()
+    routes: tuple[tuple[str, str], ...] = ()  # (destination, nexthop)
+
+
+class NetworkState(Struct, frozen=True, kw_only=True):
+    """Outcome of one network-side ensure."""
+
+    id: str
+    status: Literal["ACTIVE", "DOWN", "ERROR"] = "ACTIVE"
+    fault: str = ""
+
+
+class MetadataAnswer(Protocol):
+    """Answers one metadata request of a guest: (status, content type, body)."""
+
+    def __call__(
+        self, *, network_id: str | None, router_id: str | None, address: str, method: str, path: str, body: bytes
+    ) -> tuple[int, str, bytes]: ...
+
+
+class NetworkDriver(Protocol):
+    """Makes networks, ports and routers real on this host.
+
+    Order of use: ``start``; networks; ports (the tap exists before the guest starts); routers. Removal is the
+    reverse. ``prune`` gets everything that may stay and removes whatever else carries our mark.
+    """
+
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+    def destroy(self) -> None: ...
+    def networks(self) -> list[str]: ...
+    def ports(self) -> list[str]: ...
+    def routers(self) -> list[str]: ...
+    def ensure_network(self, spec: NetworkSpec) -> NetworkState: ...
+    def remove_network(self, id: str) -> None: ...
+    def ensure_port(self, spec: PortSpec) -> NetworkState: ...
+    def remove_port(self, id: str) -> None: ...
+    def ensure_router(self, spec: RouterSpec) -> NetworkState: ...
+    def remove_router(self, id: str) -> None: ...
+    def prune(self, networks: Iterable[str], ports: Iterable[str], routers: Iterable[str]) -> list[str]: ...
+    def serve_metadata(self, answer: MetadataAnswer) -> None: ...
+
+
+Progress = Callable[[str], None]
+"""Called with one line when a long step starts or advances."""
