@@ -40,6 +40,7 @@ class Hooks:
     scope: Callable[[Call, ListQuery], list[Any]] | None = None
     target: Callable[[Call, Row], Mapping[str, Any]] | None = None
     own_filters: tuple[str, ...] = ()
+    column: Callable[[str], Any] | None = None  # SQL for a policy target name that is no attribute (lists)
     find: Callable[[Call, str], Row | None] | None = None  # instead of the key lookup
 
 
@@ -76,6 +77,8 @@ class Service:
     host_items: Mapping[str, HostItem] = field(default_factory=dict)
     sweeps: Mapping[str, Callable[[Cloud, Reader], list[str]]] = field(default_factory=dict)  # work kind -> all ids
     bootstrap: Callable[[Cloud, Tx], None] | None = None
+    on_host: Callable[[Cloud, Tx, Row], None] | None = None  # a host reported: inventory, agents
+    quotas: Mapping[str, int] = field(default_factory=dict)  # default limits by resource, -1 = unlimited
     healthy: Callable[[Cloud, Reader], str] | None = None  # "" = fine, else a sentence
     versions: tuple[Version, Version] | None = None  # microversions honoured (lowest, highest)
     version_headers: tuple[str, ...] = ()  # lower-case request headers that choose one, newest style first

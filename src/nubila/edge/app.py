@@ -1,0 +1,419 @@
+"""The way of a request, top to bottom: limits, route, version, token, body, handler, answer.
+
+An ASGI application over the wired services. Handlers are plain blocking functions: on an embedded database they run
+inline on the event loop (measured 2.6 times faster than a thread hop), on a network one in worker threads; hashing and
+file work always in threads. One switch: :meth:`Edge._run`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from nubila.core.call import Answer, Call, Reply, Route, StreamReply
+from nubila.core.checks import checker
+from nubila.core.cloud import Cloud
+from nubila.core.db import Busy, Conflict
+from nubila.core.faults import Fault, bad_request, unauthorized, unavailable
+from nubila.core.gates import ALWAYS, Version, show
+from nubila.core.service import Service
+from nubila.edge import crud, dialects
+from nubila.edge.access import AccessLog, Metrics
+from nubila.edge.routes import Router
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+log = logging.getLogger("nubila.edge")
+_encode = msgspec.json.Encoder(enc_hook=str).encode
+_decode = msgspec.json.Decoder().decode
+JSON_TYPES = ("application/json", "application/openstack-images-v2", "application/json-patch+json")
+BUSY_RETRIES = 6
+
+
+@dataclass
+class _Wired:
+    service: Service
+    router: Router
+    dialect: dialects.Dialect
+
+
+class Edge:
+    """All services behind one port. ``home`` is the prefix added on a classic port ("" on the main one)."""
+
+    def __init__(
+        self,
+        cloud: Cloud,
+        authenticate: Callable[[Cloud, str], Any],
+        *,
+        access_log: AccessLog | None = None,
+        threads: int = 8,
+    ) -> None:
+        self.cloud, self.authenticate = cloud, authenticate
+        self.metrics, self.access = Metrics(), access_log or AccessLog(None)
+        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="handler")
+        wired = [
+            _Wired(s, Router([*s.routes, *crud.routes(s)]), dialects.of(s.name))
+            for s in cloud.services
+        ]  # fmt: skip
+        self.by_prefix = {w.service.prefix.strip("/"): w for w in wired if w.service.prefix}
+        self.root = next((w for w in wired if not w.service.prefix), wired[0])
+        self.wired = wired
+
+    def on_port(self, prefix: str) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+        """The application as a classic port shows it: ``prefix`` ("/compute") is understood."""
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "http":
+                scope = {**scope, "nubila.home": prefix}
+            await self(scope, receive, send)
+
+        return app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+            return
+        if scope["type"] != "http":
+            return
+        started = time.perf_counter()
+        wired, call = self._identify(scope)
+        try:
+            answer = await self._handle(wired, call, scope, receive)
+        except Fault as e:
+            answer = self._refusal(wired, call, e)
+        except Exception:
+            log.exception("request %s failed", call.request_id)
+            answer = self._refusal(wired, call, Fault(500, f"Internal error; request {call.request_id} is in the log."))
+        status = answer.status
+        try:
+            await self._send(wired, call, answer, send)
+        finally:
+            taken = time.perf_counter() - started
+            self.metrics.count(wired.service.name, call.method, status, taken)
+            creds = call.creds
+            self.access.write(
+                at=time.time(), request_id=call.request_id, service=wired.service.name, method=call.method,
+                path=call.path, status=status, ms=round(taken * 1000, 3), user=creds.user_id if creds else None,
+                project=creds.project_id if creds else None, peer=call.peer,
+            )  # fmt: skip
+
+    # --- the chain ------------------------------------------------------------------------------------------------
+
+    def _identify(self, scope: Scope) -> tuple[_Wired, Call]:
+        """Which service, and everything the request line and headers say."""
+        raw = scope.get("raw_path") or scope["path"].encode()
+        path = raw.decode("latin-1").partition("?")[0]
+        home = scope.get("nubila.home", "")
+        wired, rest, prefix = self.root, path, ""
+        if home:
+            wired, rest, prefix = self.by_prefix[home.strip("/")], path, home
+        else:
+            first, _, tail = path.lstrip("/").partition("/")
+            if first in self.by_prefix:
+                wired, rest, prefix = self.by_prefix[first], "/" + tail, "/" + first
+        call = Call(self.cloud, wired.service, scope["method"], rest)
+        call.request_id = "req-" + _uuid4()
+        headers = call.headers
+        for key, value in scope["headers"]:
+            name = key.decode("latin-1").lower()
+            text = _text(value)
+            headers[name] = f"{headers[name]},{text}" if name in headers else text
+        if scope["query_string"]:
+            call.query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True, errors="replace")
+        host = headers.get("x-forwarded-host") or headers.get("host") or "localhost"
+        scheme = headers.get("x-forwarded-proto") or scope.get("scheme", "http")
+        public = self.cloud.settings.public_url
+        if home:
+            call.base = f"{scheme}://{host}"
+        else:
+            call.base = (public.rstrip("/") or f"{scheme}://{host}") + prefix
+        client = scope.get("client")
+        call.peer = scope.get("nubila.peer") or (client[0] if client else "local")
+        return wired, call
+
+    async def _handle(self, wired: _Wired, call: Call, scope: Scope, receive: Receive) -> Reply | StreamReply:
+        if (common := self._common(call)) is not None:
+            return common
+        call.version = self._negotiate(wired.service, call)
+        route = self._route(wired, call)
+        if route.auth:
+            call.creds = self._authenticated(call)
+        elif token := call.headers.get("x-auth-token"):
+            call.creds = self._maybe(token)
+        if route.rule:
+            call.enforce(route.rule)
+        if route.stream:
+            call.stream = _chunks(receive)
+            return _reply(await route.handler(call), route)  # type: ignore[misc]
+        if call.method in ("POST", "PUT", "PATCH") or "content-length" in call.headers:
+            await self._body(call, route, receive)
+        return _reply(await self._run(call, route), route)
+
+    def _common(self, call: Call) -> Reply | None:
+        """/healthz and /metrics belong to no service."""
+        if call.service is not self.root.service or call.method not in ("GET", "HEAD"):
+            return None
+        if call.path == "/healthz":
+            return self._health()
+        if call.path == "/metrics":
+            return Reply(self.metrics.text(self._gauges()).encode(), content_type="text/plain; version=0.0.4")
+        return None
+
+    def _negotiate(self, service: Service, call: Call) -> Version:
+        """The microversion asked for, or the lowest."""
+        if service.versions is None:
+            return ALWAYS
+        low, high = service.versions
+        word = service.version_word
+        asked = None
+        for header in service.version_headers:
+            text = call.headers.get(header)
+            if text is None:
+                continue
+            if header == "openstack-api-version":
+                for part in text.split(","):
+                    name, _, value = part.strip().partition(" ")
+                    if name.lower() == word:
+                        asked = value.strip()
+            else:
+                asked = text.strip()
+            if asked is not None:
+                break
+        if asked is None:
+            return low
+        if asked == "latest":
+            return high
+        major, dot, minor = asked.partition(".")
+        if not (dot and major.isascii() and major.isdigit() and minor.isascii() and minor.isdigit()):
+            raise bad_request(f"API version string '{asked}' must be MAJOR.MINOR, such as {show(high)}, or latest.")
+        version = (int(major), int(minor))
+        if not low <= version <= high:
+            call.version = low
+            raise Fault(
+                406, f"Version {asked} is not supported by the API; use {show(low)} to {show(high)}.",
+                detail=dialects.version_range(low, high),
+            )  # fmt: skip
+        return version
+
+    def _route(self, wired: _Wired, call: Call) -> Route:
+        found = wired.router.find(call.method, call.path, call.version)
+        if isinstance(found, frozenset):
+            if found:
+                allow = ", ".join(sorted(found))
+                raise Fault(405, f"{call.method} is not allowed here; use {allow}.", headers={"Allow": allow})
+            raise Fault(404, "The resource could not be found.", "HTTPNotFound")
+        call.route, call.params = found
+        return call.route
+
+    def _authenticated(self, call: Call) -> Any:
+        token = call.headers.get("x-auth-token")
+        try:
+            if not token:
+                raise unauthorized()
+            return self.authenticate(self.cloud, token)
+        except Fault as e:
+            if e.status == 401:
+                e.headers.setdefault("WWW-Authenticate", f'Keystone uri="{_origin(call)}/v3"')
+            raise
+
+    def _maybe(self, token: str) -> Any:
+        try:
+            return self.authenticate(self.cloud, token)
+        except Fault:
+            return None
+
+    async def _body(self, call: Call, route: Route, receive: Receive) -> None:
+        limit = route.max_body
+        if int(call.headers.get("content-length") or 0) > limit:
+            raise Fault(413, f"The body is larger than {limit} bytes.")
+        parts, size = [], 0
+        while True:
+            message = await receive()
+            chunk = message.get("body", b"")
+            size += len(chunk)
+            if size > limit:
+                raise Fault(413, f"The body is larger than {limit} bytes.")
+            parts.append(chunk)
+            if not message.get("more_body"):
+                break
+        data = b"".join(parts)
+        if route.raw:
+            call.body = data
+            return
+        if not data:
+            return
+        kind = call.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+        if kind and not kind.startswith(JSON_TYPES):
+            raise Fault(415, f"Content type '{kind}' is not supported; send application/json.")
+        try:
+            call.body = _decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+            raise bad_request(f"The body is not valid JSON: {e}.") from None
+        if route.schema is not None:
+            checker(route.schema)(call.body)
+
+    async def _run(self, call: Call, route: Route) -> Answer:
+        """Inline on an embedded database, else in a worker thread; async handlers on the loop."""
+        if asyncio.iscoroutinefunction(route.handler):
+            answer: Answer = await route.handler(call)
+            return answer
+        if self.cloud.store.embedded and not route.slow:
+            return self._execute(call, route)
+        return await asyncio.get_running_loop().run_in_executor(self.pool, self._execute, call, route)
+
+    def _execute(self, call: Call, route: Route) -> Answer:
+        store = self.cloud.store
+        for attempt in range(BUSY_RETRIES):
+            try:
+                if route.tx == "write":
+                    with store.write() as call.tx:
+                        return route.handler(call)  # type: ignore[return-value]
+                if route.tx == "read":
+                    with store.read() as call.tx:
+                        return route.handler(call)  # type: ignore[return-value]
+                return route.handler(call)  # type: ignore[return-value]
+            except Busy:
+                call.memo.clear()
+                if attempt == BUSY_RETRIES - 1:
+                    raise unavailable("The database is busy; try again.") from None
+                time.sleep(0.005 * 2**attempt)
+            except Conflict as e:
+                raise Fault(409, f"This conflicts with something that exists: {e}.", "Conflict") from None
+        raise AssertionError("unreachable")
+
+    # --- answers --------------------------------------------------------------------------------------------------
+
+    def _refusal(self, wired: _Wired, call: Call, fault: Fault) -> Reply:
+        kind, body = wired.dialect.error(fault, call.request_id, call.version)
+        return Reply(body, fault.status, dict(fault.headers), kind)
+
+    async def _send(self, wired: _Wired, call: Call, answer: Reply | StreamReply, send: Send) -> None:
+        service = wired.service
+        headers = [(b"content-type", answer.content_type.encode())]
+        for name in service.request_id_headers:
+            headers.append((name.encode(), call.request_id.encode()))
+        if service.versions is not None:
+            value = show(call.version if call.version != ALWAYS else service.versions[0])
+            vary = []
+            for name in service.version_headers:
+                text = f"{service.version_word} {value}" if name == "openstack-api-version" else value
+                headers.append((name.encode(), text.encode()))
+                vary.append(name)
+            headers.append((b"vary", ", ".join(vary).encode()))
+        elif call.headers.get("x-auth-token"):
+            headers.append((b"vary", b"X-Auth-Token"))
+        headers += [(k.lower().encode("latin-1"), v.encode()) for k, v in answer.headers.items()]
+        if isinstance(answer, StreamReply):
+            await self._send_stream(call, answer, headers, send)
+            return
+        if answer.body is None:
+            data = b""
+        else:
+            data = answer.body if isinstance(answer.body, bytes) else _encode(answer.body)
+        if answer.status in (204, 304) or (not data and answer.status < 300 and answer.body is None):
+            headers = [h for h in headers if h[0] != b"content-type"]
+        if answer.status not in (204, 304):
+            headers.append((b"content-length", b"%d" % len(data)))
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if call.method == "HEAD" else data})
+
+    async def _send_stream(
+        self, call: Call, answer: StreamReply, headers: list[tuple[bytes, bytes]], send: Send
+    ) -> None:
+        if answer.length is not None:
+            headers.append((b"content-length", b"%d" % answer.length))
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        if call.method != "HEAD":
+            loop = asyncio.get_running_loop()
+            chunks = iter(answer.chunks)
+            while (chunk := await loop.run_in_executor(self.pool, next, chunks, None)) is not None:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    def _health(self) -> Reply:
+        states: dict[str, str] = {}
+        try:
+            with self.cloud.store.read() as reader:
+                for w in self.wired:
+                    states[w.service.name] = (
+                        w.service.healthy(self.cloud, reader) if w.service.healthy else ""
+                    ) or "ok"
+        except Exception as e:
+            states["database"] = f"{type(e).__name__}: {e}"
+        fine = all(s == "ok" for s in states.values())
+        return Reply({"status": "ok" if fine else "failing", "services": states}, 200 if fine else 503)
+
+    def _gauges(self) -> dict[str, float]:
+        from nubila.core import work
+
+        with self.cloud.store.read() as reader:
+            return {f"nubila_{k}": v for k, v in work.gauges(reader).items()} if hasattr(work, "gauges") else {}
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        async def flush() -> None:
+            while True:
+                await asyncio.sleep(0.5)
+                self.access.flush()
+
+        task: asyncio.Task[None] | None = None
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                task = asyncio.create_task(flush())
+                await send({"type": "lifespan.startup.complete"})
+            else:
+                if task:
+                    task.cancel()
+                self.access.close()
+                self.pool.shutdown(wait=False, cancel_futures=True)
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+
+def _reply(answer: Answer, route: Route) -> Reply | StreamReply:
+    if isinstance(answer, Reply | StreamReply):
+        return answer
+    return Reply(answer, route.status)
+
+
+async def _iterate(receive: Receive) -> AsyncIterator[bytes]:
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ConnectionResetError("the client went away in the middle of its upload")
+        if message.get("body"):
+            yield message["body"]
+        if not message.get("more_body"):
+            return
+
+
+def _chunks(receive: Receive) -> Callable[[], AsyncIterator[bytes]]:
+    return lambda: _iterate(receive)
+
+
+def _text(value: bytes) -> str:
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
+def _origin(call: Call) -> str:
+    return call.base[: len(call.base) - len(call.service.prefix)] if call.service.prefix else call.base
+
+
+def _uuid4() -> str:
+    h = bytearray(os.urandom(16))
+    h[6], h[8] = (h[6] & 0x0F) | 0x40, (h[8] & 0x3F) | 0x80
+    t = h.hex()
+    return f"{t[:8]}-{t[8:12]}-{t[12:16]}-{t[16:20]}-{t[20:]}"
