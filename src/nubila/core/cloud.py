@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from nubila.core.config import Settings
@@ -12,6 +12,12 @@ if TYPE_CHECKING:
     from nubila.core.policy import Policy
     from nubila.core.service import Service
     from nubila.core.tokens import Revocations, TokenKeys
+
+
+class Waiters(Protocol):
+    """Lets an async handler sleep until a shard is nudged."""
+
+    async def wait(self, shard: str, timeout_s: float) -> None: ...
 
 
 @dataclass
@@ -27,9 +33,11 @@ class Cloud:
     revocations: Revocations
     services: tuple[Service, ...]
     region: str = "RegionOne"
+    waiters: Waiters | None = None  # in processes that serve the API
     admin_password: str = ""  # only while bootstrapping
     demo_password: str = ""
     bootstrap_ids: dict[str, str] = field(default_factory=dict)  # ids services make known to each other at first start
+    memory: dict[str, Any] = field(default_factory=dict)  # what services keep in memory, by service name
 
     def service(self, name: str) -> Service:
         """The service of that folder name; KeyError when it is not wired in."""
