@@ -72,7 +72,13 @@ class Call:
 
     def may(self, rule: str, target: Mapping[str, Any] | None = None) -> bool:
         """Whether policy lets the caller do this to the target."""
-        return self.cloud.policy.enforce(rule, self.creds, target or {})
+        creds = self.creds.as_mapping() if self.creds is not None else {}
+        return self.cloud.policy.enforce(rule, creds, target if target is not None else {}, self.service.name)
+
+    def predicate(self, rule: str, column: Callable[[str], Any]) -> Any:
+        """The rows of a list the caller may see, as SQL (``column`` maps a policy target name to a column)."""
+        creds = self.creds.as_mapping() if self.creds is not None else {}
+        return self.cloud.policy.predicate(rule, creds, column, self.service.name)
 
     def enforce(self, rule: str, target: Mapping[str, Any] | None = None) -> None:
         """Raise 403 unless policy lets the caller do this to the target."""

@@ -14,11 +14,10 @@ from typing import Any, ClassVar
 import sqlalchemy as sa
 
 from nubila.core.gates import ALWAYS, CLOSED, NEVER, OPEN, Gate, Version
+from nubila.core.sql import core_meta
 from nubila.core.types import Type
 
-METADATA = sa.MetaData(
-    naming_convention={"ix": "ix_%(table_name)s_%(column_0_name)s", "uq": "uq_%(table_name)s_%(column_0_N_name)s"}
-)
+METADATA = core_meta
 UNSET: Any = type("Unset", (), {"__repr__": lambda s: "UNSET", "__bool__": lambda s: False})()
 
 

@@ -210,7 +210,7 @@ class _Crud:
         rest, cls = self.rest, self.cls
         q = query.parse(cls, rest, call.query, call.version, own=self.hooks.own_filters)
         rule = rest.rules["list"]
-        scope = call.cloud.policy.predicate(rule, call.creds, self.column)
+        scope = call.predicate(rule, self.column)
         if isinstance(scope, sa.sql.elements.False_):
             if self.dialect.refused_list == 403 and rest.hidden == 403:
                 raise forbidden(f"Policy does not allow {rule} to be performed with these credentials.")

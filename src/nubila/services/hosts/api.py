@@ -1,0 +1,248 @@
+"""The host API: what an agent may ask of the control plane. It sees and writes the rows of its own host only.
+
+Reached over the local Unix socket (the file's mode is the authentication) or over mutual TLS (the certificate's common
+name is the host). An agent takes work, applies it, settles it; the same queue and rules as every reconciler.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from nubila.core import hosts, pki, work
+from nubila.core.call import Call, Reply, Route, StreamReply
+from nubila.core.faults import Fault, bad_request, forbidden, not_found
+from nubila.core.service import HostItem
+from nubila.core.work import Item, LostLease
+from nubila.services.hosts import joining
+
+LEASE_S = 60.0
+BEAT_S = 4.0
+
+
+def caller(call: Call) -> str:
+    """The host that speaks; 404 on listeners that are not for hosts."""
+    if call.peer.startswith("host:"):
+        name = call.peer[5:]
+        with call.cloud.store.read() as reader:
+            row = hosts.get(reader, name)
+        if row is None or row["state"] == "removed":
+            raise forbidden(f"Host {name} is not (or no longer) part of this cloud.")
+        if row["certificate"] is not None and call.headers.get("nubila-certificate") not in (None, row["certificate"]):
+            raise forbidden(f"The certificate of host {name} has been replaced.")
+        return name
+    if call.peer == "unix":
+        named = call.headers.get("x-nubila-host")
+        if named:
+            return named
+    raise Fault(404, "The resource could not be found.")
+
+
+def items(call: Call) -> dict[str, HostItem]:
+    """All kinds of host items of all wired services."""
+    return {kind: item for s in call.cloud.services for kind, item in s.host_items.items()}
+
+
+def _spec(item: HostItem, call: Call, reader: Any, id: str, host: str) -> Any:
+    return msgspec.to_builtins(item.describe(call.cloud, reader, id, host))
+
+
+def hello(call: Call) -> Mapping[str, Any]:
+    """An agent starts: take in what its host is, free its predecessor's leases, ask for everything once."""
+    host, body = caller(call), call.body
+    try:
+        capabilities = dict(body["capabilities"])
+        tunnel_ip, bridges = str(body["tunnel_ip"]), dict(body["bridges"])
+        roles = [r for r in body["roles"] if r in ("compute", "network")]
+    except (KeyError, TypeError, ValueError) as e:
+        raise bad_request(f"hello needs roles, tunnel_ip, bridges and capabilities: {e}") from None
+    work.release_shard(call.cloud.store, host)
+    with call.cloud.store.write() as tx:
+        known = hosts.get(tx, host)
+        if known is not None and call.peer != "unix":
+            roles = known["roles"]  # a joined host has the roles its token gave it
+        row = hosts.report(tx, host, roles=roles, tunnel_ip=tunnel_ip, bridges=bridges, capabilities=capabilities)
+        for service in call.cloud.services:
+            if service.on_host is not None:
+                service.on_host(call.cloud, tx, row)
+        _ask_all(call, tx, host)
+    return {"cloud": call.cloud.name, "host": host, "id": row["id"], "state": row["state"], "roles": row["roles"]}
+
+
+def _ask_all(call: Call, tx: Any, host: str) -> None:
+    for kind, item in items(call).items():
+        for id in item.every(call.cloud, tx, host):
+            tx.ask(kind, id, host)
+    for row in work_of(tx, host):  # what it still holds of things that are gone
+        tx.ask(row["kind"], row["id"], host)
+
+
+_WORK = sa.select(work.work.c.kind, work.work.c.id).where(work.work.c.shard == sa.bindparam("shard"))
+
+
+def work_of(reader: Any, host: str) -> list[dict[str, Any]]:
+    """Every work row of a host."""
+    rows: list[dict[str, Any]] = reader.all(_WORK, {"shard": host})
+    return rows
+
+
+def sweep(call: Call) -> Mapping[str, Any]:
+    """Ask for everything of the host once: the full compare that finds drift."""
+    host = caller(call)
+    _ask_all(call, call.tx, host)
+    return {}
+
+
+async def take(call: Call) -> Mapping[str, Any]:
+    """Lease due work of the host, each with its complete desired state; waits up to ``wait_s`` for some."""
+    host = caller(call)
+    body = call.body or {}
+    limit = max(1, min(int(body.get("max", 16)), 64))
+    deadline = time.monotonic() + max(0.0, min(float(body.get("wait_s", 20.0)), 30.0))
+    known = items(call)
+    store = call.cloud.store
+    while True:
+        _beat(call, host)
+        taken = work.take(store, host, limit, LEASE_S)
+        if taken:
+            break
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return {"items": []}
+        due = work.next_due(store, host)
+        assert call.cloud.waiters is not None
+        await call.cloud.waiters.wait(host, max(0.0, min(left, 1.0, due if due is not None else 1.0)))
+    out = []
+    with store.read() as reader:
+        for item in taken:
+            kind = known.get(item.kind)
+            out.append({
+                "kind": item.kind, "id": item.id, "gen": item.gen, "token": item.token, "tries": item.tries,
+                "order": kind.order if kind else 0,
+                "spec": _spec(kind, call, reader, item.id, host) if kind else None,
+            })  # fmt: skip
+    return {"items": out}
+
+
+_BEAT = sa.update(hosts.TABLE).where(hosts.TABLE.c.name == sa.bindparam("b_name")).values(seen=sa.bindparam("b_seen"))
+
+
+def _beat(call: Call, host: str) -> None:
+    with call.cloud.store.read() as reader:
+        row = hosts.get(reader, host)
+    if row is None:
+        raise Fault(409, f"Host {host} has not said hello.")
+    if time.time() - row["seen"] > BEAT_S:
+        with call.cloud.store.write() as tx:
+            tx.execute(_BEAT, {"b_name": host, "b_seen": time.time()})
+
+
+def settle(call: Call) -> Mapping[str, Any]:
+    """Take in outcomes: observed state and the end of each lease. A lost lease is told, nothing is written."""
+    host, known = caller(call), items(call)
+    results = []
+    for one in call.body.get("items", []):
+        kind = known.get(one["kind"])
+        item = Item(one["kind"], one["id"], host, int(one["gen"]), int(one["token"]), int(one.get("tries", 0)))
+        try:
+            call.cloud.store.transact(lambda tx, k=kind, o=one: _settle(call, tx, k, o, host), item=item)  # type: ignore[misc]
+            results.append("ok")
+        except LostLease:
+            results.append("lost")
+    return {"results": results}
+
+
+def _settle(call: Call, tx: Any, kind: HostItem | None, one: Mapping[str, Any], host: str) -> None:
+    observed = one.get("observed")
+    note = str(one.get("note") or "")
+    if kind is not None and observed is not None:
+        note = kind.observe(call.cloud, tx, one["id"], host, observed) or note
+    again = one.get("again_s")
+    if one.get("gone"):
+        tx.drop()
+    else:
+        tx.settle(note[:250], again=float(again) if again is not None else None, failed=bool(one.get("failed")))
+
+
+def every(call: Call) -> Mapping[str, Any]:
+    """The ids of everything that belongs on the host, by kind: what prune may keep."""
+    host = caller(call)
+    return {"kinds": {kind: item.every(call.cloud, call.tx, host) for kind, item in items(call).items()}}
+
+
+def image(call: Call) -> StreamReply:
+    """The bytes of an image that a guest of this host boots from."""
+    from nubila.services.image import lookup as images
+
+    caller(call)
+    path: Path = images.path_of(call.cloud, call.params["id"])
+    if not path.exists():
+        raise not_found("image", call.params["id"])
+
+    def chunks() -> Any:
+        with path.open("rb") as f:
+            while data := f.read(1 << 20):
+                yield data
+
+    return StreamReply(chunks(), path.stat().st_size)
+
+
+def metadata(call: Call) -> Mapping[str, Any]:
+    """Answer a guest's metadata request that arrived on this host."""
+    import base64
+
+    from nubila.services.compute import metadata as guests
+
+    caller(call)
+    b = call.body
+    status, kind, data = guests.answer(
+        call.cloud, call.tx, network_id=b.get("network_id"), router_id=b.get("router_id"), address=str(b["address"]),
+        method=str(b["method"]), path=str(b["path"]), body=base64.b64decode(b.get("body") or ""),
+    )  # fmt: skip
+    data = data.encode() if isinstance(data, str) else data
+    return {"status": status, "content_type": kind, "body": base64.b64encode(data).decode()}
+
+
+def authority(call: Call) -> pki.Authority:
+    """The cloud's certificate authority."""
+    return pki.Authority(call.cloud.state / "keys" / "pki", call.cloud.name)
+
+
+def ca(call: Call) -> Reply:
+    """The authority's certificate: public."""
+    return Reply(authority(call).pem, content_type="application/x-pem-file")
+
+
+def join(call: Call) -> Mapping[str, Any]:
+    """A new machine shows its token and gets its certificate."""
+    b = call.body if isinstance(call.body, dict) else {}
+    if not all(isinstance(b.get(k), str) for k in ("token", "host", "csr")):
+        raise bad_request("join needs token, host and csr, each a string.")
+    secret, _, print_ = b["token"].partition(".")
+    ours = authority(call)
+    if print_ != ours.fingerprint:
+        raise forbidden("This join token belongs to another cloud.")
+    certificate, roles = joining.join(call.tx, ours, secret=secret, host=b["host"], csr=b["csr"])
+    return {"certificate": certificate, "ca": ours.pem.decode(), "cloud": call.cloud.name, "roles": roles}
+
+
+def _route(method: str, path: str, handler: Any, doc: str, **options: Any) -> Route:
+    return Route(method=method, path=path, handler=handler, doc=doc, auth=False, max_body=64 << 20, **options)
+
+
+ROUTES = (
+    _route("POST", "/hello", hello, "An agent starts.", tx=""),
+    _route("POST", "/take", take, "Lease due work.", tx=""),
+    _route("POST", "/settle", settle, "Report outcomes.", tx=""),
+    _route("POST", "/sweep", sweep, "Ask for everything once.", tx="write"),
+    _route("GET", "/every", every, "Ids of everything that belongs on the host."),
+    _route("GET", "/images/{id}", image, "An image's bytes.", tx=""),
+    _route("POST", "/metadata", metadata, "Answer a guest's metadata request.", tx="write"),
+    _route("GET", "/ca", ca, "The authority's certificate.", tx=""),
+    _route("POST", "/join", join, "Turn a token into a certificate.", tx="write"),
+)
