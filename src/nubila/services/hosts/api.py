@@ -28,12 +28,12 @@ BEAT_S = 4.0
 def caller(call: Call) -> str:
     """The host that speaks; 404 on listeners that are not for hosts."""
     if call.peer.startswith("host:"):
-        name = call.peer[5:]
+        name, _, certificate = call.peer[5:].partition("#")
         with call.cloud.store.read() as reader:
             row = hosts.get(reader, name)
         if row is None or row["state"] == "removed":
             raise forbidden(f"Host {name} is not (or no longer) part of this cloud.")
-        if row["certificate"] is not None and call.headers.get("nubila-certificate") not in (None, row["certificate"]):
+        if row["certificate"] != certificate:
             raise forbidden(f"The certificate of host {name} has been replaced.")
         return name
     if call.peer == "unix":
@@ -95,6 +95,16 @@ def sweep(call: Call) -> Mapping[str, Any]:
     """Ask for everything of the host once: the full compare that finds drift."""
     host = caller(call)
     _ask_all(call, call.tx, host)
+    return {}
+
+
+def changed(call: Call) -> Mapping[str, Any]:
+    """Guests whose power changed by itself: look at them."""
+    host = caller(call)
+    mine = set(items(call)["guest"].every(call.cloud, call.tx, host))
+    for id in call.body.get("guests", []):
+        if id in mine:
+            call.tx.ask("guest", id, host)
     return {}
 
 
@@ -240,6 +250,7 @@ ROUTES = (
     _route("POST", "/take", take, "Lease due work.", tx=""),
     _route("POST", "/settle", settle, "Report outcomes.", tx=""),
     _route("POST", "/sweep", sweep, "Ask for everything once.", tx="write"),
+    _route("POST", "/changed", changed, "Guests changed by themselves.", tx="write"),
     _route("GET", "/every", every, "Ids of everything that belongs on the host."),
     _route("GET", "/images/{id}", image, "An image's bytes.", tx=""),
     _route("POST", "/metadata", metadata, "Answer a guest's metadata request.", tx="write"),

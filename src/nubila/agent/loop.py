@@ -1,0 +1,179 @@
+"""The agent: one per host. It makes the host be what the database says, and never decides.
+
+Start: take the host's lock; let the drivers find what runs; say hello (which asks for everything once); remove what is
+marked ours and unknown; then take, apply, report until told to stop. Without a control plane it brings up what its
+ledger says and keeps trying. Guests start in worker threads; network changes are applied one after the other.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import msgspec
+
+from nubila.agent.apply import Drivers, apply, sequence
+from nubila.agent.client import HostApi, Refused, Unreachable
+from nubila.agent.ledger import Ledger
+from nubila.core.ports import Capabilities, GuestSpec, HostPlace
+
+log = logging.getLogger("nubila.agent")
+WATCH_S = 2.0
+
+
+class AlreadyRunning(Exception):
+    """Another agent works on this host's state directory."""
+
+
+class Agent:
+    """One host's loop."""
+
+    def __init__(
+        self, api: HostApi, place: HostPlace, drivers: Drivers, *, roles: list[str], sweep_s: float = 60.0,
+        guest_threads: int = 4,
+    ) -> None:  # fmt: skip
+        self.api, self.place, self.drivers, self.roles, self.sweep_s = api, place, drivers, roles, sweep_s
+        self.ledger = Ledger(place.root / "ledger")
+        self._pool = ThreadPoolExecutor(guest_threads, thread_name_prefix="guest")
+        self._busy: set[tuple[str, str]] = set()
+        self._wired: set[str] = set()
+        self._lock_file: Any = None
+        self._powers: dict[str, str] = {}
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until ``stop`` is set."""
+        self._lock()
+        self.drivers.network.start()
+        self.drivers.network.serve_metadata(self.api.metadata)
+        self._wired = set(self.drivers.network.ports())
+        restored = False
+        pause = 0.05
+        while not stop.is_set():
+            try:
+                self._greet()
+                pause = 0.05
+                self._work(stop)
+            except (Unreachable, Refused) as e:
+                if not restored and pause >= 1.0:
+                    log.warning("no control plane (%s): bringing up what the ledger says", e)
+                    self._restore()
+                    restored = True
+                stop.wait(pause)
+                pause = min(pause * 2, 2.0)
+        self._pool.shutdown(wait=True)
+        self.drivers.network.stop()
+
+    def _lock(self) -> None:
+        self.place.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock_file = (self.place.root / "agent.lock").open("w")
+        try:
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise AlreadyRunning(f"another agent holds {self.place.root}") from None
+        self._lock_file.write(str(os.getpid()))
+        self._lock_file.flush()
+
+    def _greet(self) -> None:
+        hypervisor = self.drivers.hypervisor
+        what = hypervisor.capabilities() if hypervisor else Capabilities(vcpus=0, ram_mb=0, disk_gb=0)
+        self.api.hello({
+            "roles": self.roles, "tunnel_ip": self.place.tunnel_ip, "bridges": self.place.bridges,
+            "capabilities": msgspec.to_builtins(what),
+        })  # fmt: skip
+        self._prune()
+
+    def _prune(self) -> None:
+        """Remove what carries our mark and nobody knows; only with a complete list in hand."""
+        every = self.api.every()
+        self.ledger.keep(every)
+        if self.drivers.hypervisor is not None:
+            for id in self.drivers.hypervisor.prune(every.get("guest", [])):
+                log.warning("removed unknown guest %s", id)
+        for name in self.drivers.network.prune(
+            every.get("network", []), every.get("port", []), every.get("router", [])
+        ):
+            log.warning("removed unknown %s", name)
+        self._wired = set(self.drivers.network.ports())
+
+    def _restore(self) -> None:
+        for item in sequence(self.ledger.entries()):
+            if item["kind"] != "query":
+                outcome = apply(self.drivers, item, self._waits_for)
+                self._note_wired(item, outcome)
+                log.info("from the ledger: %s %s: %s", item["kind"], item["id"], outcome["note"])
+
+    def _work(self, stop: threading.Event) -> None:
+        swept = watched = time.monotonic()
+        while not stop.is_set():
+            now = time.monotonic()
+            if now - swept > self.sweep_s:
+                swept = now
+                self.api.sweep()
+                self._prune()
+            if now - watched > WATCH_S:
+                watched = now
+                self._watch()
+            items = self.api.take(32, 1.0)
+            fresh = [i for i in items if (i["kind"], i["id"]) not in self._busy]
+            outcomes = []
+            for item in sequence(fresh):
+                if item["kind"] in ("guest", "query"):
+                    self._busy.add((item["kind"], item["id"]))
+                    if outcomes:  # whoever waits for these ports learns of them first
+                        self.api.settle(outcomes)
+                        outcomes = []
+                    self._pool.submit(self._in_background, item)
+                else:
+                    outcomes.append(self._do(item))
+            if outcomes:
+                self.api.settle(outcomes)
+
+    def _do(self, item: Mapping[str, Any]) -> dict[str, Any]:
+        outcome = apply(self.drivers, item, self._waits_for)
+        self._note_wired(item, outcome)
+        if item["spec"] is None:
+            if outcome.get("gone"):
+                self.ledger.remove(item["kind"], item["id"])
+        elif item["kind"] != "query":
+            self.ledger.put(item["kind"], item["id"], item["order"], item["spec"])
+        return {**{k: item[k] for k in ("kind", "id", "gen", "token", "tries")}, **outcome}
+
+    def _in_background(self, item: Mapping[str, Any]) -> None:
+        try:
+            outcome = self._do(item)
+        except Exception:
+            log.exception("%s %s", item["kind"], item["id"])
+            return
+        finally:
+            self._busy.discard((item["kind"], item["id"]))
+        try:
+            self.api.settle([outcome])
+        except (Unreachable, Refused) as e:  # the lease runs out and it is done again
+            log.warning("could not report %s %s: %s", item["kind"], item["id"], e)
+
+    def _note_wired(self, item: Mapping[str, Any], outcome: Mapping[str, Any]) -> None:
+        if item["kind"] == "port":
+            if item["spec"] is None:
+                self._wired.discard(item["id"])
+            elif (outcome.get("observed") or {}).get("status") in ("ACTIVE", "DOWN"):
+                self._wired.add(item["id"])
+
+    def _waits_for(self, spec: GuestSpec) -> str:
+        missing = [n.port_id for n in spec.nics if n.port_id not in self._wired]
+        return f"waiting for port {missing[0]} on {self.place.host}" if missing and spec.power == "on" else ""
+
+    def _watch(self) -> None:
+        """Tell the control plane of guests whose power changed by itself."""
+        if self.drivers.hypervisor is None:
+            return
+        powers = {g.id: g.power for g in self.drivers.hypervisor.list()}
+        changed = [id for id, p in powers.items() if self._powers.get(id) not in (None, p) or p == "crashed"]
+        self._powers = dict(powers)
+        if changed:
+            self.api.call("POST", "/changed", {"guests": changed})
