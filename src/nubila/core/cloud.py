@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from nubila.core.db import Store
     from nubila.core.policy import Policy
     from nubila.core.service import Service
-    from nubila.core.tokens import Revocations, TokenKeys
+    from nubila.core.tokens import TokenKeys
 
 
 class Waiters(Protocol):
@@ -30,7 +30,6 @@ class Cloud:
     store: Store
     policy: Policy
     keys: TokenKeys
-    revocations: Revocations
     services: tuple[Service, ...]
     region: str = "RegionOne"
     waiters: Waiters | None = None  # in processes that serve the API

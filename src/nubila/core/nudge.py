@@ -40,6 +40,7 @@ class Nudger:
     def __init__(self, run_dir: Path | None = None) -> None:
         self._run_dir = run_dir
         self._here: list[tuple[frozenset[str] | None, Callable[[], None]]] = []
+        self._hearers: list[Callable[[set[str]], None]] = []
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) if run_dir is not None else None
         if self._socket is not None:
             self._socket.setblocking(False)
@@ -48,8 +49,14 @@ class Nudger:
         """Call `wake` in this process for these shards (None: for every one); it must be quick."""
         self._here.append((None if shards is None else frozenset(shards), wake))
 
+    def hear(self, woken: Callable[[set[str]], None]) -> None:
+        """Call `woken` in this process with the shards of every nudge sent from it; it must be quick."""
+        self._hearers.append(woken)
+
     def send(self, shards: set[str]) -> None:
         """Nudge everybody who listens for one of these shards."""
+        for woken in list(self._hearers):
+            woken(shards)
         for mine, wake in list(self._here):
             if mine is None or not mine.isdisjoint(shards):
                 wake()
