@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from oslo_config import cfg
 from oslo_policy import policy as oslo
 
+from nubila.core.db import Store
 from nubila.core.policy import Policy, Rule, policy_files
 from nubila.core.rules import RuleError, RuleSet
 
@@ -148,6 +149,17 @@ def test_field_checks_select_the_same_rows_in_sql(db: Any, check: str, negation:
     assert listed == {row["i"] for row in ROWS if rules.decide("asked", {}, row)}
     if "absent" not in check and "nope" not in check:
         assert 0 < len(listed) < len(ROWS)
+
+
+def test_a_regular_expression_also_runs_in_the_store(tmp_path: Path) -> None:
+    store = Store(f"sqlite:///{tmp_path}/t.db")
+    store.create_all(META)
+    with store.write() as tx:
+        tx.execute(sa.insert(T), ROWS)
+    where = RuleSet({"asked": "field:t:kind=~(port|x)$"}).predicate("asked", {}, T.c.get)
+    with store.read() as reader:
+        assert {row["kind"] for row in reader.all(sa.select(T).where(where))} == {"port"}
+    store.close()
 
 
 def test_null_is_never_equal_to_null() -> None:

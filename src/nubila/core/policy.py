@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import sqlalchemy as sa
 import yaml
@@ -52,6 +52,21 @@ class _Loaded:
     owner: Mapping[str, str | None]  # rule name -> the service that answers for it; None: several that differ
 
 
+class HasMapping(Protocol):
+    """A caller as core.tokens.Creds."""
+
+    def as_mapping(self) -> Creds: ...
+
+
+Caller = Creds | HasMapping | None
+
+
+def _mapping(creds: Caller) -> Creds:
+    if creds is None:
+        return {}
+    return creds if isinstance(creds, Mapping) else creds.as_mapping()
+
+
 def policy_files(directory: Path, services: Iterable[str]) -> list[tuple[Path, str]]:
     """The files looked for in ``directory``: policy.yaml and policy.json for all, policy.SERVICE.yaml/.json for one."""
     found = [(directory / f"policy.{kind}", "") for kind in ("json", "yaml")]
@@ -84,18 +99,21 @@ class Policy:
 
     # --- asking ----------------------------------------------------------------------------------------------------
 
-    def enforce(self, name: str, creds: Creds, target: Target, service: str = "") -> bool:
+    def enforce(self, name: str, creds: Caller, target: Target, service: str = "") -> bool:
         """Whether the caller may do ``name`` to ``target``; unknown names are denied (or go to the default rule).
 
-        ``service`` is needed only for names that several services declare differently (LookupError without it).
+        ``creds`` is a core.tokens.Creds, such a mapping, or None for nobody. ``service`` is needed only for names that
+        several services declare differently (LookupError without it).
         """
-        found = self._find(name, service, creds)
-        return found is not None and found.decide(name, creds, target)
+        mapping = _mapping(creds)
+        found = self._find(name, service, mapping)
+        return found is not None and found.named(name)(mapping, target)
 
-    def predicate(self, name: str, creds: Creds, column: Column, service: str = "") -> sa.ColumnElement[bool]:
+    def predicate(self, name: str, creds: Caller, column: Column, service: str = "") -> sa.ColumnElement[bool]:
         """The rows of a list the caller may see, as a WHERE clause (see :meth:`RuleSet.predicate`)."""
-        found = self._find(name, service, creds)
-        return sa.false() if found is None else found.predicate(name, creds, column)
+        mapping = _mapping(creds)
+        found = self._find(name, service, mapping)
+        return sa.false() if found is None else found.predicate(name, mapping, column)
 
     def _find(self, name: str, service: str, creds: Creds) -> RuleSet | None:
         loaded = self._loaded

@@ -10,6 +10,7 @@ Only ``core.db`` uses this module. The two private calls into SQLAlchemy live in
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import threading
 import weakref
@@ -149,6 +150,11 @@ def refuse(error: sqlite3.Error) -> NoReturn:
     raise error
 
 
+def _regexp(pattern: str, value: str | None) -> bool | None:
+    """What ``column REGEXP pattern`` calls; policy rules with ``field:...=~`` need it."""
+    return None if value is None else re.search(pattern, value) is not None
+
+
 class Connections:
     """One read and one write connection of every thread, all closed at once."""
 
@@ -176,6 +182,7 @@ class Connections:
                 timeout=self._timeout_s,
                 cached_statements=1024,
             )
+            conn.create_function("regexp", 2, _regexp, deterministic=True)
             if not self._readonly:
                 conn.execute("PRAGMA journal_mode=WAL")
             for pragma in ("synchronous=NORMAL", "foreign_keys=ON", "temp_store=MEMORY"):
