@@ -1,0 +1,499 @@
+"""The virtual switch of one host: one integration bridge, and a bridge per physical network joined by patch ports.
+
+Goal: every guest, router and DHCP port of this cloud is a port of ``br-int`` with exactly the flows its spec asks
+for. Model: the Open vSwitch database is the only memory. ``br-int`` has in its external_ids one entry ``net:<uuid>``
+per network (local VLAN, segment, uplinks, fingerprint of its flows), every interface says in its external_ids whose
+it is and which flows it has. Flows are replaced per thing, by cookie, in one OpenFlow bundle, and only when their
+fingerprint differs; a copy is kept in ``<root>/switch-flows`` so that a restarted ovs-vswitchd, which has forgotten
+them, gets all of them back at once. Tunnels are kernel VXLAN devices (they use the host's own routes, which the
+userspace datapath's tunnels do not); GRE and Geneve are Open vSwitch ports. There is no ``br-tun``: one pipeline.
+
+Failure: everything may be killed anywhere. Flows of things that no row names are removed by ``start``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from nubila.core.ports import HostPlace, Impossible, NeedsOperator, Segment, TryAgain
+from nubila.drivers import ovs_db, ovs_flows
+from nubila.drivers.ovs_daemons import Daemons
+from nubila.drivers.ovs_db import Operation, Row
+
+CLOUD, KIND, ID, NETWORK, OWNER = "nubila-cloud", "nubila-kind", "nubila-id", "nubila-network", "nubila-owner"
+MACS, OPEN, UP, FLOWS = "nubila-macs", "nubila-open", "nubila-up", "nubila-flows"
+_SWITCH, _NET = "nubila-switch", "net:"
+_LOCAL_PORT = 65534
+
+
+class LocalNetwork(Struct, frozen=True, kw_only=True):
+    """What br-int remembers of a network."""
+
+    vlan: int
+    segment: Segment
+    uplinks: tuple[ovs_flows.Uplink, ...] = ()
+    flows: str = ""
+    project_id: str = ""
+
+
+class Interface(Struct, frozen=True, kw_only=True):
+    """One interface of ours in the database."""
+
+    uuid: str
+    port_uuid: str
+    name: str
+    ofport: int | None
+    error: str
+    ids: dict[str, str]
+
+    @property
+    def kind(self) -> str:
+        """guest, router, dhcp, uplink or patch."""
+        return self.ids.get(KIND, "")
+
+
+class View(Struct, frozen=True, kw_only=True):
+    """One consistent look at the database."""
+
+    bridge_uuid: str
+    networks: dict[str, LocalNetwork]
+    interfaces: dict[str, Interface]  # by name
+    numbers: frozenset[int]  # OpenFlow port numbers in use anywhere in this database
+
+    def of(self, kind: str, id: str) -> Interface | None:
+        """The interface that belongs to one thing."""
+        found = (i for i in self.interfaces.values() if i.ids.get(KIND) == kind and i.ids.get(ID) == id)
+        return next(found, None)
+
+
+class Wish(Struct, frozen=True, kw_only=True):
+    """An interface that must be plugged into br-int."""
+
+    name: str
+    kind: str
+    id: str
+    network_id: str = ""
+    type: str = ""  # OVS interface type: "" = a device of the system
+    options: dict[str, str] = {}
+    ids: dict[str, str] = {}
+    tag: int | None = None
+
+
+class Switch:
+    """The bridges of one place."""
+
+    def __init__(self, place: HostPlace, daemons: Daemons | None = None) -> None:
+        self.place = place
+        self.daemons = daemons or Daemons(place)
+        self.db = self.daemons.database
+        self.bridge = bridge_name("br-int", place.cloud)
+        self._copies = place.root / "switch-flows"
+
+    # --- life
+
+    def start(self) -> None:
+        """Have the daemons, the integration bridge and its common flows; drop flows nobody owns."""
+        self.ready()
+        self._check_flows()
+
+    def ready(self) -> None:
+        """What every other verb needs; a few hundred microseconds when all is well."""
+        self.daemons.ensure()
+        row = self._bridge_row(self.bridge)
+        if row is None:
+            self._add_bridge(self.bridge, fail_mode="secure")
+            row = self._bridge_row(self.bridge)
+        if row is None:
+            raise TryAgain(f"The bridge {self.bridge} was not created.")
+        if row["external_ids"].get(_SWITCH) != self.daemons.identity():
+            self._restore_flows(row["_uuid"])
+
+    def destroy(self) -> None:
+        """Remove our bridges with all their ports, and our own daemons."""
+        if self.daemons.running():
+            root = self.db.rows(ovs_db.select("Open_vSwitch", ["_uuid"]))[0]
+            for row in self._our_bridges():
+                gone = ["bridges", "delete", ["set", [ovs_db.uuid(row["_uuid"])]]]
+                self.db.transact(ovs_db.mutate("Open_vSwitch", root[0]["_uuid"], gone))
+        self.daemons.stop()
+        for copy in self._copies.glob("*"):
+            copy.unlink()
+        if self._copies.is_dir():
+            self._copies.rmdir()
+
+    # --- reading
+
+    def view(self) -> View:
+        """Read everything of ours in one transaction."""
+        bridges, interfaces, ports = self.db.rows(
+            ovs_db.select("Bridge", ["_uuid", "external_ids"], [["name", "==", self.bridge]]),
+            ovs_db.select("Interface", ["_uuid", "name", "ofport", "ofport_request", "error", "external_ids"]),
+            ovs_db.select("Port", ["_uuid", "name"]),
+        )
+        if not bridges:
+            raise TryAgain(f"The bridge {self.bridge} does not exist.")
+        port_of = {row["name"]: row["_uuid"] for row in ports}
+        ids = bridges[0]["external_ids"]
+        ours = [row for row in interfaces if row["external_ids"].get(CLOUD) == self.place.cloud]
+        return View(
+            bridge_uuid=bridges[0]["_uuid"],
+            networks={
+                key.removeprefix(_NET): msgspec.json.decode(value, type=LocalNetwork)
+                for key, value in ids.items()
+                if key.startswith(_NET)
+            },
+            interfaces={
+                row["name"]: Interface(
+                    uuid=row["_uuid"],
+                    port_uuid=port_of.get(row["name"], ""),
+                    name=row["name"],
+                    ofport=_number(row["ofport"]),
+                    error=ovs_db.one(row["error"]) or "",
+                    ids=row["external_ids"],
+                )
+                for row in ours
+                if KIND in row["external_ids"]
+            },
+            numbers=frozenset(
+                number
+                for row in interfaces
+                for number in (_number(row["ofport"]), _number(row["ofport_request"]))
+                if number
+            ),
+        )
+
+    # --- networks
+
+    def ensure_network(self, id: str, segment: Segment, project_id: str, view: View) -> LocalNetwork:
+        """Have a local VLAN for a network; the same one as before a restart."""
+        present = view.networks.get(id)
+        if present is not None:
+            if present.segment != segment or present.project_id != project_id:
+                present = msgspec.structs.replace(present, segment=segment, project_id=project_id)
+                self.save_network(id, present, view)
+            return present
+        taken = {network.vlan for network in view.networks.values()}
+        free = next((vlan for vlan in range(1, 4095) if vlan not in taken), None)
+        if free is None:
+            raise Impossible("This host has 4094 networks already.")
+        new = LocalNetwork(vlan=free, segment=segment, project_id=project_id)
+        self.save_network(id, new, view)
+        return new
+
+    def save_network(self, id: str, network: LocalNetwork, view: View) -> None:
+        """Write br-int's memory of a network."""
+        value = {_NET + id: msgspec.json.encode(network).decode()}
+        self.db.transact(ovs_db.mutate("Bridge", view.bridge_uuid, *ovs_db.put("external_ids", value)))
+
+    def forget_network(self, id: str) -> None:
+        """Remove a network's flows and br-int's memory of it; its ports must be gone."""
+        view = self.view()
+        self.replace_flows({("network", id): []}, [view.networks[id].vlan] if id in view.networks else [])
+        forget = ["external_ids", "delete", ["set", [_NET + id]]]
+        self.db.transact(ovs_db.mutate("Bridge", view.bridge_uuid, forget))
+
+    def wire(self, network_id: str, more: Mapping[tuple[str, str], Sequence[str]] | None = None) -> None:
+        """Bring the flows of a network up to date with its ports, with ``more`` flow sets in the same bundle."""
+        view = self.view()
+        network = view.networks.get(network_id)
+        sets = dict(more or {})
+        if network is None:
+            self.replace_flows(sets)
+            return
+        flows = ovs_flows.network_flows(network.vlan, members(view, network_id), network.uplinks)
+        if ovs_flows.digest(flows) != network.flows:
+            sets["network", network_id] = flows
+            self.replace_flows(sets, [network.vlan])
+            self.save_network(network_id, msgspec.structs.replace(network, flows=ovs_flows.digest(flows)), view)
+        else:
+            self.replace_flows(sets)
+
+    # --- ports
+
+    def free_number(self, view: View) -> int:
+        """An OpenFlow port number that is free in the whole database: it is a conntrack zone as well."""
+        return next(number for number in range(1, 65280) if number not in view.numbers)
+
+    def plug(self, wish: Wish, view: View, timeout_s: float = 5.0) -> Interface:
+        """Have an interface in br-int and know its OpenFlow number.
+
+        Raises TryAgain when Open vSwitch cannot open the device.
+        """
+        ids = self._ids(wish)
+        present = view.interfaces.get(wish.name)
+        if present is not None and present.error:
+            self._unplug([present], view)  # Open vSwitch looks at a device again only when its row is new
+            present = None
+        if present is None:
+            self.db.transact(*self._plug_operations(wish, ids, self.free_number(view), view))
+        elif {key: present.ids.get(key) for key in ids} != ids:
+            self.set_ids(present, ids)
+        if present is not None and present.ofport:
+            return msgspec.structs.replace(present, ids={**present.ids, **ids})
+        where = [["name", "==", wish.name]]
+        with contextlib.suppress(ovs_db.OvsRefused):  # a timeout shows in the row
+            self.db.transact(
+                ovs_db.wait_changed("Interface", where, ["ofport"], {"ofport": ["set", []]}, min(timeout_s, 4.0))
+            )
+        plugged = self.view().interfaces.get(wish.name)
+        if plugged is None or not plugged.ofport:
+            why = plugged.error if plugged and plugged.error else "no answer"
+            raise TryAgain(f"Open vSwitch could not use the device {wish.name}: {why}.")
+        return plugged
+
+    def set_ids(self, interface: Interface, ids: Mapping[str, str]) -> None:
+        """Write external_ids of one interface."""
+        self.db.transact(ovs_db.mutate("Interface", interface.uuid, *ovs_db.put("external_ids", ids)))
+
+    def unplug(self, interfaces: Sequence[Interface]) -> None:
+        """Take interfaces out of br-int, then their flows and tracked connections."""
+        if not interfaces:
+            return
+        self._unplug(interfaces, self.view())
+        self.replace_flows({(interface.kind, interface.ids.get(ID, "")): [] for interface in interfaces})
+        for interface in interfaces:
+            if interface.ofport and interface.kind == "guest":
+                self.flush(interface.ofport)
+
+    def flush(self, zone: int) -> None:
+        """Forget all tracked connections of one port."""
+        self.daemons.control("dpctl/flush-conntrack", f"zone={zone}")
+
+    def _unplug(self, interfaces: Sequence[Interface], view: View) -> None:
+        ports = [ovs_db.uuid(interface.port_uuid) for interface in interfaces if interface.port_uuid]
+        self.db.transact(ovs_db.mutate("Bridge", view.bridge_uuid, ["ports", "delete", ["set", ports]]))
+
+    def _ids(self, wish: Wish) -> dict[str, str]:
+        return {CLOUD: self.place.cloud, KIND: wish.kind, ID: wish.id, NETWORK: wish.network_id, **wish.ids}
+
+    def _plug_operations(self, wish: Wish, ids: Mapping[str, str], number: int, view: View) -> list[Operation]:
+        interface: Row = {"name": wish.name, "external_ids": ovs_db.ovs_map(ids), "ofport_request": number}
+        if wish.type:
+            interface.update(type=wish.type, options=ovs_db.ovs_map(wish.options))
+        port: Row = {"name": wish.name, "interfaces": ovs_db.named("interface")}
+        port["external_ids"] = ovs_db.ovs_map({CLOUD: self.place.cloud})
+        if wish.tag is not None:
+            port["tag"] = wish.tag  # for the reader of ovs-vsctl show: the flows decide
+        return [
+            ovs_db.insert("Interface", "interface", interface),
+            ovs_db.insert("Port", "port", port),
+            ovs_db.mutate("Bridge", view.bridge_uuid, ["ports", "insert", ["set", [ovs_db.named("port")]]]),
+        ]
+
+    # --- physical networks
+
+    def physical_bridge(self, physical_network: str) -> str:
+        """The bridge of a physical network: the operator's when it exists unmarked, else one of our own.
+
+        Raises NeedsOperator when this host has no bridge configured for it.
+        """
+        wanted = self.place.bridges.get(physical_network)
+        if wanted is None:
+            raise NeedsOperator(f"This host has no bridge for the physical network {physical_network}.")
+        row = self._bridge_row(wanted)
+        if row is not None and CLOUD not in row["external_ids"]:
+            return wanted
+        name = bridge_name(wanted, self.place.cloud)
+        if self._bridge_row(name) is None:
+            self._add_bridge(name)
+        return name
+
+    def patch(self, physical_network: str) -> int:
+        """Join br-int to a physical network's bridge; returns the OpenFlow number of br-int's end."""
+        outer = self.physical_bridge(physical_network)
+        here, there = f"int-{outer}", f"phy-{outer}"
+        row = self._bridge_row(outer)
+        if row is None:
+            raise TryAgain(f"The bridge {outer} does not exist.")
+        if not self.db.rows(ovs_db.select("Port", ["_uuid"], [["name", "==", there]]))[0]:
+            ids = ovs_db.ovs_map({CLOUD: self.place.cloud})
+            end = {"name": there, "type": "patch", "options": ovs_db.ovs_map({"peer": here}), "external_ids": ids}
+            self.db.transact(
+                ovs_db.insert("Interface", "interface", end),
+                ovs_db.insert(
+                    "Port", "port", {"name": there, "interfaces": ovs_db.named("interface"), "external_ids": ids}
+                ),
+                ovs_db.mutate("Bridge", row["_uuid"], ["ports", "insert", ["set", [ovs_db.named("port")]]]),
+            )
+        wish = Wish(name=here, kind="patch", id=physical_network, type="patch", options={"peer": there})
+        number = self.plug(wish, self.view()).ofport
+        if number is None:
+            raise TryAgain(f"The patch port {here} has no number yet.")
+        return number
+
+    # --- flows
+
+    def replace_flows(self, sets: Mapping[tuple[str, str], Sequence[str]], relearn: Iterable[int] = ()) -> None:
+        """Replace whole flow sets, each known by (kind, id), in one bundle: all or nothing, no packet in between.
+
+        ``relearn`` names local VLANs whose learned addresses are forgotten.
+        """
+        if not sets:
+            return
+        lines: list[str] = []
+        for (kind, id), flows in sets.items():
+            mark = ovs_flows.cookie(self.place.cloud, kind, id)
+            lines.append(f"delete cookie={mark:#x}/-1")
+            lines += [f"add cookie={mark:#x},{flow}" for flow in flows]
+        lines += [f"delete table=31,reg5={vlan}" for vlan in relearn]
+        self._bundle(lines)
+        self._copies.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for (kind, id), flows in sets.items():
+            copy = self._copies / f"{ovs_flows.cookie(self.place.cloud, kind, id):016x}"
+            if flows:
+                fresh = copy.with_suffix(".new")
+                fresh.write_text("\n".join(flows) + "\n")
+                fresh.replace(copy)
+            else:
+                copy.unlink(missing_ok=True)
+
+    def _bundle(self, lines: Sequence[str]) -> None:
+        self.daemons.openflow("--bundle add-flows", self.bridge, "-", lines="\n".join(lines) + "\n")
+
+    def _restore_flows(self, bridge_uuid: str) -> None:
+        """Give a new ovs-vswitchd all flows again; it needs a moment before it listens for them."""
+        deadline = time.monotonic() + 5
+        while True:
+            try:
+                self.replace_flows({("static", ""): ovs_flows.static_flows()})
+                break
+            except TryAgain:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+        lines = []
+        for copy in self._copies.glob("*"):
+            if re.fullmatch(r"[0-9a-f]{16}", copy.name):
+                lines += [f"add cookie=0x{copy.name},{flow}" for flow in copy.read_text().splitlines()]
+        self._bundle(lines)
+        self._check_flows()
+        identity = {_SWITCH: self.daemons.identity()}
+        self.db.transact(ovs_db.mutate("Bridge", bridge_uuid, *ovs_db.put("external_ids", identity)))
+
+    def _check_flows(self) -> None:
+        """Drop flows that no row owns, and forget the fingerprints of sets that are not whole."""
+        view = self.view()
+        present = self._count_flows()
+        static = ovs_flows.static_flows()
+        owners = {ovs_flows.cookie(self.place.cloud, "static", ""): len(static), 0: present[0]}
+        partial = []
+        for interface in view.interfaces.values():
+            if FLOWS in interface.ids:
+                mark = ovs_flows.cookie(self.place.cloud, interface.kind, interface.ids.get(ID, ""))
+                owners[mark] = _size(interface.ids[FLOWS])
+                if owners[mark] != present[mark]:
+                    self.set_ids(interface, {FLOWS: ""})
+        for id, network in view.networks.items():
+            mark = ovs_flows.cookie(self.place.cloud, "network", id)
+            owners[mark] = _size(network.flows)
+            if owners[mark] != present[mark]:
+                partial.append((id, network))
+        for id, network in partial:
+            self.save_network(id, msgspec.structs.replace(network, flows=""), view)
+        strangers = [mark for mark in present if mark not in owners]
+        if strangers:
+            self._bundle([f"delete cookie={mark:#x}/-1" for mark in strangers])
+            for mark in strangers:
+                (self._copies / f"{mark:016x}").unlink(missing_ok=True)
+        if present[ovs_flows.cookie(self.place.cloud, "static", "")] != len(static):
+            self.replace_flows({("static", ""): static})
+
+    def _count_flows(self) -> Counter[int]:
+        shown = self.daemons.openflow("dump-flows --no-stats", self.bridge)
+        counts: Counter[int] = Counter()
+        for line in shown.splitlines():
+            if "actions=" in line:
+                mark = re.search(r"cookie=(0x[0-9a-f]+)", line.partition("actions=")[0])
+                counts[int(mark[1], 16) if mark else 0] += 1
+        return counts
+
+    # --- bridges
+
+    def _bridge_row(self, name: str) -> Row | None:
+        rows = self.db.rows(ovs_db.select("Bridge", ["_uuid", "external_ids"], [["name", "==", name]]))[0]
+        return rows[0] if rows else None
+
+    def _our_bridges(self) -> list[Row]:
+        rows = self.db.rows(ovs_db.select("Bridge", ["_uuid", "name", "external_ids"]))[0]
+        return [row for row in rows if row["external_ids"].get(CLOUD) == self.place.cloud]
+
+    def our_bridges(self) -> list[str]:
+        """Names of the bridges we made."""
+        return sorted(row["name"] for row in self._our_bridges())
+
+    def _add_bridge(self, name: str, fail_mode: str = "standalone") -> None:
+        """Make a bridge and wait until ovs-vswitchd has it."""
+        root = self.db.rows(ovs_db.select("Open_vSwitch", ["_uuid"]))[0]
+        ids = ovs_db.ovs_map({CLOUD: self.place.cloud})
+        mac = hashlib.sha256(f"{self.place.cloud}/{self.place.host}/{name}".encode()).digest()
+        bridge = {
+            "name": name,
+            "datapath_type": self.daemons.datapath_type,
+            "fail_mode": fail_mode,
+            "ports": ovs_db.named("port"),
+            "external_ids": ids,
+            "protocols": ["set", ["OpenFlow10", "OpenFlow13", "OpenFlow14", "OpenFlow15"]],
+            # A fixed address: else it would change whenever the lowest address among the ports does.
+            "other_config": ovs_db.ovs_map({"hwaddr": ":".join(f"{byte:02x}" for byte in (0xFA, 0x16, *mac[:4]))}),
+        }
+        self.db.transact(
+            ovs_db.insert("Interface", "interface", {"name": name, "type": "internal", "external_ids": ids}),
+            ovs_db.insert("Port", "port", {"name": name, "interfaces": ovs_db.named("interface")}),
+            ovs_db.insert("Bridge", "bridge", bridge),
+            ovs_db.mutate("Open_vSwitch", root[0]["_uuid"], ["bridges", "insert", ["set", [ovs_db.named("bridge")]]]),
+        )
+        where = [["name", "==", name]]
+        self.db.transact(ovs_db.wait_changed("Interface", where, ["ofport"], {"ofport": ["set", []]}, 4.0))
+        error = self.db.rows(ovs_db.select("Interface", ["error"], where))[0]
+        said = ovs_db.one(error[0]["error"]) if error else None
+        if said:
+            raise NeedsOperator(f"Open vSwitch could not make the bridge {name}: {said}.")
+
+
+def members(view: View, network_id: str) -> list[ovs_flows.Member]:
+    """The local ports of a network that take part in it."""
+    found = []
+    for interface in view.interfaces.values():
+        ids = interface.ids
+        if ids.get(NETWORK) != network_id or not interface.ofport or ids.get(UP) == "0":
+            continue
+        if interface.kind in ("guest", "router", "dhcp"):
+            found.append(
+                ovs_flows.Member(
+                    ofport=interface.ofport,
+                    macs=tuple(json.loads(ids.get(MACS, "[]"))),
+                    trusted=interface.kind != "guest",
+                    open=ids.get(OPEN) == "1",
+                )
+            )
+    return found
+
+
+def bridge_name(base: str, cloud: str) -> str:
+    """A bridge's name for one cloud, at most 15 characters; the cloud called nubila has the plain names."""
+    if cloud == "nubila":
+        return base[:15]
+    plain = f"{base}-{cloud}"
+    if len(plain) <= 15:
+        return plain
+    return f"{base[:8]}-{hashlib.sha256(plain.encode()).hexdigest()[:6]}"
+
+
+def _number(value: Any) -> int | None:
+    """A port number; None while there is none (-1: the device could not be opened)."""
+    number = ovs_db.one(value)
+    return number if isinstance(number, int) and 0 < number <= _LOCAL_PORT else None
+
+
+def _size(digest: str) -> int:
+    return int(digest.partition(":")[0]) if digest else -1
