@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import hashlib
 import logging
 import os
@@ -22,8 +23,10 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from nubila.apps.controller import controller
+from nubila.apps.first import auth_url, write_clouds
+from nubila.apps.supervisor import listen
 from nubila.apps.waiters import Waiters
-from nubila.apps.wiring import open_cloud
+from nubila.apps.wiring import first_start, open_cloud
 from nubila.core import pki
 from nubila.core.cloud import Cloud
 from nubila.core.config import Settings
@@ -70,18 +73,6 @@ def _only_hosts(app: App, peer: str | None) -> App:
         await app(scope, receive, send)
 
     return hosts
-
-
-def listen(address: str) -> socket.socket:
-    """A listening TCP socket on ADDR:PORT that several server processes may share. Raises OSError."""
-    host, _, port = address.rpartition(":")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    s = socket.socket(family, socket.SOCK_STREAM)
-    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    s.bind((host.strip("[]") or "127.0.0.1", int(port)))
-    s.listen(1024)
-    s.setblocking(False)
-    return s
 
 
 def _unix(path: Path) -> socket.socket:
@@ -156,7 +147,7 @@ def _tls_server(cloud: Cloud, edge: Edge) -> uvicorn.Server:
     certificate, key = authority.listener(list(dict.fromkeys(names)))
     config = _config(
         _only_hosts(edge, None), lifespan="off", http=_HostProtocol, ssl_certfile=str(certificate),
-        ssl_keyfile=str(key), ssl_ca_certs=str(cloud.state / "keys" / "pki" / "ca.pem"), ssl_cert_reqs=ssl.CERT_OPTIONAL,
+        ssl_keyfile=str(key), ssl_ca_certs=str(authority.directory / "ca.pem"), ssl_cert_reqs=ssl.CERT_OPTIONAL,
     )  # fmt: skip
     return _Server(config)
 
@@ -168,9 +159,14 @@ def _addresses() -> list[str]:
         return []
 
 
-def run(state: Path, settings: Settings, *, fds: dict[str, int], with_controller: bool, hosts: bool) -> None:
-    """The process: serve on inherited sockets until SIGTERM."""
+def run(
+    state: Path, settings: Settings, *, fds: dict[str, int], with_controller: bool, hosts: bool, first: bool
+) -> None:
+    """The process: serve on inherited sockets until SIGTERM. ``first`` makes what a new cloud begins with."""
     cloud = open_cloud(state, settings)
+    if first:
+        passwords = first_start(cloud)
+        write_clouds(state, auth_url(settings.listen, settings.public_url), passwords, settings.region)
     ended = threading.Event()
     workers: list[threading.Thread] = []
     if with_controller:
@@ -189,6 +185,8 @@ def run(state: Path, settings: Settings, *, fds: dict[str, int], with_controller
 
     import uvloop
 
+    gc.collect()
+    gc.freeze()  # what is loaded now stays: keep the collector away from it
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main())
     ended.set()

@@ -19,6 +19,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
+from nubila.core import hosts
 from nubila.core.call import Answer, Call, Reply, Route, StreamReply
 from nubila.core.checks import checker
 from nubila.core.cloud import Cloud
@@ -342,8 +343,10 @@ class Edge:
 
     def _health(self) -> Reply:
         states: dict[str, str] = {}
+        alive = 0
         try:
             with self.cloud.store.read() as reader:
+                alive = sum(1 for h in hosts.every(reader) if h["alive"])
                 for w in self.wired:
                     states[w.service.name] = (
                         w.service.healthy(self.cloud, reader) if w.service.healthy else ""
@@ -351,7 +354,8 @@ class Edge:
         except Exception as e:
             states["database"] = f"{type(e).__name__}: {e}"
         fine = all(s == "ok" for s in states.values())
-        return Reply({"status": "ok" if fine else "failing", "services": states}, 200 if fine else 503)
+        body = {"status": "ok" if fine else "failing", "services": states, "hosts": {"alive": alive}}
+        return Reply(body, 200 if fine else 503)
 
     def _gauges(self) -> dict[str, float]:
         from nubila.core import work

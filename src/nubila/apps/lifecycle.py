@@ -1,0 +1,237 @@
+"""Bring one cloud up on this machine, look at it, take it down, remove every trace."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nubila.apps import first, supervisor
+from nubila.core import config
+
+CLASSIC = {"/identity": 5000, "/compute": 8774, "/placement": 8778, "/image": 9292, "/network": 9696}
+
+
+class Cannot(Exception):
+    """A command that cannot be carried out: one sentence with the fix; exit status 2."""
+
+
+def default_state() -> Path:
+    """Where a cloud lives unless told otherwise."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/nubila")
+    return Path(os.environ.get("XDG_DATA_HOME", str(Path.home() / ".local" / "share"))) / "nubila"
+
+
+@dataclass(frozen=True)
+class Up:
+    """How a cloud was brought up."""
+
+    url: str
+    gear: str
+    why: str
+    state: Path
+
+
+def up(state: Path, options: Mapping[str, Any]) -> Up:
+    """Start the supervisor in the background. Raises Cannot before anything has been changed."""
+    from nubila.apps.host import choose_gear, hostname
+
+    if supervisor.running(state):
+        raise Cannot(f"this cloud is up already; `nubila status --state {state}` shows it")
+    given = {k: v for k, v in options.items() if v is not None}
+    merged = {**first.overrides(state), **given}
+    try:
+        settings = config.load(state / "nubila.toml", merged)
+        gear = choose_gear(settings.gear)
+    except ValueError as e:
+        raise Cannot(str(e)) from None
+    _check_schema(settings.database or f"sqlite:///{state / 'nubila.db'}")
+    listening = {"main": settings.listen}
+    if settings.classic_ports:
+        host = settings.listen.rpartition(":")[0]
+        main_port = int(settings.listen.rpartition(":")[2])
+        listening |= {p: f"{host}:{n}" for p, n in CLASSIC.items() if n != main_port and p != "/identity"}
+    for address in listening.values():
+        _check_free(address)
+    _make_directories(state)
+    (state / "run" / "options.json").write_text(json.dumps({**merged, "gear": gear.name}))
+    name = settings.host or hostname()
+    hosts = [name] if gear.name == "real" else [name, *(f"{name}-{i}" for i in range(2, settings.simulated_hosts + 1))]
+    _write_agents(state, settings, gear.name, hosts)
+    children: list[dict[str, Any]] = []
+    for i in range(max(1, settings.api_workers)):
+        args = ["--first"] if i == 0 else []
+        args += ["--with-controller"] if i == 0 and not settings.controllers else []
+        children.append({"name": f"server-{i}" if i else "server", "role": "server", "args": args})
+    children += [{"name": f"controller-{i}", "role": "controller"} for i in range(settings.controllers)]
+    children.append({"name": "agent", "role": "agent"})
+    (state / "run" / "plan.json").write_text(json.dumps({"listen": listening, "children": children}))
+    (state / "run" / "gear.json").write_text(json.dumps(asdict(gear)))
+    return Up(first.auth_url(settings.listen, settings.public_url), gear.name, gear.why, state)
+
+
+def start_detached(state: Path) -> int:
+    """Start the supervisor in a session of its own; returns its pid."""
+    with (state / "log" / "supervisor.log").open("ab") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "nubila.apps.supervisor", str(state)],
+            stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
+        )  # fmt: skip
+    return process.pid
+
+
+def _check_schema(url: str) -> None:
+    if url.startswith("sqlite:///"):
+        path = Path(url.removeprefix("sqlite:///"))
+        free = shutil.disk_usage(next(p for p in [path, *path.parents] if p.exists())).free
+        if free < 64 << 20:
+            raise Cannot(f"only {free >> 20} MB are free at {path.parent}; a cloud needs at least 64 MB: make room")
+
+
+def _check_free(address: str) -> None:
+    _, _, port = address.rpartition(":")
+    if not port.isdigit() or not 0 < int(port) < 65536:
+        raise Cannot(f"--listen takes ADDRESS:PORT, not '{address}'")
+    try:
+        supervisor.listen(address).close()
+    except OSError as e:
+        raise Cannot(
+            f"cannot listen on {address}: {e.strerror}; stop what uses it or choose another --listen"
+        ) from None
+
+
+def _make_directories(state: Path) -> None:
+    try:
+        for part in ("", "run", "log", "keys", "hosts"):
+            (state / part).mkdir(mode=0o700, parents=True, exist_ok=True)
+        (state / "run" / ".write").write_text("")
+        (state / "run" / ".write").unlink()
+    except OSError as e:
+        raise Cannot(f"cannot write to {state}: {e.strerror}; choose another --state directory") from None
+
+
+def _write_agents(state: Path, settings: config.Settings, gear: str, hosts: list[str]) -> None:
+    import msgspec
+
+    from nubila.apps.host import default_config
+
+    for i, host in enumerate(hosts):
+        root = state / "hosts" / host
+        root.mkdir(mode=0o700, exist_ok=True)
+        made = default_config(
+            state, host, settings.name, gear, settings.tunnel_ip if i == 0 else f"127.0.0.{i + 1}",
+            sweep_s=settings.sweep_s, boot_s=settings.simulated_boot_s,
+        )  # fmt: skip
+        first.write_private(root / "agent.json", msgspec.json.encode(made).decode())
+
+
+def wait(state: Path, timeout_s: float) -> dict[str, Any]:
+    """Wait until every API answers and the local host has reported; returns the health document. Raises Cannot."""
+    deadline = time.monotonic() + timeout_s
+    last = "it has not been started"
+    while time.monotonic() < deadline:
+        try:
+            health = probe(state)
+            if health["status"] == "ok" and health.get("hosts", {}).get("alive"):
+                return health
+            last = json.dumps(health)
+        except (OSError, ValueError, KeyError) as e:
+            last = f"{type(e).__name__}: {e}"
+        time.sleep(0.02)
+    raise Cannot(f"the cloud is not ready after {timeout_s:g} s ({last}); look into {state / 'log'}")
+
+
+def probe(state: Path) -> dict[str, Any]:
+    """One look at /healthz. Raises OSError when nobody answers."""
+    plan = json.loads((state / "run" / "plan.json").read_text())
+    host, _, port = plan["listen"]["main"].rpartition(":")
+    host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
+    try:
+        with urllib.request.urlopen(f"http://{host}:{port}/healthz", timeout=2) as answer:
+            found: dict[str, Any] = json.loads(answer.read())
+    except urllib.error.HTTPError as e:
+        found = json.loads(e.read())
+    return found
+
+
+def status(state: Path) -> dict[str, Any]:
+    """What runs, for people and programs."""
+    pid = supervisor.running(state)
+    out: dict[str, Any] = {"state": str(state), "up": pid is not None, "supervisor": pid}
+    with contextlib.suppress(OSError, ValueError):
+        out["gear"] = json.loads((state / "run" / "gear.json").read_text())["name"]
+    with contextlib.suppress(OSError, ValueError):
+        out["processes"] = json.loads((state / "run" / "processes.json").read_text())
+    try:
+        out["health"] = probe(state)
+    except (OSError, ValueError) as e:
+        out["health"] = {"status": f"no answer: {e}"}
+    return out
+
+
+def down(state: Path, timeout_s: float = 15.0) -> bool:
+    """Stop Nubila's processes; guests, networks and disks stay. False when it was not up."""
+    pid = supervisor.running(state)
+    if pid is None:
+        return False
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + timeout_s
+    while supervisor.running(state) is not None:
+        if time.monotonic() > deadline:
+            raise Cannot(f"process {pid} does not end; look into {state / 'log' / 'supervisor.log'}")
+        time.sleep(0.02)
+    return True
+
+
+def destroy(state: Path) -> list[str]:
+    """Stop everything and remove every trace from the host; returns what was removed, line by line."""
+    import msgspec
+
+    from nubila.agent.client import HostApi
+    from nubila.apps.host import HostConfig, drivers
+    from nubila.core.ports import HostPlace
+
+    if not state.exists():
+        return []
+    if not (state / "run").is_dir() or not (state / "hosts").is_dir():
+        raise Cannot(f"{state} is not the state directory of a cloud; nothing was removed")
+    down(state)
+    removed = []
+    for path in sorted(state.glob("hosts/*/agent.json")):
+        made = msgspec.json.decode(path.read_bytes(), type=HostConfig)
+        place = HostPlace(
+            cloud=made.cloud, host=made.host, root=path.parent, tunnel_ip=made.tunnel_ip, namespace=made.namespace,
+            bridges=made.bridges,
+        )  # fmt: skip
+        here = drivers(made, place, HostApi(made.url, made.host))
+        if here.hypervisor is not None:
+            removed += [f"guest {g}" for g in here.hypervisor.prune([])]
+        removed += here.network.prune([], [], [])
+        here.network.destroy()
+        removed.append(f"host {made.host} ({made.gear})")
+    shutil.rmtree(state)
+    return [*removed, f"state directory {state}"]
+
+
+def free_port(preferred: int = 5000) -> int:
+    """The preferred loopback port, or any free one."""
+    for port in (preferred, 0):
+        with contextlib.suppress(OSError), socket.socket() as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            s.bind(("127.0.0.1", port))
+            found: int = s.getsockname()[1]
+            return found
+    raise Cannot("no free port on 127.0.0.1")

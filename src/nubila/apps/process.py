@@ -1,0 +1,62 @@
+"""The entry of every child process: ``python -m nubila.apps.process server|controller|agent --state DIR``."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import logging
+import sys
+import threading
+from pathlib import Path
+
+from nubila.apps.supervisor import die_with_parent
+
+
+def main() -> None:
+    """Run one role until SIGTERM."""
+    parser = argparse.ArgumentParser(prog="nubila-process")
+    parser.add_argument("role", choices=("server", "controller", "agent"))
+    parser.add_argument("--state", type=Path, required=True)
+    parser.add_argument("--fds", default="")
+    parser.add_argument("--first", action="store_true")
+    parser.add_argument("--with-controller", action="store_true")
+    args = parser.parse_args()
+    die_with_parent()
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if args.role == "agent":
+        from nubila.apps import host
+
+        host.run(args.state / "hosts")
+        return
+    from nubila.apps import first, wiring
+
+    settings = wiring.settings(args.state, first.overrides(args.state))
+    if args.role == "server":
+        from nubila.apps import server
+
+        fds = {name: int(fd) for name, fd in (pair.split("=") for pair in args.fds.split(",") if pair)}
+        server.run(
+            args.state, settings, fds=fds, with_controller=args.with_controller, hosts=args.first, first=args.first
+        )
+    else:
+        import signal
+
+        from nubila.apps.controller import controller
+
+        cloud = wiring.open_cloud(args.state, settings)
+        stop = threading.Event()
+        run, wake = controller(cloud)
+
+        def end(*_: object) -> None:
+            stop.set()
+            wake()
+
+        signal.signal(signal.SIGTERM, end)
+        signal.signal(signal.SIGINT, end)
+        gc.freeze()
+        run(stop)
+        cloud.store.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""The supervisor: starts the processes of one cloud on this machine and starts them again when they die.
+
+It holds the listening sockets, so a server that is killed and restarted refuses nobody. It imports next to nothing and
+stays small. When it dies itself its children end too (they ask the kernel for that); guests, switches and routers go
+on, and the next ``nubila up`` finds them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+PR_SET_PDEATHSIG = 1
+QUICK_S = 2.0
+
+
+def die_with_parent() -> None:
+    """End this process when its parent ends (prctl(2))."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+class AlreadyUp(Exception):
+    """Another supervisor runs this state directory."""
+
+
+def lock(state: Path) -> Any:
+    """Hold the state directory: the open lock file, with our pid in it. Raises AlreadyUp."""
+    file = (state / "run" / "supervisor.pid").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise AlreadyUp(f"this cloud is up already (process {running(state)})") from None
+    file.seek(0)
+    file.truncate()
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+def running(state: Path) -> int | None:
+    """The pid of the supervisor that holds this state directory, or None."""
+    try:
+        with (state / "run" / "supervisor.pid").open("r+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return int(file.read() or 0) or None
+            return None
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+class Child:
+    """One process kept running. ``command`` is the arguments after the interpreter."""
+
+    def __init__(self, name: str, command: list[str], fds: tuple[int, ...], log: Path) -> None:
+        self.name, self.command, self.fds, self.log = name, command, fds, log
+        self.process: subprocess.Popen[bytes] | None = None
+        self.started = 0.0
+        self.quick = 0  # deaths shortly after the start, one after the other
+        self.again = 0.0
+
+    def start(self) -> None:
+        """Start it; its output goes to its log."""
+        with self.log.open("ab") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, *self.command], stdin=subprocess.DEVNULL, stdout=out, stderr=out, pass_fds=self.fds
+            )
+        self.started = time.monotonic()
+
+    def died(self) -> None:
+        """Note a death and when to start again: at once, later when it keeps dying young."""
+        lived = time.monotonic() - self.started
+        self.quick = self.quick + 1 if lived < QUICK_S else 0
+        self.again = time.monotonic() + (min(0.1 * 2 ** min(self.quick, 6), 5.0) if self.quick else 0.0)
+        self.process = None
+
+
+def supervise(state: Path, plan: dict[str, Any], sockets: dict[str, socket.socket]) -> None:
+    """Run the children of the plan until SIGTERM or SIGINT."""
+    fds = {name: s.fileno() for name, s in sockets.items()}
+    for fd in fds.values():
+        os.set_inheritable(fd, True)
+    listening = ",".join(f"{name}={fd}" for name, fd in fds.items())
+    children = [
+        Child(
+            c["name"], ["-m", "nubila.apps.process", c["role"], "--state", str(state), *c.get("args", ()),
+                        *(["--fds", listening] if c["role"] == "server" else [])],
+            tuple(fds.values()) if c["role"] == "server" else (), state / "log" / f"{c['name']}.log",
+        )
+        for c in plan["children"]
+    ]  # fmt: skip
+    stopping = False
+
+    def stop(*_: Any) -> None:
+        nonlocal stopping
+        stopping = True
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    wake_r, wake_w = os.pipe()
+    os.set_blocking(wake_w, False)
+    signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    for child in children:
+        child.start()
+    _write_pids(state, children)
+    while not stopping:
+        _sleep(wake_r, min([1.0, *(max(0.0, c.again - time.monotonic()) for c in children if c.process is None)]))
+        changed = False
+        for child in children:
+            if child.process is not None and child.process.poll() is not None:
+                print(f"{child.name} ended with {child.process.returncode}", flush=True)
+                child.died()
+            if child.process is None and not stopping and time.monotonic() >= child.again:
+                child.start()
+                changed = True
+        if changed:
+            _write_pids(state, children)
+    for child in children:
+        if child.process is not None:
+            child.process.terminate()
+    deadline = time.monotonic() + 8.0
+    for child in children:
+        if child.process is not None:
+            try:
+                child.process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                child.process.kill()
+                child.process.wait()
+    (state / "run" / "processes.json").unlink(missing_ok=True)
+
+
+def _sleep(fd: int, seconds: float) -> None:
+    import select
+
+    readable, _, _ = select.select([fd], [], [], seconds)
+    if readable:
+        with contextlib.suppress(OSError):
+            os.read(fd, 4096)
+
+
+def _write_pids(state: Path, children: list[Child]) -> None:
+    pids = {c.name: c.process.pid for c in children if c.process is not None}
+    temp = state / "run" / "processes.json.new"
+    temp.write_text(json.dumps({"supervisor": os.getpid(), **pids}))
+    temp.rename(state / "run" / "processes.json")
+
+
+def listen(address: str) -> socket.socket:
+    """A listening TCP socket on ADDR:PORT. Raises OSError."""
+    host, _, port = address.rpartition(":")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    s = socket.socket(family, socket.SOCK_STREAM)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    s.bind((host.strip("[]") or "127.0.0.1", int(port)))
+    s.listen(1024)
+    return s
+
+
+def main() -> None:
+    """``python -m nubila.apps.supervisor STATE``: the plan is in ``STATE/run/plan.json``."""
+    state = Path(sys.argv[1])
+    plan = json.loads((state / "run" / "plan.json").read_text())
+    held = lock(state)
+    sockets = {name: listen(address) for name, address in plan["listen"].items()}
+    supervise(state, plan, sockets)
+    held.close()
+
+
+if __name__ == "__main__":
+    main()
