@@ -1,0 +1,206 @@
+"""What a token means: signature, revocation, the live state of its user and scope, its roles.
+
+``authenticate`` is called for every request of every service. A token it has seen costs two dictionary look-ups; what
+it remembers is dropped within ``revision.CHECK_S`` after anything changed (services/identity/revision.py). A token
+holds no roles: they are read when it is first seen and again after every change, so taking a role away or disabling a
+user, project or domain works at once, on every process.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from nubila.core import clock
+from nubila.core.faults import Fault, unauthorized
+from nubila.core.payload import InvalidToken, Payload, iso
+from nubila.core.tokens import Creds
+from nubila.services.identity import assignments, lookup
+from nubila.services.identity import catalog as catalogue
+from nubila.services.identity.kinds import ApplicationCredential
+from nubila.services.identity.revision import bump, fresh, memory
+
+if TYPE_CHECKING:
+    from nubila.core.cloud import Cloud
+    from nubila.core.db import Reader, Tx
+
+Row = dict[str, Any]
+PLEASE = "The request you have made requires authentication."
+
+_APP_CRED = sa.select(ApplicationCredential.table).where(ApplicationCredential.table.c.id == sa.bindparam("id"))
+
+
+@dataclass(slots=True)
+class Meaning:
+    """What one valid token says, ready to be shown."""
+
+    claims: Payload
+    creds: Creds
+    expires: float  # Unix time
+    user: Row
+    user_domain: Row
+    project: Row | None = None
+    project_domain: Row | None = None
+    domain: Row | None = None
+    roles: list[dict[str, str]] = field(default_factory=list)
+    app_cred: Row | None = None
+    shown: dict[tuple[str, bool], bytes] = field(default_factory=dict)  # encoded answers by base URL and catalogue
+
+
+class Refused(Exception):
+    """The token cannot be used; the text says why (for validation's 404, never for a stranger's 401)."""
+
+
+def authenticate(cloud: Cloud, token: str) -> Creds:
+    """The caller's credentials, or Fault 401."""
+    known = memory(cloud)
+    if clock.monotonic() < known.next_check:
+        found: Meaning | None = known.tokens.get(token)
+        if found is not None and found.expires > time.time():
+            return found.creds
+    try:
+        with cloud.store.read() as reader:
+            return meaning(cloud, reader, token).creds
+    except Refused:
+        raise unauthorized(PLEASE) from None
+
+
+def meaning(cloud: Cloud, reader: Reader, token: str, *, window_s: float = 0.0) -> Meaning:
+    """All that a token means now. ``window_s``: accept it so long after its end. Raises :class:`Refused`."""
+    known = fresh(cloud, reader)
+    tokens = known.tokens  # whoever forgets replaces the dict: what is read from here on is not put into the new one
+    found: Meaning | None = tokens.get(token)
+    now = time.time()
+    if found is None:
+        try:
+            claims = cloud.keys.read(token, window_s)
+        except InvalidToken as e:
+            raise Refused(str(e)) from None
+        found = resolve(cloud, reader, claims)
+        if tokens is known.tokens:
+            known.remember(token, found)
+    if found.expires + window_s <= now:
+        raise Refused("The token has expired.")
+    return found
+
+
+def resolve(cloud: Cloud, reader: Reader, claims: Payload) -> Meaning:
+    """Compare a token's claims with the database as it is. Raises :class:`Refused`."""
+    known = memory(cloud)
+    known.revocations.refresh(reader)
+    user = lookup.user(reader, claims.user_id)
+    if user is None or not user["enabled"]:
+        raise Refused("The token's user is gone or disabled.")
+    user_domain = _live(reader, user["domain_id"], "domain")
+    domains = [user_domain["id"]]
+    out = Meaning(claims, None, claims.expires_at / 1e6, user, user_domain)  # type: ignore[arg-type]  # creds: below
+    if claims.project_id:
+        out.project = _live(reader, claims.project_id, "project")
+        out.project_domain = _live(reader, out.project["domain_id"] or out.project["id"], "domain")
+        domains.append(out.project_domain["id"])
+        out.roles = assignments.token_roles(known, reader, user["id"], "project", claims.project_id)
+    elif claims.domain_id:
+        out.domain = _live(reader, claims.domain_id, "domain")
+        out.roles = assignments.token_roles(known, reader, user["id"], "domain", claims.domain_id)
+    elif claims.system:
+        out.roles = assignments.token_roles(known, reader, user["id"], "system", assignments.SYSTEM)
+    if known.revocations.revoked(claims, domains):
+        raise Refused("The token has been revoked.")
+    if claims.app_cred_id:
+        out.app_cred = _app_cred(reader, claims)
+        kept = {r["id"] for r in out.app_cred["roles"]}
+        out.roles = [r for r in out.roles if r["id"] in kept]
+    if (claims.project_id or claims.domain_id or claims.system) and not out.roles:
+        raise Refused("The user has no role on the token's scope.")
+    out.creds = _creds(out)
+    return out
+
+
+def _live(reader: Reader, id: str, what: str) -> Row:
+    row = lookup.project(reader, id)
+    if row is None or not row["enabled"]:
+        raise Refused(f"Unable to validate token because {what} {id} is disabled")
+    return row
+
+
+def _app_cred(reader: Reader, claims: Payload) -> Row:
+    row = reader.one(_APP_CRED, {"id": claims.app_cred_id})
+    if row is None or (row["expires_at"] and row["expires_at"] <= clock.now()):
+        raise Refused("The application credential is gone or has expired.")
+    return row
+
+
+def _creds(m: Meaning) -> Creds:
+    claims, project, domain = m.claims, m.project, m.domain
+    return Creds(
+        user_id=m.user["id"],
+        user_name=m.user["name"],
+        user_domain_id=m.user_domain["id"],
+        user_domain_name=m.user_domain["name"],
+        project_id=project["id"] if project else None,
+        project_name=project["name"] if project else None,
+        project_domain_id=m.project_domain["id"] if m.project_domain else None,
+        project_domain_name=m.project_domain["name"] if m.project_domain else None,
+        domain_id=domain["id"] if domain else None,
+        domain_name=domain["name"] if domain else None,
+        system_scope="all" if claims.system else None,
+        roles=tuple(r["name"] for r in m.roles),
+        role_ids=tuple(r["id"] for r in m.roles),
+        token=claims,
+    )
+
+
+def revoke(cloud: Cloud, tx: Tx, **names: str) -> None:
+    """Refuse, from now on and everywhere, the tokens that have these properties (``audit_id``, ``user_id`` ...)."""
+    bump(cloud, tx)
+    memory(cloud).revocations.revoke(tx, None, **names)
+
+
+def named(row: Row) -> dict[str, str]:
+    """``{id, name}``, as tokens mention things."""
+    return {"id": row["id"], "name": row["name"]}
+
+
+def document(cloud: Cloud, reader: Reader, m: Meaning, base: str, *, catalog: bool) -> dict[str, Any]:
+    """The token as Identity shows it. API: "Validate and show information for token"."""
+    claims = m.claims
+    token: dict[str, Any] = {
+        "methods": list(claims.methods),
+        "user": {
+            "domain": named(m.user_domain), "id": m.user["id"], "name": m.user["name"],
+            "password_expires_at": clock.zulu_us(m.user["password_expires_at"]),
+        },
+        "audit_ids": list(claims.audit_ids),
+        "expires_at": iso(claims.expires_at),
+        "issued_at": iso(claims.issued_at),
+    }  # fmt: skip
+    if m.project is not None and m.project_domain is not None:
+        token["project"] = {"domain": named(m.project_domain), **named(m.project)}
+        token["is_domain"] = bool(m.project["is_domain"])
+    elif m.domain is not None:
+        token["domain"] = named(m.domain)
+    elif claims.system:
+        token["system"] = {"all": True}
+    else:
+        return {"token": token}
+    token["roles"] = m.roles
+    if m.app_cred is not None:
+        token["application_credential"] = {**named(m.app_cred), "restricted": not m.app_cred["unrestricted"]}
+    if catalog:
+        token["catalog"] = catalogue.catalog(
+            memory(cloud), reader, base, project_id=claims.project_id, user_id=claims.user_id
+        )
+    return {"token": token}
+
+
+def catalog(cloud: Cloud, reader: Reader, project_id: str, base_url: str) -> list[dict[str, Any]]:
+    """The service catalogue of a project, its URLs below ``base_url``."""
+    return catalogue.catalog(fresh(cloud, reader), reader, base_url, project_id=project_id, user_id=None)
+
+
+def not_valid(why: str) -> Fault:
+    """404: what validation says of a token that is not valid."""
+    return Fault(404, why, "TokenNotFound")

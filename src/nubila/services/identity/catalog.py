@@ -1,0 +1,85 @@
+"""The service catalogue as a token shows it. Rows are read once per identity revision, URLs filled in per request.
+
+Addresses of our own services are stored as "{base}/compute/v2.1" so that they follow the name the client used for us
+(or ``public_url``). Others may hold ``$(project_id)s``, ``%(user_id)s`` and the like; an endpoint whose places cannot
+be filled is left out, as the original does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from nubila.services.identity.kinds import CatalogService, Endpoint
+from nubila.services.identity.revision import Memory
+
+if TYPE_CHECKING:
+    from nubila.core.db import Reader
+
+BASE = "{base}"
+_S, _E = CatalogService.table, Endpoint.table
+_ROWS = (
+    sa.select(
+        _S.c.id.label("service_id"), _S.c.type, _S.c.name, _E.c.id, _E.c.interface, _E.c.region_id, _E.c.url
+    )
+    .select_from(_S.outerjoin(_E, sa.and_(_E.c.service_id == _S.c.id, _E.c.enabled.is_(True))))
+    .where(_S.c.enabled.is_(True))
+    .order_by(_S.c.type, _S.c.id, _E.c.region_id, _E.c.interface)
+)  # fmt: skip
+_PLACE = re.compile(r"[$%]\(([a-z_]+)\)s")
+KNOWN = ("project_id", "tenant_id", "user_id", "domain_id", "public_url", "admin_url", "internal_url")
+
+
+def fill(url: str, base: str, values: Mapping[str, str | None]) -> str | None:
+    """The URL with its places filled; None when one has no value."""
+    if url.startswith(BASE):
+        url = base + url[len(BASE) :]
+    if "(" not in url:
+        return url
+    missing = [m for m in _PLACE.findall(url) if not values.get(m)]
+    return None if missing else _PLACE.sub(lambda m: str(values[m[1]]), url)
+
+
+def wrong_places(url: str) -> list[str]:
+    """Names in a URL's places that nothing fills."""
+    return [m for m in _PLACE.findall(url) if m not in KNOWN]
+
+
+def rows(memory: Memory, reader: Reader) -> list[dict[str, Any]]:
+    """All enabled services joined with their enabled endpoints."""
+    facts = memory.facts
+    found: list[dict[str, Any]] | None = facts.get("catalog")
+    if found is None:
+        found = facts["catalog"] = reader.all(_ROWS)
+    return found
+
+
+def catalog(
+    memory: Memory, reader: Reader, base: str, *, project_id: str | None, user_id: str | None
+) -> list[dict[str, Any]]:
+    """The catalogue for a token's scope."""
+    values = {"project_id": project_id, "tenant_id": project_id, "user_id": user_id}
+    services: dict[str, dict[str, Any]] = {}
+    for row in rows(memory, reader):
+        service = services.get(row["service_id"])
+        if service is None:
+            service = services[row["service_id"]] = {
+                "endpoints": [], "id": row["service_id"], "type": row["type"], "name": row["name"],
+            }  # fmt: skip
+        if row["id"] is None:
+            continue
+        url = fill(row["url"], base, values)
+        if url is not None:
+            service["endpoints"].append(
+                {
+                    "id": row["id"],
+                    "interface": row["interface"],
+                    "region_id": row["region_id"],
+                    "url": url,
+                    "region": row["region_id"],
+                }
+            )
+    return list(services.values())
