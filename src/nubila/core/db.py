@@ -234,8 +234,8 @@ def full_url(url: str) -> sa.URL:
 class Store:
     """One database, shared by all threads of a process.
 
-    `nudge` is called with the shards that were asked after each commit. `busy_timeout_s` is how long a SQLite writer
-    waits for another one. ``trace``, when set, is called before each statement and around each commit with
+    `nudge` is called with the shards that were asked after each commit. `busy_timeout_s` is how long a statement
+    waits for another transaction's lock before it is ``Busy``. ``trace``, when set, is called before each statement and around each commit with
     ("execute", sql), ("begin", ""), ("commit", ""), ("committed", ""): the test harness's way in.
     """
 
@@ -273,7 +273,7 @@ class Store:
             self._compiler = sqlite.Compiler(self.engine.dialect)
         else:
             self.path = None
-            self.engine, self._read_engine = netdb.engines(parsed, json)
+            self.engine, self._read_engine = netdb.engines(parsed, json, busy_timeout_s)
 
     def read(self) -> Reader:
         """Return a reader, to be used in a ``with`` block."""

@@ -56,14 +56,20 @@ def refuse(error: exc.SQLAlchemyError) -> NoReturn:
     raise error
 
 
-def engines(url: sa.URL, json: dict[str, Any]) -> tuple[sa.Engine, sa.Engine]:
-    """Return the engines for writing and for reading."""
+def engines(url: sa.URL, json: dict[str, Any], busy_timeout_s: float) -> tuple[sa.Engine, sa.Engine]:
+    """Return the engines for writing and for reading; statements wait `busy_timeout_s` for a lock."""
     mysql = url.get_backend_name() == "mysql"
     if mysql:
         url = url.update_query_dict({"charset": "utf8mb4"})
-        connect: dict[str, Any] = {"init_command": "SET SESSION innodb_lock_wait_timeout = 20", "connect_timeout": 10}
+        connect: dict[str, Any] = {
+            "init_command": f"SET SESSION innodb_lock_wait_timeout = {int(busy_timeout_s)}",
+            "connect_timeout": 10,
+        }
     else:
-        connect = {"options": "-c lock_timeout=20000", "connect_timeout": 10}
+        connect = {
+            "options": f"-c lock_timeout={max(1, int(busy_timeout_s * 1000))}",  # 0 would mean for ever
+            "connect_timeout": 10,
+        }
     common: dict[str, Any] = {"pool_size": 10, "max_overflow": 30, "pool_timeout": 20, "connect_args": connect, **json}
     write = sa.create_engine(url, isolation_level="READ COMMITTED", **common)
     read = sa.create_engine(url, isolation_level="AUTOCOMMIT", skip_autocommit_rollback=True, **common)
@@ -84,7 +90,7 @@ class Session:
 
     def _run(self, stmt: sa.Executable, params: Any) -> sa.CursorResult[Any]:
         if self._owner.trace is not None:
-            self._owner.trace("execute", str(stmt))
+            self._owner.trace("execute", str(stmt.compile(self._engine)) if isinstance(stmt, sa.ClauseElement) else "")
         for attempt in (0, 1):
             try:
                 if self._conn is None:

@@ -52,6 +52,11 @@ class now(FunctionElement[float]):
     inherit_cache = True
 
 
+@compiles(now)
+def _now(element: now, compiler: Any, **kw: Any) -> str:
+    return "now()"  # for str(statement) only: every supported database has its own below
+
+
 @compiles(now, "sqlite")
 def _now_sqlite(element: now, compiler: Any, **kw: Any) -> str:
     return "((julianday('now') - 2440587.5) * 86400.0)"

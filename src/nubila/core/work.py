@@ -58,7 +58,7 @@ class Item:
     id: str
     shard: str
     gen: int  # what was asked for when it was taken
-    token: int  # fencing: also the epoch that effects outside the database carry
+    token: int  # fencing, larger with every take for ever: also the epoch that effects outside the database carry
     tries: int  # failures in a row before this turn
     ended: list[str] = field(default_factory=list, compare=False, repr=False)  # how the turn ended, once committed
 
@@ -78,7 +78,10 @@ def _ask_stmt(dialect: str) -> sa.Insert:
         "kind": sa.bindparam("b_kind"),
         "id": sa.bindparam("b_id"),
     }
-    return upsert(dialect, work, {**values, "gen": 1, "due": now()}, {"gen": c.gen + 1, "due": now(), "tries": 0})
+    # Tokens of a row that was dropped and asked for again must not start over: an old holder's would be valid again,
+    # and a host that keeps epochs would refuse the new ones. So they start at the clock's milliseconds.
+    values |= {"gen": 1, "due": now(), "token": sa.cast(now() * 1000, sa.BigInteger)}
+    return upsert(dialect, work, values, {"gen": c.gen + 1, "due": now(), "tries": 0})
 
 
 _MINE = sa.and_(
