@@ -295,15 +295,18 @@ class Switch:
     def physical_bridge(self, physical_network: str) -> str:
         """The bridge of a physical network: the operator's when it exists unmarked, else one of our own.
 
+        A name that another cloud's bridge has already gets this cloud's suffix.
+
         Raises NeedsOperator when this host has no bridge configured for it.
         """
         wanted = self.place.bridges.get(physical_network)
         if wanted is None:
             raise NeedsOperator(f"This host has no bridge for the physical network {physical_network}.")
         row = self._bridge_row(wanted)
-        if row is not None and CLOUD not in row["external_ids"]:
+        owner = row["external_ids"].get(CLOUD, "") if row is not None else None
+        if owner in ("", self.place.cloud):
             return wanted
-        name = bridge_name(wanted, self.place.cloud)
+        name = wanted if owner is None else bridge_name(wanted, self.place.cloud)
         if self._bridge_row(name) is None:
             self._add_bridge(name)
         return name

@@ -1,0 +1,424 @@
+"""Real networks on one host: Open vSwitch, dnsmasq, namespaces and nftables behind the NetworkDriver protocol.
+
+Goals: what a spec says is what packets meet; calling ``ensure`` again disturbs nobody; everything outlives this
+process. Model: the world is the memory. Bridges and ports are marked in the Open vSwitch database, namespaces and
+devices by their alias, nft tables by their name; ``<root>/networks/<id>.json`` keeps what removal needs to know of a
+network (its subnets, the host's address on it). Failure: every step is idempotent; what was half made carries our
+mark, is listed, and is finished or removed by the next call.
+
+Verbs of one driver object run one at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from nubila.core.ports import (
+    HostPlace,
+    MetadataAnswer,
+    NeedsOperator,
+    NetworkSpec,
+    NetworkState,
+    PortSpec,
+    RouterSpec,
+    SubnetSpec,
+    TryAgain,
+)
+from nubila.drivers import dhcp, links, nft, ovs_ports, router
+from nubila.drivers.dhcp import METADATA_ADDRESS, Dhcp
+from nubila.drivers.files import read_json, write_json
+from nubila.drivers.metadata import Door, MetadataServer
+from nubila.drivers.ovs_flows import Uplink
+from nubila.drivers.ovs_switch import ID, NETWORK, OWNER, Interface, Switch, Wish
+from nubila.drivers.router import Routers
+
+
+class _Kept(Struct, frozen=True, kw_only=True):
+    """What is kept of a network outside the switch."""
+
+    subnets: tuple[SubnetSpec, ...] = ()
+    bridge: str = ""  # the physical bridge that carries host_address
+    host_address: str = ""
+    masquerade: bool = False
+
+
+class RealNetwork:
+    """The NetworkDriver of real hosts."""
+
+    def __init__(self, place: HostPlace) -> None:
+        self.place = place
+        self.switch = Switch(place)
+        self.dhcp = Dhcp(place)
+        self.router = Routers(place, self.switch)
+        self._lock = threading.RLock()
+        self._metadata: MetadataServer | None = None
+
+    # --- life
+
+    def start(self) -> None:
+        """Have the switch and the host's own rules; adopts whatever runs already."""
+        with self._lock:
+            self.place.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._host_rules()
+            self.switch.start()
+
+    def stop(self) -> None:
+        """Stop answering metadata; everything else goes on without us."""
+        with self._lock:
+            if self._metadata is not None:
+                self._metadata.close()
+                self._metadata = None
+
+    def destroy(self) -> None:
+        """Remove every trace of this cloud's networks from this host."""
+        with self._lock:
+            self.stop()
+            if self.switch.daemons.running():
+                self.prune((), (), ())
+            for id in self.dhcp.networks():
+                self.dhcp.remove(id)
+            routers = self.place.root / "routers"
+            for path in routers.iterdir() if routers.is_dir() else ():
+                self.router.stop_advertising(path.name)
+            for name, _, _ in self._namespaces():
+                links.remove_namespace(name)
+            kept = [self._kept(path.stem) for path in self._kept_dir().glob("*.json")]
+            with links.opened(self.place.namespace) as net:
+                for device in net.devices():
+                    if ovs_ports.marked(self.place, device.alias):
+                        net.remove(device.name)
+                for record in kept:
+                    bridge = net.device(record.bridge) if record.host_address else None
+                    if bridge is not None:
+                        net.remove_address(bridge.index, record.host_address)
+                nft.remove_table("inet", nft.host_table_name(self.place.cloud))
+                self._restore_sysctls()
+            self.switch.destroy()
+            for part in ("networks", "routers", "dhcp", "switch-flows"):
+                shutil.rmtree(self.place.root / part, ignore_errors=True)
+
+    # --- reading
+
+    def networks(self) -> list[str]:
+        """Ids of networks that have anything here."""
+        with self._lock:
+            named = {id for _, kind, id in self._namespaces() if kind == "dhcp"}
+            kept = {path.stem for path in self._kept_dir().glob("*.json")}
+            return sorted(set(self.switch.view().networks) | named | kept | set(self.dhcp.networks()))
+
+    def ports(self) -> list[str]:
+        """Ids of guests' ports that have anything here."""
+        with self._lock:
+            plugged = {i.ids[ID] for i in self.switch.view().interfaces.values() if i.kind == "guest"}
+            with links.opened(self.place.namespace) as net:
+                marks = [ovs_ports.marked(self.place, device.alias) for device in net.devices()]
+            return sorted(plugged | {mark[1] for mark in marks if mark and mark[0] == "port"})
+
+    def routers(self) -> list[str]:
+        """Ids of routers that have anything here."""
+        with self._lock:
+            owners = {i.ids.get(OWNER, "") for i in self.switch.view().interfaces.values() if i.kind == "router"}
+            named = {id for _, kind, id in self._namespaces() if kind == "router"}
+            return sorted((owners | named) - {""})
+
+    def dhcp_namespace(self, network_id: str) -> str:
+        """The namespace of a network's DHCP server."""
+        return dhcp.namespace(self.place, network_id)
+
+    def router_namespace(self, router_id: str) -> str:
+        """The namespace of a router."""
+        return router.namespace(self.place, router_id)
+
+    # --- networks
+
+    def ensure_network(self, spec: NetworkSpec) -> NetworkState:
+        """Wire a network on this host, with its ways to other hosts, DHCP, and the host's own address on it."""
+        with self._lock:
+            self.switch.ready()
+            view = self.switch.view()
+            local = self.switch.ensure_network(spec.id, spec.segment, spec.project_id, view)
+            faults: list[str] = []
+            uplinks = self._uplinks(spec)
+            if uplinks != local.uplinks:
+                view = self.switch.view()
+                changed = msgspec.structs.replace(view.networks[spec.id], uplinks=uplinks)
+                self.switch.save_network(spec.id, changed, view)
+            self._host_side(spec, faults)
+            self._dhcp(spec)
+            self.switch.wire(spec.id)
+            return NetworkState(id=spec.id, fault=" ".join(faults))
+
+    def remove_network(self, id: str) -> None:
+        """Take a network off this host; absent is success."""
+        with self._lock:
+            self.switch.ready()
+            self._remove_dhcp(id)
+            kept = self._kept(id)
+            if kept.host_address:
+                with links.opened(self.place.namespace) as net:
+                    bridge = net.device(kept.bridge)
+                    if bridge is not None:
+                        net.remove_address(bridge.index, kept.host_address)
+            (self._kept_dir() / f"{id}.json").unlink(missing_ok=True)
+            if kept.masquerade:
+                self._host_rules()
+            of = [i for i in self.switch.view().interfaces.values() if i.ids.get(NETWORK) == id]
+            ovs_ports.remove(self.switch, [i for i in of if i.kind in ("uplink", "dhcp")])
+            self.switch.forget_network(id)
+
+    def _uplinks(self, spec: NetworkSpec) -> tuple[Uplink, ...]:
+        """The network's ways to other hosts, made; those it does not need any more are removed."""
+        segment = spec.segment
+        wanted: list[Uplink] = []
+        keep: set[str] = set()
+        if segment.network_type in ("vlan", "flat"):
+            if segment.physical_network is None:
+                raise NeedsOperator(
+                    f"Network {spec.id} is of type {segment.network_type} and names no physical network."
+                )
+            tag = segment.segmentation_id if segment.network_type == "vlan" else None
+            wanted.append(Uplink(ofport=self.switch.patch(segment.physical_network), vlan=tag, tunnel=False))
+        elif segment.network_type == "vxlan" and spec.peers:
+            wanted.append(Uplink(ofport=self._vxlan(spec)))
+            keep.add(spec.id)
+        elif segment.network_type in ("gre", "geneve"):
+            for peer in spec.peers:
+                keep.add(f"{spec.id}/{peer}")
+                wanted.append(Uplink(ofport=self._tunnel(spec, peer)))
+        present = self.switch.view().interfaces.values()
+        gone = [i for i in present if i.kind == "uplink" and i.ids.get(NETWORK) == spec.id and i.ids[ID] not in keep]
+        ovs_ports.remove(self.switch, gone)
+        return tuple(wanted)
+
+    def _vxlan(self, spec: NetworkSpec) -> int:
+        vni = spec.segment.segmentation_id or 0
+        name = f"vxlan-{vni}"
+        alias = ovs_ports.mark(self.place, "uplink", spec.id)
+        with links.opened(self.place.namespace) as net:
+            present = net.device(name)
+            if present is None:
+                net.add_vxlan(name, vni, self.place.tunnel_ip, spec.mtu)
+            elif present.alias not in ("", alias):
+                raise NeedsOperator(f"The device {name} belongs to somebody else: VXLAN number {vni} is taken here.")
+            device = net.give_to_switch(name, alias, spec.mtu)
+            net.set_flood(device.index, spec.peers)
+        return self._uplink(Wish(name=name, kind="uplink", id=spec.id, network_id=spec.id))
+
+    def _tunnel(self, spec: NetworkSpec, peer: str) -> int:
+        digest = hashlib.sha256(f"{spec.id}/{peer}".encode()).hexdigest()[:8]
+        options = {"remote_ip": peer, "local_ip": self.place.tunnel_ip, "key": str(spec.segment.segmentation_id or 0)}
+        kind = spec.segment.network_type
+        name = f"{kind}-{digest}"
+        return self._uplink(
+            Wish(name=name, kind="uplink", id=f"{spec.id}/{peer}", network_id=spec.id, type=kind, options=options)
+        )
+
+    def _uplink(self, wish: Wish) -> int:
+        number = self.switch.plug(wish, self.switch.view()).ofport
+        if number is None:
+            raise TryAgain(f"The tunnel {wish.name} has no number yet.")
+        return number
+
+    # --- DHCP
+
+    def _dhcp(self, spec: NetworkSpec) -> None:
+        wish = spec.dhcp
+        if wish is None:
+            self._remove_dhcp(spec.id)
+            return
+        where = self.dhcp_namespace(spec.id)
+        links.ensure_namespace(where, ovs_ports.mark(self.place, "dhcp", spec.id))
+        old = [i for i in self._dhcp_interfaces(spec.id) if i.ids[ID] != wish.port_id]
+        ovs_ports.remove(self.switch, old)
+        ovs_ports.ensure_inner(
+            self.switch,
+            kind="dhcp",
+            port_id=wish.port_id,
+            owner=spec.id,
+            network_id=spec.id,
+            device=dhcp.device(wish),
+            namespace=where,
+            mac=wish.mac,
+            mtu=spec.mtu,
+            addresses=dhcp.addresses(wish),
+        )
+        self.dhcp.ensure(spec, wish)
+        if self._metadata is not None:
+            if wish.metadata:
+                self._metadata.open(Door(namespace=where, address=METADATA_ADDRESS, port=80, network_id=spec.id))
+            else:
+                self._metadata.close_namespace(where)
+
+    def _remove_dhcp(self, network_id: str) -> None:
+        where = self.dhcp_namespace(network_id)
+        if self._metadata is not None:
+            self._metadata.close_namespace(where)
+        self.dhcp.remove(network_id)
+        ovs_ports.remove(self.switch, self._dhcp_interfaces(network_id))
+        links.remove_namespace(where)
+
+    def _dhcp_interfaces(self, network_id: str) -> list[Interface]:
+        ours = self.switch.view().interfaces.values()
+        return [i for i in ours if i.kind == "dhcp" and i.ids.get(NETWORK) == network_id]
+
+    # --- the host's own part of external networks
+
+    def _kept_dir(self) -> Path:
+        return self.place.root / "networks"
+
+    def _kept(self, network_id: str) -> _Kept:
+        return read_json(self._kept_dir() / f"{network_id}.json", _Kept) or _Kept()
+
+    def _host_side(self, spec: NetworkSpec, faults: list[str]) -> None:
+        before = self._kept(spec.id)
+        bridge = ""
+        if spec.host_address or spec.masquerade:
+            if spec.segment.network_type == "flat" and spec.segment.physical_network:
+                bridge = self.switch.physical_bridge(spec.segment.physical_network)
+            else:
+                faults.append("The host can have an address only on a flat network.")
+        address = links.normal_interface(spec.host_address) if spec.host_address and bridge else ""
+        masquerade = spec.masquerade and bool(bridge)
+        now = _Kept(subnets=spec.subnets, bridge=bridge, host_address=address, masquerade=masquerade)
+        if now != before:
+            self._kept_dir().mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_json(self._kept_dir() / f"{spec.id}.json", now)
+        with links.opened(self.place.namespace) as net:
+            if before.host_address and (before.host_address, before.bridge) != (address, bridge):
+                old = net.device(before.bridge)
+                if old is not None:
+                    net.remove_address(old.index, before.host_address)
+            if address:
+                links.plain_frames(bridge)
+                device = net.must(bridge)
+                net.change(device, up=True, mtu=spec.mtu)
+                net.add_address(device.index, address)
+        if masquerade or before.masquerade:
+            self._host_rules()
+
+    def _host_rules(self) -> None:
+        """Load the host's table, with every masqueraded network in it."""
+        masquerades = []
+        for path in sorted(self._kept_dir().glob("*.json")):
+            kept = self._kept(path.stem)
+            if kept.masquerade:
+                cidrs = sorted({subnet.cidr for subnet in kept.subnets})
+                masquerades += [nft.Masquerade(cidr=cidr, bridge=kept.bridge) for cidr in cidrs]
+        with links.entered(self.place.namespace):
+            if masquerades:
+                self._set_sysctl("net/ipv4/ip_forward", "1")
+            nft.load(nft.host_table(self.place.cloud, masquerades))
+
+    def _set_sysctl(self, name: str, value: str) -> None:
+        record = self.place.root / "sysctls.json"
+        before = read_json(record, dict[str, str]) or {}
+        if name not in before:
+            write_json(record, {**before, name: links.sysctl(name)})
+        links.sysctl(name, value)
+
+    def _restore_sysctls(self) -> None:
+        """Put back what we found, unless another cloud on this host still needs it."""
+        record = self.place.root / "sysctls.json"
+        others = any(family == "inet" and name.startswith("nubila-") for family, name in nft.tables())
+        if not others:
+            for name, value in (read_json(record, dict[str, str]) or {}).items():
+                links.sysctl(name, value)
+        record.unlink(missing_ok=True)
+
+    # --- ports
+
+    def ensure_port(self, spec: PortSpec) -> NetworkState:
+        """Have a guest's tap, plugged and filtered, before or while its guest runs."""
+        with self._lock:
+            self.switch.ready()
+            ovs_ports.ensure_guest(self.switch, spec)
+            return NetworkState(id=spec.id, status="ACTIVE" if spec.admin_state_up else "DOWN")
+
+    def remove_port(self, id: str) -> None:
+        """Unplug a guest's port and delete its tap; absent is success."""
+        with self._lock:
+            self.switch.ready()
+            plugged = self.switch.view().of("guest", id)
+            if plugged is not None:
+                ovs_ports.remove(self.switch, [plugged])
+                return
+            with links.opened(self.place.namespace) as net:
+                for device in net.devices():
+                    if ovs_ports.marked(self.place, device.alias) == ("port", id):
+                        net.remove(device.name)
+
+    # --- routers
+
+    def ensure_router(self, spec: RouterSpec) -> NetworkState:
+        """Have a router with exactly these interfaces, routes and translations."""
+        with self._lock:
+            self.switch.ready()
+            subnets: dict[str, SubnetSpec] = {}
+            for port in spec.interfaces:
+                subnets.update({subnet.id: subnet for subnet in self._kept(port.network_id).subnets})
+            refused = self.router.ensure(spec, subnets)
+            if self._metadata is not None:
+                self._metadata.open(self._router_door(spec.id))
+            return NetworkState(id=spec.id, status="ACTIVE" if spec.admin_state_up else "DOWN", fault=" ".join(refused))
+
+    def remove_router(self, id: str) -> None:
+        """Take a router away; absent is success."""
+        with self._lock:
+            self.switch.ready()
+            if self._metadata is not None:
+                self._metadata.close_namespace(self.router_namespace(id))
+            self.router.remove(id)
+
+    def _router_door(self, router_id: str) -> Door:
+        return Door(
+            namespace=self.router_namespace(router_id), address="0.0.0.0", port=nft.METADATA_PORT, router_id=router_id
+        )
+
+    # --- all
+
+    def prune(self, networks: Iterable[str], ports: Iterable[str], routers: Iterable[str]) -> list[str]:
+        """Remove what is ours and not named, leaves first; returns what was removed ("router <id>" ...)."""
+        with self._lock:
+            self.switch.ready()
+            steps: list[tuple[str, Callable[[], list[str]], Callable[[str], None], set[str]]] = [
+                ("router", self.routers, self.remove_router, set(routers)),
+                ("port", self.ports, self.remove_port, set(ports)),
+                ("network", self.networks, self.remove_network, set(networks)),
+            ]
+            removed = []
+            for kind, present, remove, keep in steps:
+                for id in present():
+                    if id not in keep:
+                        remove(id)
+                        removed.append(f"{kind} {id}")
+            return removed
+
+    def serve_metadata(self, answer: MetadataAnswer) -> None:
+        """Answer 169.254.169.254 in every namespace that has it, now and as more are made."""
+        with self._lock:
+            self.stop()
+            self._metadata = MetadataServer(answer)
+            for name, kind, id in self._namespaces():
+                door = self._router_door(id)
+                if kind == "dhcp":
+                    door = Door(namespace=name, address=METADATA_ADDRESS, port=80, network_id=id)
+                with contextlib.suppress(TryAgain):  # its next ``ensure`` opens it
+                    self._metadata.open(door)
+
+    def _namespaces(self) -> list[tuple[str, str, str]]:
+        """(name, kind, id) of the namespaces that carry our mark."""
+        found = []
+        for name in links.namespaces():
+            if name.startswith(("qdhcp-", "qrouter-")):
+                mark = ovs_ports.marked(self.place, links.namespace_mark(name))
+                if mark:
+                    found.append((name, *mark))
+        return found

@@ -1,0 +1,119 @@
+"""Ports of the integration bridge together with their devices: guests' taps, and veth pairs into namespaces.
+
+Routers and DHCP servers use veth pairs rather than Open vSwitch internal ports: a veth outlives a restart of
+ovs-vswitchd, the userspace datapath's internal ports do not. Both ends have the same name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from nubila.core.ports import HostPlace, PortSpec, TryAgain
+from nubila.drivers import links, ovs_flows
+from nubila.drivers.ovs_switch import FLOWS, MACS, OPEN, OWNER, UP, Interface, LocalNetwork, Switch, View, Wish
+
+
+def mark(place: HostPlace, kind: str, id: str) -> str:
+    """What we write on namespaces and devices; ``place.namespace`` tells hosts played by one machine apart."""
+    return f"nubila cloud={place.cloud} at={place.namespace or '-'} {kind}={id}"
+
+
+def marked(place: HostPlace, alias: str) -> tuple[str, str] | None:
+    """(kind, id) of a mark of ours; None for anything else."""
+    words = alias.split(" ")
+    if len(words) != 4 or words[:3] != ["nubila", f"cloud={place.cloud}", f"at={place.namespace or '-'}"]:
+        return None
+    kind, _, id = words[3].partition("=")
+    return kind, id
+
+
+def ensure_guest(switch: Switch, spec: PortSpec) -> None:
+    """A guest's tap, plugged and filtered; a device that has the name already is adopted as it is."""
+    place = switch.place
+    view = switch.view()
+    network = _network(view, spec.network_id)
+    with links.opened(place.namespace) as net:
+        alias = mark(place, "port", spec.id)
+        if net.device(spec.device) is None:
+            net.add_tap(spec.device, alias)
+        net.give_to_switch(spec.device, alias, spec.mtu)
+    macs = sorted({spec.mac.lower(), *(mac.lower() for _, mac in spec.allowed_pairs if mac)})
+    wish = Wish(
+        name=spec.device,
+        kind="guest",
+        id=spec.id,
+        network_id=spec.network_id,
+        tag=network.vlan,
+        ids={
+            MACS: json.dumps(macs),
+            OPEN: "0" if spec.port_security else "1",
+            UP: "1" if spec.admin_state_up else "0",
+            "iface-id": spec.id,
+            "attached-mac": spec.mac,
+            "iface-status": "active",
+        },
+    )
+    interface = switch.plug(wish, view)
+    _wire(switch, interface, spec.network_id, ovs_flows.port_flows(spec, interface.ofport or 0, network.vlan))
+
+
+def ensure_inner(
+    switch: Switch,
+    *,
+    kind: str,
+    port_id: str,
+    owner: str,
+    network_id: str,
+    device: str,
+    namespace: str,
+    mac: str,
+    mtu: int,
+    addresses: Sequence[str],
+) -> list[str]:
+    """A router's or DHCP server's port: a veth into ``namespace`` with its addresses; returns the new addresses."""
+    place = switch.place
+    view = switch.view()
+    network = _network(view, network_id)
+    with links.opened(place.namespace) as net:
+        if net.device(device) is None:
+            net.add_veth(device, namespace, mac)
+        net.give_to_switch(device, mark(place, kind, port_id), mtu)
+    with links.opened(namespace) as net:
+        links.plain_frames(device)
+        inner = net.must(device)
+        net.change(inner, up=True, mtu=mtu, mac=mac)
+        new = net.set_addresses(inner.index, addresses)
+    ids = {MACS: json.dumps([mac.lower()]), OWNER: owner, "iface-id": port_id, "attached-mac": mac}
+    wish = Wish(name=device, kind=kind, id=port_id, network_id=network_id, tag=network.vlan, ids=ids)
+    interface = switch.plug(wish, view)
+    _wire(switch, interface, network_id, ovs_flows.trusted_flows(interface.ofport or 0, network.vlan))
+    return new
+
+
+def remove(switch: Switch, interfaces: Sequence[Interface]) -> None:
+    """Unplug interfaces, delete their devices, and bring their networks' flows up to date; absent is success."""
+    if not interfaces:
+        return
+    switch.unplug(interfaces)
+    with links.opened(switch.place.namespace) as net:
+        for interface in interfaces:
+            net.remove(interface.name)
+    for network_id in sorted({interface.ids.get("nubila-network", "") for interface in interfaces} - {""}):
+        switch.wire(network_id)
+
+
+def _network(view: View, network_id: str) -> LocalNetwork:
+    network = view.networks.get(network_id)
+    if network is None:
+        raise TryAgain(f"The network {network_id} is not wired on this host yet.")
+    return network
+
+
+def _wire(switch: Switch, interface: Interface, network_id: str, flows: Sequence[str]) -> None:
+    fingerprint = ovs_flows.digest(flows)
+    if interface.ids.get(FLOWS) == fingerprint:
+        switch.wire(network_id)
+        return
+    switch.wire(network_id, {(interface.kind, interface.ids["nubila-id"]): flows})
+    switch.set_ids(interface, {FLOWS: fingerprint})
