@@ -301,6 +301,7 @@ class Creds:
                 "service_project_domain_id": self.service_project_domain_id,
                 "service_roles": self.service_roles,
                 "token": {
+                    "domain": {"id": self.domain_id},
                     "user": {"domain": {"id": self.user_domain_id}},
                     "project": {"domain": {"id": self.project_domain_id}},
                 },
