@@ -128,7 +128,7 @@ class Compiler:
         values = compiled.construct_params(extracted_parameters=extracted, _check=False, **more)
         given = set(keys)
         for bind, name in compiled.bind_names.items():
-            if (bind.required or name in given) and values.get(name) is None:
+            if bind.required or (name in given and values.get(name) is None):  # required: holds a sentinel, no value
                 values.pop(name, None)
         for column, _ in plan.makers:
             values.pop(column, None)
