@@ -85,6 +85,14 @@ def claim(tx: Tx, project_id: str, amounts: Mapping[str, int], defaults: Mapping
             raise OverQuota(resource, wanted, int(seen["used"]), int(seen["most"]))
 
 
+def count(tx: Tx, project_id: str, amounts: Mapping[str, int]) -> None:
+    """Count what the cloud itself makes for a project (its default group, DHCP ports): used, but never refused."""
+    for resource in sorted(amounts):
+        if amounts[resource]:
+            row = {"project_id": project_id, "resource": resource, "used": amounts[resource]}
+            tx.execute(upsert(tx.dialect, quota_usage, row, {"used": _u.used + amounts[resource]}))
+
+
 def release(tx: Tx, project_id: str, amounts: Mapping[str, int]) -> None:
     """Give back what was claimed; usage never falls below zero."""
     for resource in sorted(amounts):

@@ -1,0 +1,148 @@
+"""Security groups of projects and ports: the default group, membership."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from nubila.core import clock, quota
+from nubila.core.cloud import Cloud
+from nubila.core.db import Reader, Tx
+from nubila.core.faults import Fault, bad_request, conflict
+from nubila.core.sql import upsert
+from nubila.services.network import look
+from nubila.services.network.kinds_port import SecurityGroup, SecurityGroupRule
+from nubila.services.network.tables import DEFAULT_GROUP, PORT_GROUP
+
+Row = dict[str, Any]
+DEFAULT = "default"
+_G = SecurityGroup.table.c
+_DEFAULT_OF = sa.select(DEFAULT_GROUP.c.security_group_id).where(DEFAULT_GROUP.c.project_id == sa.bindparam("project"))
+_OF_PORT = (
+    sa.select(PORT_GROUP.c.security_group_id)
+    .where(PORT_GROUP.c.port_id == sa.bindparam("port"))
+    .order_by(PORT_GROUP.c.security_group_id)
+)
+_KNOWN = sa.select(SecurityGroup.table).where(_G.id.in_(sa.bindparam("ids", expanding=True)))
+_BY_NAME = sa.select(_G.id).where(_G.project_id == sa.bindparam("project"), _G.name == sa.bindparam("name"))
+_LEAVE = sa.delete(PORT_GROUP).where(PORT_GROUP.c.port_id == sa.bindparam("b_port"))
+
+
+@functools.cache
+def _claim_default(dialect: str) -> sa.Insert:
+    values = {"project_id": sa.bindparam("b_project"), "security_group_id": sa.bindparam("b_group")}
+    return upsert(dialect, DEFAULT_GROUP, values, {})
+
+
+def default_of(reader: Reader, project_id: str) -> str | None:
+    """The id of the project's default group, None when it has none yet."""
+    found: str | None = reader.scalar(_DEFAULT_OF, {"project": project_id})
+    return found
+
+
+def ensure_default(cloud: Cloud, tx: Reader, project_id: str) -> str | None:
+    """The project's default group, made with its four rules when the project has none.
+
+    Given a mere reader it opens a transaction of its own. None for an empty project.
+    """
+    if not project_id:
+        return None
+    found = default_of(tx, project_id)
+    if found is not None:
+        return found
+    if isinstance(tx, Tx):
+        return _make_default(tx, project_id)
+    return cloud.store.transact(lambda own: default_of(own, project_id) or _make_default(own, project_id))
+
+
+def _make_default(tx: Tx, project_id: str) -> str:
+    id = clock.new_id()
+    tx.execute(_claim_default(tx.dialect), {"b_project": project_id, "b_group": id})
+    winner = default_of(tx, project_id)
+    assert winner is not None
+    if winner != id:
+        return winner
+    now = clock.now()
+    tx.insert(SecurityGroup.table, {
+        "id": id, "name": DEFAULT, "description": "Default security group", "project_id": project_id, "tags": [],
+        "created_at": now, "updated_at": now, "revision_number": 1,
+    })  # fmt: skip
+    add_rules(tx, id, project_id, [
+        ("egress", "IPv4", None), ("egress", "IPv6", None), ("ingress", "IPv4", id), ("ingress", "IPv6", id),
+    ])  # fmt: skip
+    quota.count(tx, project_id, {"security_group": 1})
+    return id
+
+
+def add_rules(tx: Tx, group_id: str, owner: str, rules: Iterable[tuple[str, str, str | None]]) -> None:
+    """Rules every new group has: (direction, ethertype, remote group)."""
+    now, n = clock.now(), 0
+    for direction, ethertype, remote in rules:
+        row = {
+            "id": clock.new_id(), "security_group_id": group_id, "direction": direction, "ethertype": ethertype,
+            "protocol": None, "port_range_min": None, "port_range_max": None, "remote_ip_prefix": None,
+            "remote_group_id": remote, "normalized_cidr": None, "description": "", "project_id": owner,
+            "group_owner": owner, "created_at": now, "updated_at": now, "revision_number": 0,
+        }  # fmt: skip
+        tx.insert(SecurityGroupRule.table, {**row, "sameness": sameness(row)})
+        n += 1
+    quota.count(tx, owner, {"security_group_rule": n})
+
+
+def sameness(rule: Row) -> str:
+    """What two rules of a group must not share."""
+    names = ("direction", "ethertype", "protocol", "port_range_min", "port_range_max", "normalized_cidr", "remote_group_id")
+    return "/".join("" if rule[n] is None else str(rule[n]) for n in names)
+
+
+def of_port(reader: Reader, port_id: str) -> list[str]:
+    """The ids of a port's groups."""
+    return [id for (id,) in reader.rows(_OF_PORT, {"port": port_id})]
+
+
+def chosen(cloud: Cloud, tx: Tx, port: Row, asked: Sequence[str] | None, creds: Any) -> list[str]:
+    """The groups a port is to be in. ``asked`` None: the project's default group where groups apply at all."""
+    guarded = bool(port["port_security_enabled"]) and not str(port["device_owner"]).startswith("network:")
+    if asked is None:
+        default = ensure_default(cloud, tx, port["project_id"]) if guarded else None
+        return [default] if default else []
+    ids = list(dict.fromkeys(asked))
+    if not ids:
+        return []
+    if not port["port_security_enabled"]:
+        text = "Port security must be enabled in order to have security groups on a port."
+        raise conflict(text, "PortSecurityPortHasSecurityGroup")
+    rows = {g["id"]: g for g in tx.all(_KNOWN, {"ids": ids})}
+    for id in ids:
+        group = rows.get(id)
+        mine = group is not None and (creds is None or group["project_id"] in (port["project_id"], creds.project_id))
+        if group is None or not (mine or look.visible(cloud, creds, SecurityGroup, group)):
+            raise look.missing(SecurityGroup, id)
+    return ids
+
+
+def join(tx: Tx, port_id: str, ids: Sequence[str]) -> None:
+    """Put a port in exactly these groups."""
+    tx.execute(_LEAVE, {"b_port": port_id})
+    for id in sorted(ids):
+        tx.insert(PORT_GROUP, {"port_id": port_id, "security_group_id": id})
+
+
+def by_names(reader: Reader, project_id: str, names_or_ids: Iterable[str]) -> list[str]:
+    """Ids of groups given by id or by name within the project; 400 for an unknown, 409 for an ambiguous name."""
+    out = []
+    for name in names_or_ids:
+        ids = [id for (id,) in reader.rows(_BY_NAME, {"project": project_id, "name": name})]
+        group = look.row(reader, SecurityGroup, name) if not ids else None
+        if group is not None and group["project_id"] == project_id:
+            ids = [group["id"]]
+        if not ids:
+            raise bad_request(f"Security group {name} not found for project {project_id}.", "SecurityGroupNotFound")
+        if len(ids) > 1:
+            text = f"Multiple security groups found matching '{name}'. Use an ID to be more specific."
+            raise Fault(409, text, "NoUniqueMatch")
+        out.append(ids[0])
+    return list(dict.fromkeys(out))

@@ -1,0 +1,120 @@
+"""Find the rows others refer to, as the caller may see them; refusals carry Neutron's names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy as sa
+
+from nubila.core.cloud import Cloud
+from nubila.core.db import Reader, Tx
+from nubila.core.declare import Resource
+from nubila.core.faults import Fault, bad_request, conflict, not_found
+from nubila.core.types import is_uuid
+from nubila.services.network.kinds import FloatingIP, Network, Router, Subnet, SubnetPool, by_id
+from nubila.services.network.kinds_port import Port, SecurityGroup
+from nubila.services.network.tables import IP_ALLOCATION
+
+Row = dict[str, Any]
+
+_BY_ID = {cls: by_id(cls) for cls in (Network, Subnet, Port, Router, FloatingIP, SecurityGroup, SubnetPool)}
+_LOCK = {cls: sa.select(cls.table.c.id).where(cls.table.c.id == sa.bindparam("id")).with_for_update() for cls in _BY_ID}
+NOT_FOUND = {Port: "PortNotFound", Network: "NetworkNotFound", Subnet: "SubnetNotFound", Router: "RouterNotFound",
+             FloatingIP: "FloatingIPNotFound", SecurityGroup: "SecurityGroupNotFound",
+             SubnetPool: "SubnetPoolNotFound"}  # fmt: skip
+_SUBNETS = (
+    sa.select(Subnet.table)
+    .where(Subnet.table.c.network_id == sa.bindparam("network"))
+    .order_by(Subnet.table.c.created_at, Subnet.table.c.id)
+)
+_ADDRESSES = (
+    sa.select(IP_ALLOCATION.c.subnet_id, IP_ALLOCATION.c.ip_address)
+    .where(IP_ALLOCATION.c.port_id == sa.bindparam("port"))
+    .order_by(IP_ALLOCATION.c.place)
+)
+
+
+def row(reader: Reader, cls: type[Resource], id: str) -> Row | None:
+    """A row by id, whoever asks."""
+    return reader.one(_BY_ID[cls], {"id": id})
+
+
+def need(reader: Reader, cls: type[Resource], id: str) -> Row:
+    """A row by id, else a 404 in Neutron's words."""
+    found = row(reader, cls, id)
+    if found is None:
+        raise missing(cls, id)
+    return found
+
+
+def missing(cls: type[Resource], id: str) -> Fault:
+    """The 404 of a kind."""
+    assert cls.rest is not None
+    return not_found(cls.rest.item, id, NOT_FOUND.get(cls, ""))
+
+
+def seen(cloud: Cloud, reader: Reader, creds: Any, cls: type[Resource], id: str) -> Row:
+    """A row by id if the caller may see it, else 404. ``creds`` None: the cloud itself asks."""
+    found = row(reader, cls, id)
+    if found is None or (creds is not None and not visible(cloud, creds, cls, found)):
+        raise missing(cls, id)
+    return found
+
+
+def visible(cloud: Cloud, creds: Any, cls: type[Resource], found: Mapping[str, Any]) -> bool:
+    """Whether policy lets the caller see the row."""
+    assert cls.rest is not None
+    return bool(cloud.policy.enforce(cls.rest.rules["show"], creds, wire(cls, found)))
+
+
+def wire(cls: type[Resource], found: Mapping[str, Any]) -> dict[str, Any]:
+    """The row under its names on the wire, as policy rules call them."""
+    target = dict(found)
+    for name in ("external", "network_owner", "group_owner"):
+        if name in found:
+            target[cls.attrs[name].api] = found[name]
+    return target
+
+
+def lock(tx: Tx, cls: type[Resource], id: str) -> None:
+    """Let nobody else change what hangs on this row until the transaction ends (SQLite has one writer anyway)."""
+    tx.one(_LOCK[cls], {"id": id})
+
+
+def subnets(reader: Reader, network_id: str) -> list[Row]:
+    """All subnets of a network, oldest first."""
+    return reader.all(_SUBNETS, {"network": network_id})
+
+
+def addresses_of(reader: Reader, port_id: str) -> list[dict[str, str]]:
+    """``fixed_ips`` of one port."""
+    return [{"subnet_id": s, "ip_address": a} for s, a in reader.rows(_ADDRESSES, {"port": port_id})]
+
+
+def uuid(field: str, value: Any) -> str:
+    """The value if it is a UUID, else a 400 that names the field."""
+    if not isinstance(value, str) or not is_uuid(value):
+        raise bad_request(f"Invalid input for {field}: '{value}' is not a valid UUID.", "HTTPBadRequest")
+    return value
+
+
+def check_revision(call: Any, before: Mapping[str, Any]) -> None:
+    """Refuse (412) an update whose ``If-Match: revision_number=N`` does not name the current revision."""
+    match = call.headers.get("if-match")
+    if not match:
+        return
+    name, _, number = match.partition("=")
+    if name.strip() != "revision_number" or not number.strip().isdigit():
+        raise bad_request("The If-Match header must read revision_number=NUMBER.", "HTTPBadRequest")
+    if int(number) != before["revision_number"]:
+        raise Fault(
+            412,
+            f"The resource has revision {before['revision_number']}, not {int(number)}; read it again.",
+            "RevisionNumberConstraintFailed",
+        )
+
+
+def in_use(what: str, id: str, why: str, type: str) -> Fault:
+    """409: something cannot go because of what hangs on it."""
+    return conflict(f"Unable to complete operation on {what} {id}. {why}", type)

@@ -1,0 +1,265 @@
+"""A port's life inside one transaction: made, changed, moved between hosts, given up.
+
+The API's hooks, the routers, DHCP placement and Compute (plug.py) all come through here, so that addresses, groups,
+floating IPs and work rows always change together with the port.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from nubila.core import checks, clock, hosts, quota
+from nubila.core.cloud import Cloud
+from nubila.core.db import Tx
+from nubila.core.faults import bad_request, conflict, over_quota
+from nubila.core.gates import ALWAYS
+from nubila.services.network import allocate, asks, fixed, floating_links, groups, look, tags
+from nubila.services.network.kinds import Network
+from nubila.services.network.kinds_port import Port
+from nubila.services.network.tables import DHCP_BINDING
+
+Row = dict[str, Any]
+MAX_PAIRS = 10
+_COLUMNS = [c.name for c in Port.table.columns]
+_DELETE = sa.delete(Port.table).where(Port.table.c.id == sa.bindparam("b_id"))
+_LOSE_DHCP = (
+    sa.update(DHCP_BINDING).where(DHCP_BINDING.c.port_id == sa.bindparam("b_port")).values(port_id=sa.null())
+)  # fmt: skip
+
+
+# --- making ---------------------------------------------------------------------------------------------------------
+
+
+def fill(cloud: Cloud, tx: Tx, values: Row, net: Mapping[str, Any], creds: Any) -> None:
+    """Bring a create request to its final form; addresses and groups wished for are left in ``_wishes``, ``_groups``."""
+    values["network_owner"] = net["project_id"]
+    if values.get("port_security_enabled") is None:
+        values["port_security_enabled"] = net["port_security_enabled"]
+    values["mac_address"] = allocate.mac(tx, net["id"], values.get("mac_address"))
+    bind_values(tx, values, values.get("host_id") or "")
+    values["profile"] = values.get("profile") or {}
+    values["_groups"] = groups.chosen(cloud, tx, values, values.get("security_groups"), creds)
+    values["allowed_address_pairs"] = pairs(values.get("allowed_address_pairs") or [], values)
+    values["extra_dhcp_opts"] = options([], values.get("extra_dhcp_opts") or [])
+    values["dns_name"] = host_name(values.get("dns_name") or "")
+    values["tags"] = tags.clean(values.get("tags") or [])
+    values["_wishes"] = fixed.wishes(tx, values, values.get("fixed_ips"))
+
+
+def made(cloud: Cloud, tx: Tx, row: Row) -> None:
+    """What follows once the row is there: addresses, groups, tags, work for hosts. Completes ``row`` for the answer."""
+    row["fixed_ips"] = fixed.claim(tx, row, row.pop("_wishes"))
+    ids = row.pop("_groups")
+    for id in ids:
+        tx.insert(groups.PORT_GROUP, {"port_id": row["id"], "security_group_id": id})
+    row["security_groups"] = ids
+    tags.store(tx, row["id"], row["tags"], fresh=True)
+    if row["bound_host"]:
+        asks.moved(tx, row, "", row["bound_host"])
+    if row["fixed_ips"]:
+        asks.dhcp(tx, row["network_id"])
+        asks.groups(tx, ids)
+
+
+def create(cloud: Cloud, tx: Tx, creds: Any = None, *, counted: str = "claim", **values: Any) -> Row:
+    """Make a port for the cloud itself or another service; ``counted``: "claim" (409 when over quota), "count", "no"."""
+    net = look.seen(cloud, tx, creds, Network, values["network_id"])
+    row = checks.defaults(Port, dict(values), ALWAYS)
+    fill(cloud, tx, row, net, creds)
+    project = row["project_id"]
+    if project and counted == "claim":
+        try:
+            quota.claim(tx, project, {"port": 1}, cloud.service("network").quotas)
+        except quota.OverQuota as e:
+            text = f"Quota exceeded for resources: ['port']: {e.used} of {e.limit} in use."
+            raise over_quota(text) from None
+    elif project and counted == "count":
+        quota.count(tx, project, {"port": 1})
+    tx.insert(Port.table, {c: row.get(c) for c in _COLUMNS})
+    made(cloud, tx, row)
+    return row
+
+
+# --- changing -------------------------------------------------------------------------------------------------------
+
+
+def prepare_change(cloud: Cloud, tx: Tx, before: Row, values: Row, creds: Any) -> None:
+    """Check and complete an update's values; changes nothing but ``values``."""
+    after = {**before, **values}
+    if "mac_address" in values:
+        _change_mac(tx, before, values)
+        after["mac_address"] = values["mac_address"]
+    if "host_id" in values:
+        bind_values(tx, values, values["host_id"] or "")
+        if values["bound_host"] != before["bound_host"]:
+            values["status"] = "DOWN"
+    if "profile" in values:
+        values["profile"] = values["profile"] or {}
+    if "port_security_enabled" in values and values["port_security_enabled"] is None:
+        values["port_security_enabled"] = before["port_security_enabled"]
+    if "security_groups" in values:
+        values["_groups"] = groups.chosen(cloud, tx, {**before, **values}, values["security_groups"] or [], creds)
+    elif values.get("port_security_enabled") is False and groups.of_port(tx, before["id"]):
+        text = "Port security can not be switched off while the port is in security groups: take it out of them first."
+        raise conflict(text, "PortSecurityPortHasSecurityGroup")
+    if "allowed_address_pairs" in values or values.get("port_security_enabled") is False:
+        asked = values.get("allowed_address_pairs", before["allowed_address_pairs"])
+        values["allowed_address_pairs"] = pairs(asked or [], {**before, **values})
+    if "extra_dhcp_opts" in values:
+        values["extra_dhcp_opts"] = options(before["extra_dhcp_opts"], values["extra_dhcp_opts"] or [])
+    if "dns_name" in values:
+        values["dns_name"] = host_name(values["dns_name"] or "")
+
+
+def _change_mac(tx: Tx, before: Row, values: Row) -> None:
+    wanted = values["mac_address"]
+    if wanted is None or wanted == before["mac_address"]:
+        values["mac_address"] = before["mac_address"]
+        return
+    if before["bound_host"]:
+        text = f"Unable to complete operation on port {before['id']}, port is already bound, port type: "
+        raise conflict(f"{text}{before['vif_type']}, old_mac {before['mac_address']}, new_mac {wanted}.", "PortBound")
+    values["mac_address"] = allocate.mac(tx, before["network_id"], wanted)
+
+
+def changed(cloud: Cloud, tx: Tx, before: Row, after: Row) -> None:
+    """What follows a changed row: addresses, groups, floating IPs, work for hosts. Completes ``after``."""
+    id, old_ips = before["id"], look.addresses_of(tx, before["id"])
+    old_groups = groups.of_port(tx, id)
+    if "fixed_ips" in after:
+        after["fixed_ips"] = fixed.replace(tx, after, after["fixed_ips"])
+    elif before["mac_address"] != after["mac_address"]:
+        autos = [s["id"] for s in look.subnets(tx, before["network_id"]) if fixed.is_auto(s)]
+        kept = [i for i in old_ips if i["subnet_id"] not in autos]
+        after["fixed_ips"] = fixed.replace(tx, after, kept) if len(kept) != len(old_ips) else old_ips
+    else:
+        after["fixed_ips"] = old_ips
+    new_groups = after.pop("_groups", None)
+    if new_groups is not None and new_groups != old_groups:
+        groups.join(tx, id, new_groups)
+    after["security_groups"] = old_groups if new_groups is None else new_groups
+    new_ips = after["fixed_ips"]
+    if new_ips != old_ips:
+        floating_links.addresses_changed(tx, id, [i["ip_address"] for i in new_ips])
+    asks.moved(tx, after, before["bound_host"], after["bound_host"])
+    asks.port(tx, after)
+    if before["device_owner"] != after["device_owner"] or before["device_id"] != after["device_id"]:
+        asks.port(tx, before)
+    if new_ips != old_ips or any(before[n] != after[n] for n in ("mac_address", "dns_name", "extra_dhcp_opts")):
+        asks.dhcp(tx, before["network_id"])
+    members = new_ips != old_ips or before["allowed_address_pairs"] != after["allowed_address_pairs"]
+    concerned = set(old_groups) ^ set(after["security_groups"])
+    asks.groups(tx, concerned | set(old_groups) if members else concerned)
+
+
+def bind_values(tx: Tx, values: Row, host: str) -> None:
+    """Set the binding columns; a host nobody knows leaves the port unwired, as Neutron's ``binding_failed``."""
+    known = bool(host) and hosts.get(tx, host) is not None
+    values["host_id"] = host
+    values["bound_host"] = host if known else ""
+    values["vif_type"] = "ovs" if known else "binding_failed" if host else "unbound"
+
+
+def bind(tx: Tx, row: Row, host: str, **more: Any) -> Row:
+    """Move a port to a host ("" = none) and change further columns with it."""
+    values: Row = dict(more)
+    bind_values(tx, values, host)
+    if values["bound_host"] != row["bound_host"]:
+        values["status"] = "DOWN"
+        look.lock(tx, Network, row["network_id"])
+    allocate.set_columns(tx, Port, row["id"], {**values, "updated_at": clock.now()})
+    after = {**row, **values}
+    asks.moved(tx, after, row["bound_host"], after["bound_host"])
+    asks.port(tx, after)
+    if row["device_owner"] != after["device_owner"]:
+        asks.dhcp(tx, row["network_id"])
+    return after
+
+
+# --- giving up ------------------------------------------------------------------------------------------------------
+
+
+def let_go(tx: Tx, row: Row) -> None:
+    """Undo all that hangs on a port, before its row is deleted."""
+    id = row["id"]
+    row["_groups"] = groups.of_port(tx, id)
+    floating_links.port_gone(tx, id)
+    allocate.release(tx, id)
+    groups.join(tx, id, ())
+    tx.execute(_LOSE_DHCP, {"b_port": id})
+    tags.forget(tx, id)
+
+
+def gone(tx: Tx, row: Row) -> None:
+    """What follows once the row is deleted."""
+    if row["bound_host"]:
+        asks.moved(tx, row, row["bound_host"], "")
+        asks.port(tx, row)
+    asks.dhcp(tx, row["network_id"])
+    asks.groups(tx, row.pop("_groups", ()))
+
+
+def delete(tx: Tx, row: Row) -> None:
+    """Delete a port with everything that hangs on it."""
+    let_go(tx, row)
+    tx.execute(_DELETE, {"b_id": row["id"]})
+    if row["project_id"]:
+        quota.release(tx, row["project_id"], {"port": 1})
+    gone(tx, row)
+
+
+# --- checking -------------------------------------------------------------------------------------------------------
+
+
+def pairs(asked: Sequence[Mapping[str, Any]], port: Mapping[str, Any]) -> list[Row]:
+    """Allowed address pairs in their stored form; 400 or 409 for those that cannot be."""
+    if asked and not port["port_security_enabled"]:
+        text = "Port security must be enabled in order to have allowed address pairs on a port."
+        raise conflict(text, "AddressPairAndPortSecurityRequired")
+    if len(asked) > MAX_PAIRS:
+        text = f"The number of allowed address pairs exceeds the maximum {MAX_PAIRS}."
+        raise bad_request(text, "AllowedAddressPairExhausted")
+    out: list[Row] = []
+    for one in asked:
+        ip = one["ip_address"]
+        try:
+            parsed = ipaddress.ip_network(ip, strict=False)
+            mac = checks.loaded(Port.attrs["mac_address"].type.load, "allowed_address_pairs", one.get("mac_address"))
+        except ValueError:
+            text = f"Invalid input for allowed_address_pairs: '{ip}' is not a valid IP address or CIDR."
+            raise bad_request(text, "InvalidInput") from None
+        shown = str(parsed) if "/" in ip else str(parsed.network_address)
+        pair = {"ip_address": shown, "mac_address": mac or port["mac_address"]}
+        if pair in out:
+            text = f"Request contains duplicate address pair: mac_address {pair['mac_address']} ip_address {shown}."
+            raise bad_request(text, "DuplicateAddressPairInRequest")
+        out.append(pair)
+    return out
+
+
+def options(have: Sequence[Mapping[str, Any]], asked: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Extra DHCP options after a request: given ones replace, those with a null value go."""
+    out = {(o["opt_name"], o["ip_version"]): dict(o) for o in have}
+    for one in asked:
+        key = (one["opt_name"], int(one.get("ip_version") or 4))
+        value = one["opt_value"]
+        if value is None:
+            out.pop(key, None)
+            continue
+        if not value.strip() or any(c in value or c in key[0] for c in "\r\n\0"):
+            text = f"Invalid input for extra_dhcp_opts: '{key[0]}' needs a value without line breaks."
+            raise bad_request(text, "InvalidInput")
+        out[key] = {"opt_name": key[0], "opt_value": value, "ip_version": key[1]}
+    return list(out.values())
+
+
+def host_name(text: str) -> str:
+    """A name usable as one DNS label; 400 otherwise."""
+    if text and not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?", text):
+        raise bad_request(f"Invalid input for dns_name: '{text}' is not a valid host name.", "InvalidInput")
+    return text.lower()
