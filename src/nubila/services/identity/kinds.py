@@ -138,8 +138,7 @@ class User(_Own):
     name = Attr(Name255, "Unique in its domain.", write="cu", filter=_NAMES, sort=True)
     domain_id = Attr(Id64, "The domain it belongs to.", write="cu", default="", filter="eq in", index=True)
     enabled = Attr(Truth, "A disabled user cannot authenticate.", write="cu", default=True, filter="eq", sort=True)
-    default_project_id = Attr(Id64, "Scope of a token when none is asked for.", write="cu", null=True)
-    description = Attr(Doc, "Free text.", write="cu", null=True)
+    default_project_id = Attr(Id64, "Scope of a token when none is asked for.", write="cu", null=True, hidden=True)
     options = Attr(UserOptions, "Exemptions and multi-factor rules.", write="cu", default=dict)
     password_expires_at = Attr(
         Str(32), "When the password stops working; null = never.", observed=True, filter="lt lte gt gte eq neq"
@@ -193,7 +192,6 @@ class CatalogService(_Own):
     kind = "catalog_service"
     type = Attr(Str(255, lo=1), "What API it speaks: compute, network ...", write="cu", filter="eq in", sort=True)
     name = Attr(Str(255), "What it is called.", write="cu", default="", filter=_NAMES, sort=True)
-    description = Attr(Doc, "Free text.", write="cu", null=True)
     enabled = Attr(Truth, "A disabled one is not in the catalogue.", write="cu", default=True, filter="eq")
     rest = rest("services", "service", "services")
 
@@ -209,7 +207,7 @@ class Endpoint(_Own):
         Str(255), "The same as region_id.", write="cu", null=True, store=False, compute=lambda row: row["region_id"]
     )
     url = Attr(Str(2048, lo=1, pattern=r"^[^\s]+$"), "May hold $(project_id)s and $(user_id)s.", write="cu")
-    name = Attr(Str(255), "Free text.", write="cu", null=True, default=None, filter="eq")
+    name = Attr(Str(255), "Free text.", write="cu", null=True, default=None, filter="eq", hidden=True)
     enabled = Attr(Truth, "A disabled one is not in the catalogue.", write="cu", default=True, filter="eq")
     rest = rest("endpoints", "endpoint", "endpoints")
 

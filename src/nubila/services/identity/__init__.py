@@ -1,0 +1,41 @@
+"""Identity v3: who you are, what you may be, where everything is."""
+
+from __future__ import annotations
+
+from nubila.core.service import Service
+from nubila.services.identity import people, places, resources, role_list, roles, tokens, versions
+from nubila.services.identity.bootstrap import bootstrap
+from nubila.services.identity.kinds import CatalogService, Domain, Endpoint, Group, Policy, Project, Region, Role, User
+from nubila.services.identity.policies import RULES
+
+SERVICE = Service(
+    name="identity",
+    type="identity",
+    title="keystone",
+    prefix="",
+    catalog_path="/v3",
+    classic_port=5000,
+    kinds=(Domain, Project, User, Group, Role, Region, CatalogService, Endpoint, Policy),
+    hooks={
+        Domain: resources.DOMAIN_HOOKS,
+        Project: resources.PROJECT_HOOKS,
+        User: people.USER_HOOKS,
+        Group: people.GROUP_HOOKS,
+        Role: roles.HOOKS,
+        Region: places.REGION_HOOKS,
+        CatalogService: places.SERVICE_HOOKS,
+        Endpoint: places.ENDPOINT_HOOKS,
+        Policy: places.POLICY_HOOKS,
+    },
+    routes=(
+        *versions.ROUTES,
+        *tokens.ROUTES,
+        *resources.ROUTES,
+        *people.ROUTES,
+        *roles.ROUTES,
+        *role_list.ROUTES,
+        *places.ROUTES,
+    ),
+    rules=RULES,
+    bootstrap=bootstrap,
+)

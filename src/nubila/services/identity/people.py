@@ -1,0 +1,310 @@
+"""Users and groups beyond what their declarations say. Passwords are hashed before the transaction begins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from nubila.core import checks
+from nubila.core.call import Call, Reply, Route
+from nubila.core.faults import bad_request, forbidden, not_found, unauthorized
+from nubila.core.passwords import verify
+from nubila.core.query import ListQuery
+from nubila.core.service import Hooks
+from nubila.services.identity import assignments, auth, lookup, resources, shape
+from nubila.services.identity.kinds import MEMBERSHIP, Group, User
+from nubila.services.identity.login import hashing
+from nubila.services.identity.revision import bump
+
+Row = dict[str, Any]
+_U, _G, _M = User.table, Group.table, MEMBERSHIP.c
+_PASSWORD = {"type": ["string", "null"], "maxLength": 4096}
+_OPERATORS = {"lt": "__lt__", "lte": "__le__", "gt": "__gt__", "gte": "__ge__", "eq": "__eq__", "neq": "__ne__"}
+_find_user, _find_group = shape.finder(User), shape.finder(Group)
+
+
+# --- users ---------------------------------------------------------------------------------------------------------
+
+
+def _hashed(call: Call, body: Row) -> Row:
+    """The body without its password, and the hash put aside in the call's memo."""
+    if "password" not in body:
+        return body
+    password = body["password"]
+    checks.checker(_PASSWORD)(password)
+    call.memo["hash"] = hashing(call.cloud).hash(password) if password is not None else None
+    return {k: v for k, v in body.items() if k != "password"}
+
+
+def _target(call: Call, row: Row) -> Row:
+    domain = row.get("domain_id") or shape.default_domain(call)
+    return {"target": {"user": {**row, "domain_id": domain}}, "user_id": row.get("id"), "domain_id": domain}
+
+
+def _shown(call: Call, row: Row) -> Row:
+    _present(call, [row])
+    return shape.view(call, User, row)
+
+
+def _present(call: Call, rows: list[Row]) -> None:
+    """Attributes that the original leaves out when they are not set go with the caller's own."""
+    for row in rows:
+        extra = dict(row.get("extra") or {})
+        if call.method == "PATCH":
+            extra["extra"] = dict(extra)
+        if row.get("default_project_id"):
+            extra["default_project_id"] = row["default_project_id"]
+        row["extra"] = extra
+
+
+def create_user(call: Call) -> Reply:
+    """POST /v3/users."""
+    body = shape.inner(call, "user")
+    given = checks.accept(User, "create", {k: v for k, v in body.items() if k != "password"}, call.version)
+    call.enforce("identity:create_user", _target(call, given))  # before the time for hashing is spent
+    body = _hashed(call, body)
+    with call.cloud.store.write() as call.tx:
+        values = checks.defaults(User, dict(given), call.version)
+        values["domain_id"] = values.get("domain_id") or shape.default_domain(call)
+        values["extra"] = shape.own(User, body)
+        values["password"] = call.memo.get("hash")
+        shape.merge_options({}, values)
+        _check_project(call, values)
+        _domain(call, values["domain_id"])
+        shape.names_free(call.tx, User, values, "user")
+        call.tx.insert(_U, {c.name: values.get(c.name) for c in _U.columns})
+    return Reply({"user": _shown(call, values)}, 201)
+
+
+def _domain(call: Call, id: str) -> Row:
+    row = lookup.project(call.tx, id)
+    if row is None or not row["is_domain"]:
+        raise not_found("domain", id)
+    return row
+
+
+def _check_project(call: Call, values: Row) -> None:
+    project = lookup.project(call.tx, values["default_project_id"]) if values.get("default_project_id") else None
+    if project is not None and project["is_domain"]:
+        raise bad_request("default_project_id cannot be a domain.", "ValidationError")
+
+
+def update_user(call: Call) -> Reply:
+    """PATCH /v3/users/{id}."""
+    body = shape.inner(call, "user")
+    with call.cloud.store.read() as call.tx:
+        row = _find_user(call, call.params["id"])
+        if row is not None:
+            call.enforce("identity:update_user", _target(call, row))
+    if row is None:
+        raise not_found("user", call.params["id"])
+    values = checks.accept(User, "update", {k: v for k, v in body.items() if k != "password"}, call.version)
+    body = _hashed(call, body)
+    with call.cloud.store.write() as call.tx:
+        before = shape.fetch(call.tx, User, row["id"])
+        shape.same_domain(before, values)
+        shape.merge_options(before, values)
+        shape.names_free(call.tx, User, values, "user", before)
+        _check_project(call, values)
+        values["extra"] = {**before["extra"], **shape.own(User, body)}
+        if "hash" in call.memo:
+            values["password"] = call.memo["hash"]
+        call.tx.execute(sa.update(_U).where(_U.c.id == before["id"]).values(**values))
+        after = {**before, **values}
+        if "hash" in call.memo or (before["enabled"] and not after["enabled"]):
+            auth.revoke(call.cloud, call.tx, user_id=before["id"])
+        else:
+            bump(call.cloud, call.tx)
+    return Reply({"user": _shown(call, after)}, 200)
+
+
+def change_password(call: Call) -> None:
+    """POST /v3/users/{id}/password: the user's own doing, proved by the old password; needs no token."""
+    schema = {
+        "type": "object",
+        "properties": {"original_password": {"type": "string"}, "password": {"type": "string", "maxLength": 4096}},
+        "required": ["original_password", "password"],
+    }
+    body = shape.inner(call, "user")
+    checks.checker(schema)(body)
+    with call.cloud.store.read() as reader:
+        user = lookup.user(reader, call.params["id"])
+    passwords = hashing(call.cloud)
+    if user is None or not user["enabled"] or not user["password"]:
+        passwords.dummy_verify(body["original_password"])
+        raise unauthorized(auth.PLEASE)
+    if not verify(user["password"], body["original_password"]):
+        raise unauthorized(auth.PLEASE)
+    if (user["options"] or {}).get("lock_password"):
+        raise forbidden("The password of this user is locked; ask an administrator.", "PasswordLocked")
+    if body["password"] == body["original_password"]:
+        raise bad_request("The new password must be different from the old one.", "PasswordValidationError")
+    hashed = passwords.hash(body["password"])
+    with call.cloud.store.write() as tx:
+        same = (_U.c.id == user["id"], _U.c.password == user["password"])
+        if not tx.execute(sa.update(_U).where(*same).values(password=hashed)):
+            raise unauthorized(auth.PLEASE)  # somebody else changed it meanwhile
+        auth.revoke(call.cloud, tx, user_id=user["id"])
+
+
+def _delete_user(call: Call, row: Row) -> None:
+    resources.forget_user(call.tx, row["id"])
+    auth.revoke(call.cloud, call.tx, user_id=row["id"])
+
+
+def _expiry(q: ListQuery) -> list[Any]:
+    out = []
+    for text in q.extra.get("password_expires_at", []):
+        op, _, at = text.partition(":")
+        if op not in _OPERATORS:
+            raise bad_request(
+                f"password_expires_at takes {', '.join(_OPERATORS)}, a colon and a time.", "ValidationError"
+            )
+        out.append(getattr(_U.c.password_expires_at, _OPERATORS[op])(at.rstrip("Z")))
+    return out
+
+
+def user_projects(call: Call) -> Row:
+    """GET /v3/users/{user_id}/projects."""
+    user = _known(call, "identity:list_user_projects")
+    projects, _, _ = assignments.targets_of_user(call.tx, user["id"])
+    rows = [r for p in projects if (r := lookup.project(call.tx, p)) and not r["is_domain"]]
+    return shape.listing(call, "projects", resources.project_views(call, rows), call.path)
+
+
+def _known(call: Call, rule: str) -> Row:
+    user = lookup.user(call.tx, call.params["user_id"])
+    call.enforce(rule, {} if user is None else _target(call, user))
+    if user is None:
+        raise not_found("user", call.params["user_id"])
+    return user
+
+
+# --- groups --------------------------------------------------------------------------------------------------------
+
+
+def _group_target(call: Call, row: Row) -> Row:
+    domain = row.get("domain_id") or shape.default_domain(call)
+    return {"target": {"group": {**row, "domain_id": domain}}, "group_id": row.get("id"), "domain_id": domain}
+
+
+def _new_group(call: Call, values: Row) -> None:
+    values["domain_id"] = values.get("domain_id") or shape.default_domain(call)
+    _domain(call, values["domain_id"])
+    values["description"] = values.get("description") or ""
+    shape.keep_extra(call, Group, values)
+    shape.names_free(call.tx, Group, values, "group")
+
+
+def _change_group(call: Call, before: Row, values: Row) -> None:
+    shape.same_domain(before, values)
+    shape.keep_extra(call, Group, values, before)
+    shape.names_free(call.tx, Group, values, "group", before)
+
+
+def _delete_group(call: Call, row: Row) -> None:
+    resources.forget_group(call.tx, row["id"])
+    bump(call.cloud, call.tx)
+
+
+def user_groups(call: Call) -> Row:
+    """GET /v3/users/{user_id}/groups."""
+    user = _known(call, "identity:list_groups_for_user")
+    where = [_G.c.name == v for k, v in call.query if k == "name"]
+    found = sa.select(_G).join(MEMBERSHIP, _M.group_id == _G.c.id).where(_M.user_id == user["id"], *where)
+    rows = call.tx.all(found.order_by(_G.c.id))
+    views = [shape.view(call, Group, r, membership_expires_at=None) for r in rows]
+    return shape.listing(call, "groups", views, call.path)
+
+
+def _group(call: Call, rule: str, user: Row | None = None) -> Row:
+    group = call.tx.one(sa.select(_G).where(_G.c.id == call.params["group_id"]))
+    target: Row = {}
+    if group is not None:
+        target = _group_target(call, group)
+        if user is not None:
+            target["target"]["user"] = user
+    call.enforce(rule, target)
+    if group is None:
+        raise not_found("group", call.params["group_id"])
+    found: Row = group
+    return found
+
+
+def group_users(call: Call) -> Row:
+    """GET /v3/groups/{group_id}/users."""
+    group = _group(call, "identity:list_users_in_group")
+    where = [_U.c.name == v for k, v in call.query if k == "name"]
+    where += [_U.c.enabled.is_(v.lower() not in ("0", "false")) for k, v in call.query if k == "enabled"]
+    found = sa.select(_U).join(MEMBERSHIP, _M.user_id == _U.c.id).where(_M.group_id == group["id"], *where)
+    views = [_shown(call, r) for r in call.tx.all(found.order_by(_U.c.id))]
+    return shape.listing(call, "users", views, call.path)
+
+
+def _member(call: Call, rule: str) -> tuple[str, str, bool]:
+    """(group id, user id, whether he is in it)."""
+    user = lookup.user(call.tx, call.params["user_id"])
+    group = _group(call, rule, user)
+    if user is None:
+        raise not_found("user", call.params["user_id"])
+    same = (_M.group_id == group["id"], _M.user_id == user["id"])
+    return (
+        group["id"],
+        user["id"],
+        bool(call.tx.scalar(sa.select(sa.func.count()).select_from(MEMBERSHIP).where(*same))),
+    )
+
+
+def add_member(call: Call) -> None:
+    """PUT /v3/groups/{group_id}/users/{user_id}."""
+    group, user, there = _member(call, "identity:add_user_to_group")
+    if not there:
+        call.tx.insert(MEMBERSHIP, {"group_id": group, "user_id": user})
+        bump(call.cloud, call.tx)
+
+
+def _absent(call: Call) -> Exception:
+    user, group = call.params["user_id"], call.params["group_id"]
+    return not_found("user", f"{user} in group {group}")
+
+
+def check_member(call: Call) -> None:
+    """GET and HEAD /v3/groups/{group_id}/users/{user_id}."""
+    if not _member(call, "identity:check_user_in_group")[2]:
+        raise _absent(call)
+
+
+def remove_member(call: Call) -> None:
+    """DELETE /v3/groups/{group_id}/users/{user_id}."""
+    group, user, there = _member(call, "identity:remove_user_from_group")
+    if not there:
+        raise _absent(call)
+    call.tx.execute(sa.delete(MEMBERSHIP).where(_M.group_id == group, _M.user_id == user))
+    bump(call.cloud, call.tx)
+
+
+USER_HOOKS = Hooks(
+    deleting=_delete_user, present=_present, target=_target, find=_find_user, column=shape.domain_column(User),
+    own_filters=("password_expires_at",), scope=lambda call, q: _expiry(q),
+)  # fmt: skip
+GROUP_HOOKS = Hooks(
+    prepare=_new_group, prepare_update=_change_group, deleting=_delete_group, target=_group_target, find=_find_group,
+    column=shape.domain_column(Group),
+)  # fmt: skip
+
+_MEMBER = "/v3/groups/{group_id}/users/{user_id}"
+ROUTES = (
+    Route(method="POST", path="/v3/users", handler=create_user, doc="Create a user.", tx="", slow=True),
+    Route(method="PATCH", path="/v3/users/{id}", handler=update_user, doc="Update a user.", tx="", slow=True),
+    Route(
+        method="POST", path="/v3/users/{id}/password", handler=change_password, doc="Change one's own password.",
+        tx="", slow=True, auth=False, status=204,
+    ),
+    Route(method="GET", path="/v3/users/{user_id}/projects", handler=user_projects, doc="Projects a user has a role on."),
+    Route(method="GET", path="/v3/users/{user_id}/groups", handler=user_groups, doc="Groups a user is in."),
+    Route(method="GET", path="/v3/groups/{group_id}/users", handler=group_users, doc="Users in a group."),
+    Route(method="GET", path=_MEMBER, handler=check_member, doc="Check a membership.", status=204),
+    Route(method="PUT", path=_MEMBER, handler=add_member, doc="Add a user to a group.", tx="write", status=204),
+    Route(method="DELETE", path=_MEMBER, handler=remove_member, doc="Take a user out.", tx="write", status=204),
+)  # fmt: skip
