@@ -234,9 +234,10 @@ def full_url(url: str) -> sa.URL:
 class Store:
     """One database, shared by all threads of a process.
 
-    `nudge` is called with the shards that were asked after each commit. `busy_timeout_s` is how long a statement
-    waits for another transaction's lock before it is ``Busy``. ``trace``, when set, is called before each statement and around each commit with
-    ("execute", sql), ("begin", ""), ("commit", ""), ("committed", ""): the test harness's way in.
+    `nudge` is called with the shards that were asked after each commit. `busy_timeout_s` is how long a statement waits
+    for another transaction's lock before it is ``Busy``. ``trace``, when set, is called before each statement and
+    around each commit with ("execute", sql), ("begin", ""), ("commit", ""), ("committed", ""): the test harness's way
+    in.
     """
 
     def __init__(
