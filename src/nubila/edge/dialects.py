@@ -66,6 +66,8 @@ class Identity(Dialect):
         here = f"{url}?{urlencode(query)}" if query else url
         following = f"{url}?{_with(query, marker=page.last)}" if page.limited and page.more and page.last else None
         body["links"] = {"next": following, "self": here, "previous": None}
+        if following:
+            body["truncated"] = True
 
 
 class Network(Dialect):

@@ -76,6 +76,7 @@ def views(
         attrs = [a for a in attrs if not set(a.wire).isdisjoint(fields)]
         per_row = [(r, a) for r, a in per_row if not set(a.wire).isdisjoint(fields)]
     plan = [(name, a.name, a.type.dump, a.compute) for a in attrs for name in a.wire]
+    own = cls.rest is not None and cls.rest.extra_body  # the caller's own attributes, kept in a column "extra"
     out = []
     for row in rows:
         view: dict[str, Any] = {}
@@ -87,6 +88,8 @@ def views(
                 value = a.compute(row) if a.compute is not None else row.get(a.name)
                 for name in a.wire:
                     view[name] = a.type.dump(value) if a.type.dump is not None and value is not None else value
+        if own and row.get("extra"):
+            view = {**row["extra"], **view}
         if fields and len(view) > len(fields):
             view = {k: v for k, v in view.items() if k in fields}
         out.append(view)

@@ -301,7 +301,7 @@ ROUTES = (
         method="POST", path="/v3/users/{id}/password", handler=change_password, doc="Change one's own password.",
         tx="", slow=True, auth=False, status=204,
     ),
-    Route(method="GET", path="/v3/users/{user_id}/projects", handler=user_projects, doc="Projects a user has a role on."),
+    Route(method="GET", path="/v3/users/{user_id}/projects", handler=user_projects, doc="A user's projects."),
     Route(method="GET", path="/v3/users/{user_id}/groups", handler=user_groups, doc="Groups a user is in."),
     Route(method="GET", path="/v3/groups/{group_id}/users", handler=group_users, doc="Users in a group."),
     Route(method="GET", path=_MEMBER, handler=check_member, doc="Check a membership.", status=204),

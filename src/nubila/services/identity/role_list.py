@@ -113,10 +113,8 @@ def _within(call: Call, rows: list[Grant], domain_id: str) -> list[Grant]:
     """What a domain-scoped caller may see: grants on the domain and on its projects."""
     t = Project.table
     mine = {p for (p,) in call.tx.rows(sa.select(t.c.id).where(t.c.domain_id == domain_id))}
-    return [
-        g for g in rows
-        if (g.target_kind == "domain" and g.target_id == domain_id) or (g.target_kind == "project" and g.target_id in mine)
-    ]  # fmt: skip
+    targets = {("domain", domain_id), *(("project", p) for p in mine)}
+    return [g for g in rows if (g.target_kind, g.target_id) in targets]
 
 
 def list_assignments(call: Call) -> Row:
@@ -143,7 +141,7 @@ def list_assignments(call: Call) -> Row:
         projects = {project_id} | ({p["id"] for p in assignments.subtree(call.tx, project_id)} if tree else set())
     names = ("actor_kind", "actor_id", "target_kind", "target_id", "role_id", "inherited")
     found = sa.select(*(_A[n] for n in names)).order_by(*(_A[n] for n in names))
-    rows = [Grant(*r[:5], inherited=bool(r[5])) for r in call.tx.rows(found)]
+    rows = [Grant(r[0], r[1], r[2], r[3], r[4], bool(r[5])) for r in call.tx.rows(found)]
     if effective:
         rows = _effective(call, rows)
     rows = _matching(call, rows, inherited, projects)
