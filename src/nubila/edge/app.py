@@ -145,6 +145,7 @@ class Edge:
     async def _handle(self, wired: _Wired, call: Call, scope: Scope, receive: Receive) -> Reply | StreamReply:
         if (common := self._common(call)) is not None:
             return common
+        self.cloud.policy.reload_if_changed()
         call.version = self._negotiate(wired.service, call)
         route = self._route(wired, call)
         if route.auth:
