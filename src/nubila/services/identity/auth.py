@@ -24,6 +24,7 @@ from nubila.services.identity.kinds import ApplicationCredential
 from nubila.services.identity.revision import bump, fresh, memory
 
 if TYPE_CHECKING:
+    from nubila.core.call import Call
     from nubila.core.cloud import Cloud
     from nubila.core.db import Reader, Tx
 
@@ -199,6 +200,11 @@ def document(cloud: Cloud, reader: Reader, m: Meaning, base: str, *, catalog: bo
 def catalog(cloud: Cloud, reader: Reader, project_id: str, base_url: str) -> list[dict[str, Any]]:
     """The service catalogue of a project, its URLs below ``base_url``."""
     return catalogue.catalog(fresh(cloud, reader), reader, base_url, project_id=project_id, user_id=None)
+
+
+def denied(call: Call, message: str = PLEASE) -> Fault:
+    """401, saying where tokens are to be had."""
+    return Fault(401, message, "HTTPUnauthorized", headers={"WWW-Authenticate": f'Keystone uri="{call.base}/v3"'})
 
 
 def not_valid(why: str) -> Fault:

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 from nubila.core import clock
 from nubila.services.identity import assignments
 from nubila.services.identity.catalog import BASE
-from nubila.services.identity.kinds import IMPLIED, REVISION, CatalogService, Endpoint, Project, Region, Role, User
+from nubila.services.identity.kinds import (
+    IMPLIED,
+    INTERFACES,
+    REVISION,
+    CatalogService,
+    Endpoint,
+    Project,
+    Region,
+    Role,
+    User,
+)
 from nubila.services.identity.login import hashing
 from nubila.services.identity.lookup import DEFAULT_DOMAIN
 
@@ -22,7 +32,6 @@ PROJECTS = {
     "demo": "To try things out.",
     "service": "For users that are services.",
 }
-INTERFACES = ("public", "internal", "admin")
 
 
 def _project(tx: Tx, name: str, description: str) -> str:

@@ -25,6 +25,14 @@ def _truth(text: str) -> bool:
     return text.strip().lower() not in ("0", "false", "no", "off")
 
 
+def _interface(text: str) -> str:
+    if text not in INTERFACES:
+        raise ValueError(f"not one of {', '.join(INTERFACES)}")
+    return text
+
+
+INTERFACES = ("public", "internal", "admin")
+Interface = replace(Enum(*INTERFACES), parse=_interface)
 Truth = replace(Bool, parse=_truth)
 Name64 = Str(64, lo=1, pattern=r"\S")
 Name255 = Str(255, lo=1, pattern=r"\S")
@@ -200,13 +208,13 @@ class Endpoint(_Own):
     """A URL at which a service answers, for one interface in one region."""
 
     kind = "endpoint"
-    interface = Attr(Enum("public", "internal", "admin"), "For whom.", write="cu", filter="eq in", sort=True)
+    interface = Attr(Interface, "For whom.", write="cu", filter="eq in", sort=True)
     service_id = Attr(Id64, "The service that answers.", write="cu", filter="eq in", ref="catalog_service.id")
     region_id = Attr(Str(255), "The region it serves.", write="cu", null=True, filter="eq in", ref="region.id")
     region = Attr(
         Str(255), "The same as region_id.", write="cu", null=True, store=False, compute=lambda row: row["region_id"]
     )
-    url = Attr(Str(2048, lo=1, pattern=r"^[^\s]+$"), "May hold $(project_id)s and $(user_id)s.", write="cu")
+    url = Attr(Str(2048, lo=1, pattern=r"^[a-zA-Z0-9+.-]+:.+"), "May hold $(project_id)s and $(user_id)s.", write="cu")
     name = Attr(Str(255), "Free text.", write="cu", null=True, default=None, filter="eq", hidden=True)
     enabled = Attr(Truth, "A disabled one is not in the catalogue.", write="cu", default=True, filter="eq")
     rest = rest("endpoints", "endpoint", "endpoints")

@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from nubila.core import clock
 from nubila.core.call import Call, Reply
 from nubila.core.checks import checker
-from nubila.core.faults import Fault, bad_request, unauthorized
+from nubila.core.faults import Fault, bad_request
 from nubila.core.passwords import Passwords, verify
 from nubila.core.payload import Payload, new_payload
 from nubila.services.identity import assignments, auth, lookup
@@ -103,7 +103,7 @@ def expecting(what: str, where: str) -> Fault:
 
 async def issue(call: Call) -> Reply:
     """Answer POST /v3/auth/tokens."""
-    wanted, methods = _read(call.body)
+    wanted, methods = _read(call)
     proof = await _database(call.cloud, lambda: _prove(call.cloud, wanted["identity"], methods))
     for hashed, secret in proof.compare:
         if not await asyncio.get_running_loop().run_in_executor(
@@ -144,8 +144,9 @@ def _compare(cloud: Cloud, hashed: str | None, secret: str) -> bool:
 # --- reading the request -------------------------------------------------------------------------------------------
 
 
-def _read(body: Any) -> tuple[dict[str, Any], list[str]]:
+def _read(call: Call) -> tuple[dict[str, Any], list[str]]:
     """The ``auth`` object, checked, and the methods without repetition."""
+    body = call.body
     if not isinstance(body, dict) or not isinstance(body.get("auth"), dict):
         raise expecting("auth", "request body")
     wanted: dict[str, Any] = body["auth"]
@@ -157,11 +158,11 @@ def _read(body: Any) -> tuple[dict[str, Any], list[str]]:
             raise expecting(method, "identity")
     for method in methods:
         if method not in METHODS:
-            raise unauthorized(f"Attempted to authenticate with an unsupported method; use {', '.join(METHODS)}.")
+            raise auth.denied(call, f"Attempted to authenticate with an unsupported method; use {', '.join(METHODS)}.")
     scope = wanted.get("scope")
     if scope is not None:
         if "application_credential" in methods:
-            raise unauthorized("Application credentials cannot request a scope.")
+            raise auth.denied(call, "Application credentials cannot request a scope.")
         kinds = ("system", "project", "domain", "OS-TRUST:trust", "unscoped")
         given = [k for k in kinds if k in scope] if isinstance(scope, dict) else [scope]
         if len(given) != 1 or given[0] not in kinds or given[0] == "OS-TRUST:trust":
@@ -265,13 +266,13 @@ _METHODS: dict[str, Callable[[Any, Any, dict[str, Any], Proof], None]] = {
 # --- the scope and the token ---------------------------------------------------------------------------------------
 
 
-def _scope(cloud: Cloud, reader: Reader, wanted: dict[str, Any], user: Row, app_cred: Row | None) -> dict[str, Any]:
+def _scope(call: Call, reader: Reader, wanted: dict[str, Any], user: Row, app_cred: Row | None) -> dict[str, Any]:
     """Payload fields of the scope asked for, or of the user's default project. Raises 401 when it cannot be had."""
     if app_cred is not None:
         return {"project_id": app_cred["project_id"], "app_cred_id": app_cred["id"]}
     scope = wanted.get("scope")
     if scope is None:
-        return _default_scope(cloud, reader, user)
+        return _default_scope(call.cloud, reader, user)
     if scope == "unscoped" or "unscoped" in scope:
         return {}
     if "system" in scope:
@@ -282,7 +283,7 @@ def _scope(cloud: Cloud, reader: Reader, wanted: dict[str, Any], user: Row, app_
             raise bad_request("Invalid input for field scope/domain: id or name must be present.", "ValidationError")
         domain = domain_of(reader, part)
         if domain is None:
-            raise unauthorized(auth.PLEASE)
+            raise auth.denied(call)
         return {"domain_id": domain["id"]}
     part = scope["project"]
     _named(part, "scope/project")
@@ -293,7 +294,7 @@ def _scope(cloud: Cloud, reader: Reader, wanted: dict[str, Any], user: Row, app_
         by_name = {"name": part["name"], "domain_id": domain["id"] if domain else ""}
         project = reader.one(_PROJECT_BY_NAME, by_name) if domain else None
     if project is None or not project["domain_id"]:
-        raise unauthorized(auth.PLEASE)
+        raise auth.denied(call)
     return {"project_id": project["id"]}
 
 
@@ -311,14 +312,14 @@ def _grant(call: Call, wanted: dict[str, Any], proof: Proof) -> Reply:
     _check_scope_form(wanted)
     same = len(set(proof.users)) == 1 and proof.users[0] is not None
     if proof.refused or not same:
-        raise unauthorized(auth.PLEASE)
+        raise auth.denied(call)
     with cloud.store.read() as reader:
         known = fresh(cloud, reader)
         tokens = known.tokens
         user = lookup.user(reader, str(proof.users[0]))
         if user is None or not _multi_factor(user, proof.methods):
-            raise unauthorized(auth.PLEASE)
-        fields = _scope(cloud, reader, wanted, user, proof.app_cred)
+            raise auth.denied(call)
+        fields = _scope(call, reader, wanted, user, proof.app_cred)
         lifetime = float(cloud.settings.token_ttl_s)
         if proof.app_cred is not None and proof.app_cred["expires_at"]:
             lifetime = min(lifetime, clock.seconds(proof.app_cred["expires_at"]) - clock.seconds(clock.now()))
@@ -326,7 +327,7 @@ def _grant(call: Call, wanted: dict[str, Any], proof: Proof) -> Reply:
         try:
             meaning = auth.resolve(cloud, reader, claims)
         except auth.Refused:
-            raise unauthorized(auth.PLEASE) from None
+            raise auth.denied(call) from None
         token = cloud.keys.issue(claims)
         if tokens is known.tokens:
             known.remember(token, meaning)

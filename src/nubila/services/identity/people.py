@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from nubila.core import checks
 from nubila.core.call import Call, Reply, Route
-from nubila.core.faults import bad_request, forbidden, not_found, unauthorized
+from nubila.core.faults import bad_request, forbidden, not_found
 from nubila.core.passwords import verify
 from nubila.core.query import ListQuery
 from nubila.core.service import Hooks
@@ -133,9 +133,9 @@ def change_password(call: Call) -> None:
     passwords = hashing(call.cloud)
     if user is None or not user["enabled"] or not user["password"]:
         passwords.dummy_verify(body["original_password"])
-        raise unauthorized(auth.PLEASE)
+        raise auth.denied(call)
     if not verify(user["password"], body["original_password"]):
-        raise unauthorized(auth.PLEASE)
+        raise auth.denied(call)
     if (user["options"] or {}).get("lock_password"):
         raise forbidden("The password of this user is locked; ask an administrator.", "PasswordLocked")
     if body["password"] == body["original_password"]:
@@ -144,7 +144,7 @@ def change_password(call: Call) -> None:
     with call.cloud.store.write() as tx:
         same = (_U.c.id == user["id"], _U.c.password == user["password"])
         if not tx.execute(sa.update(_U).where(*same).values(password=hashed)):
-            raise unauthorized(auth.PLEASE)  # somebody else changed it meanwhile
+            raise auth.denied(call)  # somebody else changed it meanwhile
         auth.revoke(call.cloud, tx, user_id=user["id"])
 
 

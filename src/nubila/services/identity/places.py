@@ -112,7 +112,9 @@ def _endpoint(call: Call, values: Row) -> None:
     if legacy and not values.get("region_id"):
         values["region_id"] = legacy
     if values.get("region_id") and _region(call, values["region_id"]) is None:
-        call.tx.insert(_G, {"id": values["region_id"], "description": "", "parent_region_id": None, "extra": {}})
+        if values["region_id"] != legacy:
+            raise bad_request(f"region_id: region {values['region_id']} could not be found.", "ValidationError")
+        call.tx.insert(_G, {"id": legacy, "description": "", "parent_region_id": None, "extra": {}})
     service = values.get("service_id")
     if (
         service
