@@ -1,8 +1,8 @@
 """``./run bench``: measure this machine in one sitting and write docs/benchmarks.md.
 
 Speeds are shares of a floor measured in the same run: the same server software (uvicorn, httptools, uvloop) answering a
-constant of about the same size. Shared machines change speed within seconds, so floor and case alternate and the best of
-the rounds counts for both. Load comes from wrk on the other core; everything stays on 127.0.0.1.
+constant of about the same size. Shared machines change speed within seconds, so floor and case alternate and the best
+of the rounds counts for both. Load comes from wrk on the other core; everything stays on 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ async def app(scope, receive, send):
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json"),
                 (b"content-length", b"%d" % len(BODY))]})
     await send({"type": "http.response.body", "body": BODY})
-uvicorn.run(app, port=int(sys.argv[1]), http="httptools", loop="uvloop", lifespan="off", access_log=False, log_level="error")
+uvicorn.run(app, port=int(sys.argv[1]), http="httptools", loop="uvloop", lifespan="off", access_log=False,
+            log_level="error")
 """
 
 
@@ -249,8 +250,9 @@ def real(image: Path) -> dict[str, float]:
             pid_file = state / f"bare{i}.pid"
             start = time.monotonic()
             subprocess.run(
-                ["qemu-system-x86_64", "-accel", "tcg", "-m", "128", "-display", "none", "-nodefaults", "-snapshot", "-drive",
-                 f"file={image},format=qcow2,if=virtio", "-daemonize", "-pidfile", str(pid_file)], check=True, timeout=60,
+                ["qemu-system-x86_64", "-accel", "tcg", "-m", "128", "-display", "none", "-nodefaults", "-snapshot",
+                 "-drive", f"file={image},format=qcow2,if=virtio", "-daemonize", "-pidfile", str(pid_file)],
+                check=True, timeout=60,
             )  # fmt: skip
             bare.append(time.monotonic() - start)
             os.kill(int(pid_file.read_text()), 9)
@@ -281,7 +283,8 @@ def main() -> None:
         raise SystemExit("wrk is missing: apt-get install wrk")
     parts = [
         "# Benchmarks", "",
-        f"Written by `./run bench` on {time.strftime('%Y-%m-%d')}: {os.cpu_count()} cores, Python {platform.python_version()}, "
+        f"Written by `./run bench` on {time.strftime('%Y-%m-%d')}: {os.cpu_count()} cores, "
+        f"Python {platform.python_version()}, "
         f"kernel {platform.release().split('-')[0]}. Absolute figures belong to that machine; the shares travel.", "",
     ]  # fmt: skip
     state, first, second = bring_up("simulated")

@@ -55,8 +55,8 @@ def listing(state: Path) -> list[dict[str, Any]]:
         debts[debt["shard"]] = debts.get(debt["shard"], 0) + 1
     return [
         {
-            "name": h["name"], "alive": h["alive"], "state": h["state"], "roles": h["roles"], "tunnel_ip": h["tunnel_ip"],
-            "accel": h["capabilities"].get("accel"), "guests": guests[h["name"]], "work": debts.get(h["name"], 0),
+            "name": h["name"], "alive": h["alive"], "state": h["state"], "roles": h["roles"],
+            "tunnel_ip": h["tunnel_ip"], "accel": h["capabilities"].get("accel"), "guests": guests[h["name"]], "work": debts.get(h["name"], 0),
         }
         for h in found
     ]  # fmt: skip
@@ -172,9 +172,10 @@ def join(state: Path, url: str, token: str, *, name: str | None, gear: str, tunn
             s.connect((parts.hostname, parts.port or 5443))
             tunnel_ip = s.getsockname()[0]
     cloud = answer["cloud"]
+    bridges = {"physnet1": "br-ex" if cloud == "nubila" else f"br-ex-{cloud}"[:15]}
     config = HostConfig(
         host=host, cloud=cloud, gear=chosen.name, url=url, roles=answer["roles"], tunnel_ip=tunnel_ip,
-        bridges={"physnet1": "br-ex" if cloud == "nubila" else f"br-ex-{cloud}"[:15]} if "network" in answer["roles"] else {},
+        bridges=bridges if "network" in answer["roles"] else {},
         certificate=str(root / "host.pem"), key=str(root / "host.key"), ca=str(root / "ca.pem"),
     )  # fmt: skip
     first.write_private(root / "agent.json", msgspec.json.encode(config).decode())

@@ -194,8 +194,11 @@ def _network(c: Client, name: str, cidr: str, external: str, more: dict[str, Any
 def _boot(s: Story) -> None:
     import base64
 
-    plan = [("proj_1", "web_1a", "net proj_1"), ("proj_1", "web_1b", "net proj_1"), ("proj_2", "web_2a", "net proj_2"),
-            ("proj_2", "web_2b", "net proj_2"), ("proj_3", "private_3", "net proj_3"), ("proj_3", "shared_3", "net shared")]  # fmt: skip
+    plan = [
+        ("proj_1", "web_1a", "net proj_1"), ("proj_1", "web_1b", "net proj_1"),
+        ("proj_2", "web_2a", "net proj_2"), ("proj_2", "web_2b", "net proj_2"),
+        ("proj_3", "private_3", "net proj_3"), ("proj_3", "shared_3", "net shared"),
+    ]  # fmt: skip
     flavors = s.admin.call("GET", "compute", "/flavors/detail")["flavors"]
     flavor = min((f for f in flavors if f["ram"] >= 128), key=lambda f: (f["ram"], f["disk"]))["id"]
     with s.step(f"{len(plan)} guests asked for"):
@@ -231,8 +234,8 @@ def _active(c: Client, g: Guest) -> None:
 
 
 def _ssh(s: Story, g: Guest, command: str, timeout_s: float = 30) -> str:
-    options = ["-i", str(s.key), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "BatchMode=yes",
-               "-o", "ConnectTimeout=5", "-o", "LogLevel=ERROR"]  # fmt: skip
+    options = ["-i", str(s.key), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
+               "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", "-o", "LogLevel=ERROR"]  # fmt: skip
     done = subprocess.run(["ssh", *options, f"cirros@{g.floating}", command], capture_output=True, text=True,
                           timeout=timeout_s, stdin=subprocess.DEVNULL)  # fmt: skip
     if done.returncode:

@@ -108,6 +108,7 @@ class Resource:
     service: ClassVar[str] = ""
     owner: ClassVar[str] = "project_id"  # attribute that says whose it is; "" = the cloud's
     quota: ClassVar[str] = ""  # quota resource counted per owner
+    counted: ClassVar[Callable[[Any], Any] | None] = None  # which rows count, as SQL of the columns; None = all
     rest: ClassVar[Rest | None] = None
     unique: ClassVar[tuple[tuple[str, ...], ...]] = ()
     indexes: ClassVar[tuple[tuple[str, ...], ...]] = ()

@@ -78,6 +78,7 @@ class Service:
     sweeps: Mapping[str, Callable[[Cloud, Reader], list[str]]] = field(default_factory=dict)  # work kind -> all ids
     bootstrap: Callable[[Cloud, Tx], None] | None = None
     on_host: Callable[[Cloud, Tx, Row], None] | None = None  # a host reported: inventory, agents
+    invariants: Sequence[Callable[[Cloud, Reader], list[str]]] = ()  # sentences about what is wrong among the rows
     quotas: Mapping[str, int] = field(default_factory=dict)  # default limits by resource, -1 = unlimited
     healthy: Callable[[Cloud, Reader], str] | None = None  # "" = fine, else a sentence
     versions: tuple[Version, Version] | None = None  # microversions honoured (lowest, highest)

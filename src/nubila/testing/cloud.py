@@ -172,8 +172,8 @@ class TestCloud:
         return got.headers["x-subject-token"]
 
     def request(
-        self, method: str, url: str, json: Any = None, *, token: str | None = None, headers: Mapping[str, str] | None = None,
-        body: bytes | None = None, query: Mapping[str, Any] | None = None,
+        self, method: str, url: str, json: Any = None, *, token: str | None = None,
+        headers: Mapping[str, str] | None = None, body: bytes | None = None, query: Mapping[str, Any] | None = None,
     ) -> Response:  # fmt: skip
         """One request; admin's token unless another (or "") is given."""
         sent = dict(headers or {})
