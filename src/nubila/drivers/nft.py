@@ -104,7 +104,7 @@ def router_table(spec: RouterSpec, inside: Iterable[str], outside: str | None) -
         ROUTER_TABLE,
         {
             "prerouting": ("nat hook prerouting priority dstnat", pre),
-            "output": ("nat hook output priority dstnat", out),
+            "output": ("nat hook output priority -100", out),
             "postrouting": ("nat hook postrouting priority srcnat", post),
             "input": ("filter hook input priority filter", guard),
         },
