@@ -1,0 +1,29 @@
+"""Shared fixtures. Tests marked ``host`` drive real engines: without root or engines they are left out, with the reason."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nubila.apps.host import missing_engines
+from nubila.testing.cloud import TestCloud
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    missing = missing_engines()
+    reason = "needs root" if os.geteuid() else f"missing engines: {', '.join(missing)}" if missing else ""
+    if reason:
+        for item in items:
+            if item.get_closest_marker("host"):
+                item.add_marker(pytest.mark.skip(reason=f"real gear: {reason}"))
+
+
+@pytest.fixture
+def cloud(tmp_path: Path) -> Iterator[TestCloud]:
+    """A fresh cloud in this process: one simulated host, everything settled."""
+    made = TestCloud(tmp_path / "cloud")
+    yield made
+    made.close()
