@@ -121,7 +121,7 @@ class Agent:
                 self._watch()
             items = self.api.take(32, 1.0)
             fresh = [i for i in items if (i["kind"], i["id"]) not in self._busy]
-            outcomes = []
+            outcomes: list[dict[str, Any]] = []
             for item in sequence(fresh):
                 if item["kind"] in ("guest", "query"):
                     self._busy.add((item["kind"], item["id"]))

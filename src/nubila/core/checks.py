@@ -5,7 +5,6 @@ Validators are compiled once per (schema); a failure says which field and what w
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,6 +14,7 @@ import jsonschema_rs
 from nubila.core.declare import UNSET, Attr, Resource, body_schema
 from nubila.core.faults import bad_request
 from nubila.core.gates import Version
+from nubila.core.remember import remembered
 
 
 class Invalid(ValueError):
@@ -47,7 +47,7 @@ def _sentence(path: str, message: str, value: Any) -> str:
     return f"Invalid input for field/attribute {path or 'body'}: {text}."
 
 
-@functools.cache
+@remembered
 def _compiled(text: str) -> Checker:
     return Checker(json.loads(text))
 
@@ -57,7 +57,7 @@ def checker(schema: Mapping[str, Any]) -> Checker:
     return _compiled(json.dumps(schema, sort_keys=True))
 
 
-@functools.cache
+@remembered
 def _plan(
     cls: type[Resource], verb: str, version: Version
 ) -> tuple[Checker, dict[str, Attr], tuple[tuple[str, Any], ...]]:

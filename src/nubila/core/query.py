@@ -141,7 +141,7 @@ def _page(rest: Rest, page: dict[str, list[str]], out: ListQuery) -> None:
         out.limit = min(int(text), rest.max_limit)
     elif rest.forced_limit:
         out.limit = rest.max_limit
-    out.marker = page.get("marker", [None])[-1]  # type: ignore[list-item]
+    out.marker = page.get("marker", [None])[-1]
     out.reverse = page.get("page_reverse", ["false"])[-1].lower() in ("true", "1", "yes", "on")
     out.fields = tuple(f for text in page.get("fields", []) for f in text.split(",") if f)
 

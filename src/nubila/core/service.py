@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from nubila.core.gates import Version
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from nubila.core.work import Item
 
 Row = dict[str, Any]
+Kind: TypeAlias = "type[Resource]"  # below, ``type`` is a field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +70,8 @@ class Service:
     prefix: str  # path on the one port: "/network", "" for identity
     catalog_path: str = ""  # what the catalogue URL has after the prefix: "/v2.1"
     classic_port: int
-    kinds: Sequence[type[Resource]] = ()
-    hooks: Mapping[type[Resource], Hooks] = field(default_factory=dict)
+    kinds: Sequence[Kind] = ()
+    hooks: Mapping[Kind, Hooks] = field(default_factory=dict)
     routes: Sequence[Route] = ()
     rules: Sequence[Rule] = ()
     reconcilers: Mapping[str, Callable[[Cloud, Store, Item], None]] = field(default_factory=dict)

@@ -37,8 +37,9 @@ class Metrics:
     def text(self, gauges: dict[str, float]) -> str:
         """The exposition of everything counted so far plus the gauges given."""
         lines = ["# TYPE nubila_http_requests_total counter"]
-        for (service, method, status), n in sorted(self.requests.items()):
-            lines.append(f'nubila_http_requests_total{{service="{service}",method="{method}",status="{status}"}} {n}')
+        for (service, method, status), count in sorted(self.requests.items()):
+            labels = f'service="{service}",method="{method}",status="{status}"'
+            lines.append(f"nubila_http_requests_total{{{labels}}} {count}")
         lines.append("# TYPE nubila_http_request_seconds histogram")
         for service, slot in sorted(self.seconds.items()):
             total = 0.0

@@ -27,7 +27,7 @@ from nubila.core.db import Busy, Conflict
 from nubila.core.faults import Fault, bad_request, unauthorized, unavailable
 from nubila.core.gates import ALWAYS, Version, show
 from nubila.core.service import Service
-from nubila.edge import crud, dialects
+from nubila.edge import crud, dialects, openapi
 from nubila.edge.access import AccessLog, Metrics
 from nubila.edge.routes import Router
 
@@ -63,7 +63,7 @@ class Edge:
         self.metrics, self.access = Metrics(), access_log or AccessLog(None)
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="handler")
         wired = [
-            _Wired(s, Router([*s.routes, *crud.routes(s)]), dialects.of(s.name))
+            _Wired(s, Router([*s.routes, *crud.routes(s), openapi.route(s)]), dialects.of(s.name))
             for s in cloud.services
         ]  # fmt: skip
         self.by_prefix = {w.service.prefix.strip("/"): w for w in wired if w.service.prefix}

@@ -20,14 +20,21 @@ from nubila.edge import dialects
 from nubila.edge.views import views
 
 Row = dict[str, Any]
+Kind = type[Resource]
 
 
 def routes(service: Service) -> list[Route]:
     """The derived routes of all kinds of a service that have a representation."""
-    out: list[Route] = []
+    return [route for _, _, route in derived(service)]
+
+
+def derived(service: Service) -> list[tuple[Kind, str, Route]]:
+    """The same routes, each with the declaration and the verb it comes from."""
+    out: list[tuple[Kind, str, Route]] = []
     for cls in service.kinds:
         if cls.rest is not None:
-            out += _Crud(service, cls, cls.rest, service.hooks.get(cls, Hooks())).routes()
+            made = _Crud(service, cls, cls.rest, service.hooks.get(cls, Hooks()))
+            out += [(cls, verb, route) for verb, route in made.routes()]
     return out
 
 
@@ -68,19 +75,19 @@ class _Crud:
         self.by_key = sa.select(table).where(table.c[self.key.name] == sa.bindparam("key"))
         self.columns = [c.name for c in table.columns]
 
-    def routes(self) -> list[Route]:
+    def routes(self) -> Iterator[tuple[str, Route]]:
         one = f"{self.rest.path}/{{id}}"
         name = self.rest.item.replace("_", " ")
         all_: list[tuple[str, str, str, Callable[[Call], Any], str, str]] = [
-            ("list", "GET", self.rest.path, self.list, "read", f"List {self.rest.items.replace('_', ' ')}."),
+            ("list", "GET", self.rest.path, self.page, "read", f"List {self.rest.items.replace('_', ' ')}."),
             ("create", "POST", self.rest.path, self.create, "write", f"Create a {name}."),
             ("show", "GET", one, self.show, "read", f"Show a {name}."),
             ("update", self.rest.update, one, self.update, "write", f"Update a {name}."),
             ("delete", "DELETE", one, self.delete, "write", f"Delete a {name}."),
         ]
-        return [
-            Route(method=m, path=p, handler=h, tx=tx, doc=doc) for v, m, p, h, tx, doc in all_ if v in self.rest.verbs
-        ]
+        for verb, method, path, handler, tx, doc in all_:
+            if verb in self.rest.verbs:
+                yield verb, Route(method=method, path=path, handler=handler, tx=tx, doc=doc)
 
     # --- shared steps ---------------------------------------------------------------------------------------------
 
@@ -206,7 +213,7 @@ class _Crud:
             self.hooks.deleted(call, row)
         return Reply(None, self.rest.status("delete", call.version))
 
-    def list(self, call: Call) -> Reply:
+    def page(self, call: Call) -> Reply:
         rest, cls = self.rest, self.cls
         q = query.parse(cls, rest, call.query, call.version, own=self.hooks.own_filters)
         rule = rest.rules["list"]

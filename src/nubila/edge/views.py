@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from nubila.core.call import Call
 from nubila.core.declare import Attr, Resource
 from nubila.core.gates import Version
 from nubila.core.policy import Rule
+from nubila.core.remember import remembered
 
 
 def attr_rules(cls: type[Resource]) -> list[Rule]:
@@ -52,7 +52,7 @@ class _Probe(Mapping[str, Any]):
 PROBE = _Probe()
 
 
-@functools.cache
+@remembered
 def _shown(cls: type[Resource], version: Version) -> tuple[tuple[Attr, ...], tuple[tuple[str, Attr], ...]]:
     open_ = [a for a in cls.attrs.values() if not a.hidden and a.show.open(version)]
     item = cls.rest.item if cls.rest else cls.kind
