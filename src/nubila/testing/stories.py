@@ -17,7 +17,10 @@ Keys of a step: `name`; `who`; one HTTP method; `headers`; `json`, `text`, `base
 bytes); `version` (microversion: "compute 2.79"); `capture` (variable: path); `until` (path: value, repeats the
 request until it holds or 60 s passed); `keep` (path: {key: regex}, drops list items made by others); `unordered`
 (paths of lists that are sets); `drop` (paths not recorded at all); `match: exact` (error wording counts); `differs`
-(path: reason; a known and justified difference); `note`; `optional: true` (a helper step that is not compared).
+(path: reason; a known and justified difference); `ours: {status: 409, because: reason}` (the original fails
+here; only this status is checked); `note`; `optional: true` (a helper step that is not compared).
+Variables: captures, `tag`, `fresh1` to `fresh5` (new UUIDs), `host`, `hypervisor`, and of everybody who acts
+`NAME.user_id .user_name .password .project_id .project_name .token`.
 Keys of a story: `story`, `about`, `actors`, `unordered`, `differs`, `steps`.
 
 `record` plays a story against any cloud and writes `<story>.answers.json` beside it; `compare` plays it again
@@ -38,6 +41,7 @@ import os
 import re
 import sys
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,7 +69,7 @@ HEADERS = (
     "content-disposition",
 )
 STEP_KEYS = {*METHODS, "name", "who", "headers", "json", "text", "base64", "zeros", "version", "capture", "until"}
-STEP_KEYS |= {"keep", "unordered", "drop", "match", "differs", "note", "optional"}
+STEP_KEYS |= {"keep", "unordered", "drop", "match", "differs", "ours", "note", "optional"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,11 +89,24 @@ class Story:
         """Where the recorded answers stand."""
         return self.path.with_suffix(".answers.json")
 
+    def recorded(self) -> dict[str, dict[str, Any]]:
+        """The recorded answers by step name."""
+        answers: dict[str, dict[str, Any]] = json.loads(self.answers_path.read_text())["answers"]
+        return answers
+
+    def record(self, played: Played, label: str) -> None:
+        """Keep what was seen; `label` says who answered."""
+        doc = {"recorded_from": label, "answers": played.answers}
+        self.answers_path.write_text(json.dumps(doc, indent=1, ensure_ascii=False) + "\n")
+
 
 def load(path: Path) -> Story:
     """Read and check a story; raises StoryError naming the step and key."""
     text = path.read_text()
-    doc = yaml.safe_load(text)
+    try:
+        doc = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise StoryError(f"{path} is not YAML: {error}") from error
     names: set[str] = set()
     for step in doc["steps"]:
         name = step.get("name", "?")
@@ -121,6 +138,9 @@ class Player:
         self.cloud, self.story, self.cast = cloud, story, cast
         self.scrub = Scrubber(story.text)
         self.vars: dict[str, Any] = {"tag": cast.tag}
+        for number in range(1, 6):
+            self.vars[f"fresh{number}"] = str(uuid.uuid4())
+            self.scrub.know(self.vars[f"fresh{number}"], f"fresh{number}")
         self.made: list[str] = []
         self.scrub.know(cast.tag, "tag")
         for service, base in cloud.bases.items():
@@ -305,7 +325,7 @@ def play(cloud: Cloud, story: Story) -> Played:
 
 def check(story: Story, played: Played, shared: Mapping[str, str] | None = None) -> dict[str, list[Difference]]:
     """Unjustified differences by step between the recording and `played`; `shared` are reasons for all stories."""
-    recorded = json.loads(story.answers_path.read_text())["answers"]
+    recorded = story.recorded()
     bindings = Bindings()
     found: dict[str, list[Difference]] = {}
     for step in story.steps:
@@ -314,6 +334,11 @@ def check(story: Story, played: Played, shared: Mapping[str, str] | None = None)
             continue
         if name not in played.answers:
             found[name] = [Difference("step", "answered", "not reached")]
+            continue
+        if "ours" in step:
+            wished, seen = step["ours"]["status"], played.answers[name]["status"]
+            if wished != seen:
+                found[name] = [Difference("status", wished, seen)]
             continue
         unordered = [*story.unordered, *step.get("unordered", [])]
         excuses = {**(shared or {}), **story.differs, **step.get("differs", {})}
@@ -369,8 +394,7 @@ def _record(cloud: Cloud, story: Story, label: str, raw: Path | None) -> str:
     played = play(cloud, story)
     if raw:
         _write_raw(raw, story, played)
-    doc = {"recorded_from": label, "answers": played.answers}
-    story.answers_path.write_text(json.dumps(doc, indent=1, ensure_ascii=False) + "\n")
+    story.record(played, label)
     return f"recorded {len(played.answers)} answers"
 
 
@@ -389,8 +413,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"no cloud to play against: {error!r}", file=sys.stderr)
         return 2
     for path in args.stories:
-        story = load(path)
         try:
+            story = load(path)
             if args.action == "record":
                 print(f"{path}: {_record(cloud, story, args.label, args.raw)}", flush=True)
                 continue
