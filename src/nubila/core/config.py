@@ -11,46 +11,73 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def setting(default: T, doc: str) -> T:
+    """A setting's default and the sentence that the documentation has for it."""
+    made: T = dc.field(default=default, metadata={"doc": doc})
+    return made
 
 
 @dc.dataclass(frozen=True, kw_only=True)
 class Settings:
     """What an operator may set. Units are in the names."""
 
-    name: str = "nubila"  # the cloud's name: marks everything on hosts
-    gear: str = "auto"  # real | simulated | auto
-    listen: str = "127.0.0.1:5000"
-    host_listen: str = (
-        ""  # address:port of the host API for other machines (mutual TLS); "" = off until a token is made
+    name: str = setting(
+        "nubila", "The cloud's name: it marks everything the cloud makes on hosts, so two clouds can share one machine."
     )
-    classic_ports: bool = False
-    public_url: str = ""  # fixed base of the catalogue; "" = follow the request's Host header
-    database: str = ""  # SQLAlchemy URL; "" = SQLite in the state directory
-    host: str = ""  # this host's name; "" = the machine's
-    region: str = "RegionOne"
-    api_workers: int = 1
-    controllers: int = 0  # extra controller processes; 0 = a thread in the first API worker
-    token_ttl_s: int = 3600
-    token_max_active_keys: int = 3
-    bcrypt_rounds: int = 12
-    max_body_bytes: int = 1 << 20
-    image_max_bytes: int = 1 << 40
-    tunnel_ip: str = "127.0.0.1"
-    external_cidr: str = ""  # e.g. 172.24.4.0/24; "" = the first free of 172.24.4.0/24 ... 172.24.99.0/24
-    external_dns: str = ""
-    vni_range: tuple[int, int] = (1, 65535)
-    vlan_range: tuple[int, int] = (1, 4094)
-    physical_networks: tuple[str, ...] = ("physnet1",)
-    physical_network_mtu: int = 1500
-    global_mtu: int = 1500
-    cpu_ratio: float = 4.0
-    ram_ratio: float = 1.0
-    disk_ratio: float = 1.0
-    dhcp_agents_per_network: int = 1
-    simulated_boot_s: float = 0.0
-    simulated_hosts: int = 1
-    sweep_s: float = 60.0  # full compare of everything
+    gear: str = setting(
+        "auto", "Which drivers hosts use: real (QEMU, Open vSwitch; needs root), simulated, or auto to choose."
+    )
+    listen: str = setting("127.0.0.1:5000", "Address and port on which all APIs answer.")
+    host_listen: str = setting(
+        "", "Address and port of the host API for other machines (mutual TLS); empty: no other host can join."
+    )
+    classic_ports: bool = setting(
+        False, "Whether the APIs also listen on the ports of the original services (5000, 8774, 8778, 9292, 9696)."
+    )
+    public_url: str = setting(
+        "", "Fixed base of the URLs in the catalogue and in links; empty: as the request's Host header says."
+    )
+    database: str = setting(
+        "", "SQLAlchemy URL of a PostgreSQL or MariaDB database; empty: SQLite in the state directory."
+    )
+    host: str = setting("", "This host's name in the cloud; empty: the machine's own.")
+    region: str = setting("RegionOne", "Name of the region in the catalogue.")
+    api_workers: int = setting(1, "Number of API server processes.")
+    controllers: int = setting(0, "Number of controller processes; 0: a thread in the first API server.")
+    token_ttl_s: int = setting(3600, "Seconds until a token expires.")
+    token_max_active_keys: int = setting(
+        3, "How many token keys are kept; a token lives at most as long as its key does."
+    )
+    bcrypt_rounds: int = setting(12, "Cost of password hashes: the logarithm of the number of rounds.")
+    max_body_bytes: int = setting(1 << 20, "Largest request body in bytes (image data and host API excepted).")
+    image_max_bytes: int = setting(1 << 40, "Largest image in bytes.")
+    tunnel_ip: str = setting("127.0.0.1", "Address of this host for tunnels between hosts.")
+    external_cidr: str = setting(
+        "",
+        "Addresses of the first external network; empty: the first free of 172.24.4.0/24 to 172.24.99.0/24.",
+    )
+    external_dns: str = setting("", "Name server that guests are told when their subnet names none.")
+    vni_range: tuple[int, int] = setting(
+        (1, 65535), "First and last VXLAN network identifier given to tenant networks."
+    )
+    vlan_range: tuple[int, int] = setting((1, 4094), "First and last VLAN id given to vlan networks.")
+    physical_networks: tuple[str, ...] = setting(
+        ("physnet1",), "Names of the physical networks that flat and vlan networks may use."
+    )
+    physical_network_mtu: int = setting(1500, "Largest packet in bytes on physical networks.")
+    global_mtu: int = setting(1500, "Largest packet in bytes between hosts; tunnels leave less to tenant networks.")
+    cpu_ratio: float = setting(4.0, "How many virtual CPUs are offered for each real one.")
+    ram_ratio: float = setting(1.0, "How much memory is offered for each byte there is.")
+    disk_ratio: float = setting(1.0, "How much disk is offered for each byte there is.")
+    dhcp_agents_per_network: int = setting(1, "On how many hosts DHCP runs for each network.")
+    simulated_boot_s: float = setting(0.0, "Seconds a simulated guest takes to boot.")
+    simulated_hosts: int = setting(1, "Number of hosts in the simulated gear.")
+    sweep_s: float = setting(60.0, "Seconds between full compares of everything.")
 
 
 class BadSetting(ValueError):
