@@ -34,6 +34,16 @@ server = sa.Table(
     sa.Column("boots_done", sa.Integer, nullable=False, server_default="0"),
 )
 BY_ID = sa.select(server).where(server.c.id == sa.bindparam("b"))
+HOST = sa.update(server).where(server.c.id == sa.bindparam("b")).values(host=sa.bindparam("v_host"))
+OFF_HOST = (
+    sa.update(server).where(server.c.id == sa.bindparam("b"), server.c.host == sa.bindparam("h")).values(host=None)
+)
+SEEN = (
+    sa.update(server)
+    .where(server.c.id == sa.bindparam("b"))
+    .values(status=sa.bindparam("v_status"), boots_done=sa.bindparam("v_boots"))
+)
+FORGET = sa.delete(server).where(server.c.id == sa.bindparam("b"))
 LOAD = sa.select(server.c.host, sa.func.count()).where(server.c.host.is_not(None)).group_by(server.c.host)
 
 
@@ -83,12 +93,12 @@ def place(store: Store, item: Item) -> None:
         load = dict(r.rows(LOAD))
     if wish is None or (wish["want"] == "gone" and wish["host"] is None):
         with store.write(item) as tx:
-            tx.execute(sa.delete(server).where(server.c.id == item.id))
+            tx.execute(FORGET, {"b": item.id})
             tx.drop()
         return
     host = wish["host"] or min(HOSTS, key=lambda h: (load.get(h, 0), h))
     with store.write(item) as tx:
-        tx.execute(sa.update(server).where(server.c.id == item.id).values(host=host))
+        tx.execute(HOST, {"b": item.id, "v_host": host})
         tx.ask("domain", item.id, host)
         tx.settle(f"placed on {host}")
 
@@ -102,15 +112,15 @@ def domain(host: str, hypervisor: Hypervisor) -> Reconciler:
         if wish is None or wish["want"] == "gone" or wish["host"] != host:
             hypervisor.remove(item.id, item.token)
             with store.write(item) as tx:
-                tx.execute(sa.update(server).where(server.c.id == item.id, server.c.host == host).values(host=None))
+                tx.execute(OFF_HOST, {"b": item.id, "h": host, "host": None})
                 tx.ask("server", item.id)
                 tx.drop()
             return
         on = wish["want"] == "on"
         hypervisor.ensure(item.id, {"on": on, "boots": wish["boots"]}, item.token)
         with store.write(item) as tx:
-            seen = {"status": "ACTIVE" if on else "SHUTOFF", "boots_done": wish["boots"]}
-            tx.execute(sa.update(server).where(server.c.id == item.id).values(**seen))
+            status = "ACTIVE" if on else "SHUTOFF"
+            tx.execute(SEEN, {"b": item.id, "v_status": status, "v_boots": wish["boots"]})
             tx.settle(f"running={on} boots={wish['boots']}")
 
     return reconcile
