@@ -44,7 +44,9 @@ class Agent:
         self._busy: set[tuple[str, str]] = set()
         self._wired: set[str] = set()
         self._lock_file: Any = None
-        self._powers: dict[str, str] = {}
+        self._powers: dict[str, str] = {}  # as last seen
+        self._wanted: dict[str, str] = {}  # power last asked for
+        self._went_off: set[str] = set()  # guests that switched themselves off and have not been reported
 
     def run(self, stop: threading.Event) -> None:
         """Work until ``stop`` is set."""
@@ -135,7 +137,7 @@ class Agent:
                 self.api.settle(outcomes)
 
     def _do(self, item: Mapping[str, Any]) -> dict[str, Any]:
-        outcome = apply(self.drivers, item, self._waits_for)
+        outcome = self._self_stopped(item) or apply(self.drivers, item, self._waits_for)
         self._note_wired(item, outcome)
         if item["spec"] is None:
             if outcome.get("gone"):
@@ -143,6 +145,27 @@ class Agent:
         elif item["kind"] != "query":
             self.ledger.put(item["kind"], item["id"], item["order"], item["spec"])
         return {**{k: item[k] for k in ("kind", "id", "gen", "token", "tries")}, **outcome}
+
+    def _self_stopped(self, item: Mapping[str, Any]) -> dict[str, Any] | None:
+        """A guest that powered itself off stays off and is reported, instead of being started again."""
+        if item["kind"] != "guest":
+            return None
+        id, spec = item["id"], item["spec"]
+        if spec is None:
+            self._wanted.pop(id, None)
+            self._went_off.discard(id)
+            return None
+        off = id in self._went_off
+        self._went_off.discard(id)
+        self._wanted[id] = spec["power"]
+        assert self.drivers.hypervisor is not None
+        if off and spec["power"] == "on":
+            state = next((g for g in self.drivers.hypervisor.list() if g.id == id), None)
+            if state is not None and state.power == "off" and state.boots == spec["boots"]:
+                fault = "The guest switched itself off."
+                observed = {**msgspec.to_builtins(state), "status": "SHUTOFF", "fault": fault}
+                return {"observed": observed, "note": fault}
+        return None
 
     def _in_background(self, item: Mapping[str, Any]) -> None:
         try:
@@ -174,6 +197,10 @@ class Agent:
             return
         powers = {g.id: g.power for g in self.drivers.hypervisor.list()}
         changed = [id for id, p in powers.items() if self._powers.get(id) not in (None, p) or p == "crashed"]
+        self._went_off |= {
+            id for id, p in powers.items()
+            if p == "off" and self._powers.get(id) == "on" and self._wanted.get(id) == "on"
+        }  # fmt: skip
         self._powers = dict(powers)
         if changed:
             self.api.call("POST", "/changed", {"guests": changed})
