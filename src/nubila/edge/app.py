@@ -296,7 +296,7 @@ class Edge:
     # --- answers --------------------------------------------------------------------------------------------------
 
     def _refusal(self, wired: _Wired, call: Call, fault: Fault) -> Reply:
-        kind, body = wired.dialect.error(fault, call.request_id, call.version)
+        kind, body = wired.dialect.refusal(fault, call.request_id, call.version, call.headers.get("accept", ""))
         return Reply(body, fault.status, dict(fault.headers), kind)
 
     async def _send(self, wired: _Wired, call: Call, answer: Reply | StreamReply, send: Send) -> None:

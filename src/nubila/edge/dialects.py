@@ -31,6 +31,10 @@ class Dialect:
         title = TITLES.get(fault.status, "Error")
         return JSON, {"error": {"code": fault.status, "message": fault.message, "title": title}}
 
+    def refusal(self, fault: Fault, request_id: str, version: Version, accept: str) -> tuple[str, Any]:
+        """:meth:`error` in a form that the client's Accept header asks for."""
+        return self.error(fault, request_id, version)
+
     def item_links(self, view: dict[str, Any], url: str) -> None:
         """Add what this service puts beside an item."""
 
@@ -134,6 +138,13 @@ class Image(Dialect):
     """Glance: a small HTML page, as its clients expect."""
 
     over_quota_status = 413
+
+    def refusal(self, fault: Fault, request_id: str, version: Version, accept: str) -> tuple[str, Any]:
+        """JSON for clients that want JSON and not HTML."""
+        if "application/json" not in accept or "text/html" in accept:
+            return self.error(fault, request_id, version)
+        title = TITLES.get(fault.status, "Error")
+        return JSON, {"message": fault.message, "code": f"{fault.status} {title}", "title": title}
 
     def error(self, fault: Fault, request_id: str, version: Version) -> tuple[str, Any]:
         title = f"{fault.status} {TITLES.get(fault.status, 'Error')}"
