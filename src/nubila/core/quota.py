@@ -32,6 +32,7 @@ quota_limit = sa.Table(
     sa.Column("resource", sa.String(64), primary_key=True),
     sa.Column("limit", sa.BigInteger, nullable=False),
 )
+TABLES = (quota_usage, quota_limit)
 
 
 class OverQuota(Exception):

@@ -6,10 +6,9 @@ Nothing here opens a connection. ``core.db`` raises the errors, ``core.work`` an
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
@@ -82,11 +81,20 @@ def upsert(
     waits for, and then sees, a concurrent insert of the same key. The row count tells nothing reliable.
     """
     names = list(keys) or [c.name for c in table.primary_key.columns]
-    if dialect == "mysql":
+    if dialect == "mysql":  # imported here: 40 ms of every start for a database that is not used
+        from sqlalchemy.dialects import mysql
+
         mine = mysql.insert(table).values(**values)
         return mine.on_duplicate_key_update(**(update or {names[0]: table.c[names[0]]}))
-    make = sqlite.insert if dialect == "sqlite" else postgresql.insert
-    stmt = make(table).values(**values)
+    stmt: Any
+    if dialect == "sqlite":
+        from sqlalchemy.dialects import sqlite
+
+        stmt = sqlite.insert(table).values(**values)
+    else:
+        from sqlalchemy.dialects import postgresql
+
+        stmt = postgresql.insert(table).values(**values)
     if not update:
-        return stmt.on_conflict_do_nothing(index_elements=names)
-    return stmt.on_conflict_do_update(index_elements=names, set_=dict(update))
+        return cast(sa.Insert, stmt.on_conflict_do_nothing(index_elements=names))
+    return cast(sa.Insert, stmt.on_conflict_do_update(index_elements=names, set_=dict(update)))

@@ -20,7 +20,7 @@ from __future__ import annotations
 import random
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,10 +28,10 @@ from typing import Any, TypeVar, cast
 
 import sqlalchemy as sa
 
-from nubila.core import work
+from nubila.core import quota, work
 from nubila.core.db import Store
 from nubila.core.reconcile import Reconciler, turn
-from nubila.core.sql import Busy, core_meta, now
+from nubila.core.sql import Busy, now
 
 T = TypeVar("T")
 Cast = Mapping[str, Mapping[str, Reconciler]]
@@ -106,6 +106,9 @@ class Play:
     in the queue and its broken invariants are complaints anyway, except debts that `may_wait` accepts. `intruders` are
     other users' requests by name; the first one also precedes the second process of a stall. `stalls` says which shards
     a second process may take over (a shard that only one process can work on, by a lock on its host, is none of them).
+
+    Every performance begins with empty tables, except those named in `keep`, and then `setup`, which passes no points
+    (``store.create_all`` has been called, nothing else).
     """
 
     tables: sa.MetaData
@@ -115,6 +118,8 @@ class Play:
     intruders: Mapping[str, Callable[[Store], None]] = field(default_factory=dict)
     may_wait: Callable[[Mapping[str, Any]], bool] = lambda debt: False
     stalls: Callable[[str], bool] = lambda shard: True
+    setup: Callable[[Scene], None] = lambda scene: None
+    keep: Collection[str] = ()
 
 
 @dataclass
@@ -197,6 +202,8 @@ class Theatre:
             random.seed(1)  # back-off jitter must not decide what a failure looks like
             self._empty()
             scene = Scene(self._store, directory)
+            self._play.setup(scene)
+            scene.passed.clear()  # what drivers passed while being set up
             self._store.trace = lambda event, sql: scene.point(sql.split("\n")[0][:60] if sql else event)
             scene._arm(at, self._accident(accident, scene) if accident else None)
             complaints: list[str] = []
@@ -253,9 +260,14 @@ class Theatre:
     def _empty(self) -> None:
         self._store.trace = None
         with self._store.write() as tx:
-            for meta in (self._play.tables, core_meta):
-                for table in reversed(meta.sorted_tables):
-                    tx.execute(sa.delete(table))
+            if tx.dialect == "mysql":  # it checks row by row, so a table that refers to itself could not be emptied
+                tx.execute(sa.text("SET FOREIGN_KEY_CHECKS = 0"))
+            tables = {t.name: t for t in (*self._play.tables.sorted_tables, work.work, *quota.TABLES)}
+            for name in reversed(tables):
+                if name not in self._play.keep:
+                    tx.execute(sa.delete(tables[name]))
+            if tx.dialect == "mysql":
+                tx.execute(sa.text("SET FOREIGN_KEY_CHECKS = 1"))
 
 
 _LEASES_END = sa.update(work.work).where(work.c.lease > 0, work.c.lease < now() + work.MAX_LEASE_S).values(lease=0)
