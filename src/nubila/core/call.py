@@ -119,4 +119,4 @@ class Route:
     schema: Mapping[str, Any] | None = None  # JSON Schema of the whole body
     gate: Gate = OPEN  # versions in which the route exists (404 otherwise)
     slow: bool = False  # hashing or file work: always in a worker thread
-    max_body: int = 1 << 20
+    max_body: int = 0  # bytes; 0 = the setting max_body_bytes

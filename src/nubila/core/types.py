@@ -63,13 +63,20 @@ def Int(lo: int | None = 0, hi: int = 2**31 - 1) -> Type:
     schema: dict[str, Any] = {"type": "integer", "maximum": hi}
     if lo is not None:
         schema["minimum"] = lo
-    return Type(sa.BigInteger, schema, _int)
+    return Type(sa.BigInteger, schema, _int, int)  # JSON Schema takes 3.0 for a whole number
 
 
 def LooseInt(lo: int | None = 0, hi: int = 2**31 - 1) -> Type:
     """A whole number that may also come as text, as Compute and Network accept it."""
     strict = dict(Int(lo, hi).schema)
-    return Type(sa.BigInteger, {"anyOf": [strict, {"type": "string", "pattern": r"^-?[0-9]{1,18}$"}]}, _int, int)
+
+    def load(value: Any) -> int:
+        number = int(value)
+        if number > hi or (lo is not None and number < lo):
+            raise ValueError(f"'{value}' is not between {lo} and {hi}")
+        return number
+
+    return Type(sa.BigInteger, {"anyOf": [strict, {"type": "string", "pattern": r"^-?[0-9]{1,18}$"}]}, _int, load)
 
 
 def Float(lo: float = 0.0) -> Type:

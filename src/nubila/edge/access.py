@@ -12,6 +12,8 @@ import msgspec
 
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
+BATCH_BYTES = 1 << 16
+
 
 class Metrics:
     """Counters of one process in Prometheus text form."""
@@ -54,30 +56,38 @@ class Metrics:
 
 
 class AccessLog:
-    """One JSON line per request, written in batches so that it costs a few microseconds."""
+    """One JSON line per request, written in batches so that it costs a few microseconds.
+
+    Several processes may write one file: a batch is one append of whole lines.
+    """
 
     def __init__(self, path: Path | None) -> None:
-        self._file = path.open("ab", buffering=1 << 16) if path else None
+        self._file = path.open("ab", buffering=0) if path else None
         self._lock = threading.Lock()
         self._encode = msgspec.json.Encoder().encode
-        self._dirty = False
+        self._lines = bytearray()
 
     def write(self, **entry: Any) -> None:
-        """Add one line; it reaches the file at the next flush or when the buffer is full."""
+        """Add one line; it reaches the file at the next flush or when enough have come together."""
         if self._file is not None:
             line = self._encode(entry) + b"\n"
             with self._lock:
-                self._file.write(line)
-                self._dirty = True
+                self._lines += line
+                full = len(self._lines) >= BATCH_BYTES
+            if full:
+                self.flush()
 
     def flush(self) -> None:
-        """Hand what is buffered to the kernel."""
-        if self._file is not None and self._dirty:
-            with self._lock:
-                self._file.flush()
-                self._dirty = False
+        """Hand what is waiting to the kernel."""
+        with self._lock:
+            if self._file is not None and self._lines:
+                self._file.write(self._lines)
+                self._lines.clear()
 
     def close(self) -> None:
-        """Flush and close."""
-        if self._file is not None:
-            self._file.close()
+        """Flush and close; later lines are dropped."""
+        self.flush()
+        with self._lock:
+            if self._file is not None:
+                self._file.close()
+                self._file = None

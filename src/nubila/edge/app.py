@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from nubila.core import hosts
+from nubila.core import hosts, work
 from nubila.core.call import Answer, Call, Reply, Route, StreamReply
 from nubila.core.checks import checker
 from nubila.core.cloud import Cloud
@@ -39,6 +40,7 @@ _encode = msgspec.json.Encoder(enc_hook=str).encode
 _decode = msgspec.json.Decoder().decode
 JSON_TYPES = ("application/json", "application/openstack-images-v2", "application/json-patch+json")
 BUSY_RETRIES = 6
+NUMBER = re.compile("[0-9]{1,9}")
 
 
 @dataclass
@@ -89,12 +91,13 @@ class Edge:
         started = time.perf_counter()
         wired, call = self._identify(scope)
         try:
-            answer = await self._handle(wired, call, scope, receive)
+            answer = _encoded(await self._handle(wired, call, scope, receive))
         except Fault as e:
-            answer = self._refusal(wired, call, e)
+            answer = _encoded(self._refusal(wired, call, e))
         except Exception:
             log.exception("request %s failed", call.request_id)
-            answer = self._refusal(wired, call, Fault(500, f"Internal error; request {call.request_id} is in the log."))
+            fault = Fault(500, f"Internal error; request {call.request_id} is in the log.")
+            answer = _encoded(self._refusal(wired, call, fault))
         status = answer.status
         try:
             await self._send(wired, call, answer, send)
@@ -145,6 +148,8 @@ class Edge:
     async def _handle(self, wired: _Wired, call: Call, scope: Scope, receive: Receive) -> Reply | StreamReply:
         if (common := self._common(call)) is not None:
             return common
+        if any("\0" in text for pair in call.query for text in pair):
+            raise bad_request("The query has a NUL character (%00); leave it out.")
         self.cloud.policy.reload_if_changed()
         call.version = self._negotiate(wired.service, call)
         route = self._route(wired, call)
@@ -196,7 +201,7 @@ class Edge:
         if asked == "latest":
             return high
         major, dot, minor = asked.partition(".")
-        if not (dot and major.isascii() and major.isdigit() and minor.isascii() and minor.isdigit()):
+        if not (dot and NUMBER.fullmatch(major) and NUMBER.fullmatch(minor)):
             raise bad_request(f"API version string '{asked}' must be MAJOR.MINOR, such as {show(high)}, or latest.")
         version = (int(major), int(minor))
         if not low <= version <= high:
@@ -208,7 +213,7 @@ class Edge:
         return version
 
     def _route(self, wired: _Wired, call: Call) -> Route:
-        found = wired.router.find(call.method, call.path, call.version)
+        found = wired.router.find(call.method, call.path, call.version) if "%00" not in call.path else frozenset()
         if isinstance(found, frozenset):
             if found:
                 allow = ", ".join(sorted(found))
@@ -235,12 +240,17 @@ class Edge:
             return None
 
     async def _body(self, call: Call, route: Route, receive: Receive) -> None:
-        limit = route.max_body
-        if int(call.headers.get("content-length") or 0) > limit:
+        limit = route.max_body or self.cloud.settings.max_body_bytes
+        announced = call.headers.get("content-length") or "0"
+        if not announced.isascii() or not announced.isdigit():
+            raise bad_request(f"Content-Length is a number of bytes, not '{announced}'.")
+        if len(announced) > 18 or int(announced) > limit:
             raise Fault(413, f"The body is larger than {limit} bytes.")
         parts, size = [], 0
         while True:
             message = await receive()
+            if message["type"] == "http.disconnect":
+                raise bad_request("The body ended early.")
             chunk = message.get("body", b"")
             size += len(chunk)
             if size > limit:
@@ -252,15 +262,8 @@ class Edge:
         if route.raw:
             call.body = data
             return
-        if not data:
-            return
-        kind = call.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-        if kind and not kind.startswith(JSON_TYPES):
-            raise Fault(415, f"Content type '{kind}' is not supported; send application/json.")
-        try:
-            call.body = _decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
-            raise bad_request(f"The body is not valid JSON: {e}.") from None
+        if data:
+            call.body = _json(call, data)
         if route.schema is not None:
             checker(route.schema)(call.body)
 
@@ -318,10 +321,7 @@ class Edge:
         if isinstance(answer, StreamReply):
             await self._send_stream(call, answer, headers, send)
             return
-        if answer.body is None:
-            data = b""
-        else:
-            data = answer.body if isinstance(answer.body, bytes) else _encode(answer.body)
+        data: bytes = answer.body or b""
         if answer.status in (204, 304) or (not data and answer.status < 300 and answer.body is None):
             headers = [h for h in headers if h[0] != b"content-type"]
         if answer.status not in (204, 304):
@@ -359,10 +359,9 @@ class Edge:
         return Reply(body, 200 if fine else 503)
 
     def _gauges(self) -> dict[str, float]:
-        from nubila.core import work
-
-        with self.cloud.store.read() as reader:
-            return {f"nubila_{k}": v for k, v in work.gauges(reader).items()} if hasattr(work, "gauges") else {}
+        debts = work.pending(self.cloud.store)
+        failing = sum(1 for d in debts if d["tries"])
+        return {"nubila_work_pending": len(debts), "nubila_work_failing": failing}
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         async def flush() -> None:
@@ -385,6 +384,13 @@ class Edge:
                 return
 
 
+def _encoded(answer: Reply | StreamReply) -> Reply | StreamReply:
+    """The answer with its body as bytes: what cannot be encoded fails before anything has been sent."""
+    if isinstance(answer, Reply) and answer.body is not None and not isinstance(answer.body, bytes):
+        answer.body = _encode(answer.body)
+    return answer
+
+
 def _reply(answer: Answer, route: Route) -> Reply | StreamReply:
     if isinstance(answer, Reply | StreamReply):
         return answer
@@ -400,6 +406,28 @@ async def _iterate(receive: Receive) -> AsyncIterator[bytes]:
             yield message["body"]
         if not message.get("more_body"):
             return
+
+
+def _json(call: Call, data: bytes) -> Any:
+    """The decoded body. NUL, which PostgreSQL cannot keep in text, is refused wherever it is."""
+    kind = call.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind and not kind.startswith(JSON_TYPES):
+        raise Fault(415, f"Content type '{kind}' is not supported; send application/json.")
+    try:
+        found = _decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+        raise bad_request(f"The body is not valid JSON: {e}.") from None
+    if b"\\u0000" in data and _has_nul(found):
+        raise bad_request("The body has a NUL character (\\u0000) in a text; leave it out.")
+    return found
+
+
+def _has_nul(value: Any) -> bool:
+    if isinstance(value, str):
+        return "\0" in value
+    if isinstance(value, dict):
+        return any("\0" in k or _has_nul(v) for k, v in value.items())
+    return isinstance(value, list) and any(map(_has_nul, value))
 
 
 def _chunks(receive: Receive) -> Callable[[], AsyncIterator[bytes]]:

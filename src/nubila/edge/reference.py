@@ -7,6 +7,7 @@ sentence is named by :func:`missing`, which a test wants empty.
 from __future__ import annotations
 
 import dataclasses as dc
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -75,6 +76,7 @@ def _kind(service: Service, cls: type[Resource], rest: Rest, mine: list[Operatio
         ("Attribute", "Type", "Description", "Set on", "Default", "Filter", "Sort", "Versions", "Policy"),
         (_attribute(a, cls, rest) for a in cls.attrs.values() if not a.hidden),
     )
+    mine = sorted(mine, key=lambda o: o.kind is None)  # what every resource has, then what is special
     return [*out, "", *_operations(service, mine), ""]
 
 
@@ -97,13 +99,10 @@ def _attribute(a: Attr, cls: type[Resource], rest: Rest) -> tuple[str, ...]:
 
 
 def _plain(value: Any) -> str:
-    return {None: "null", True: "true", False: "false", "": '""'}.get(value, str(value)) if _hashable(value) else (
-        "[]" if value == [] else "{}" if value == {} else str(value)
+    """A default as JSON would spell it."""
+    return "null" if value is None else json.dumps(value) if isinstance(value, bool | list | dict) else (
+        str(value) if value != "" else '""'
     )  # fmt: skip
-
-
-def _hashable(value: Any) -> bool:
-    return not isinstance(value, list | dict)
 
 
 def _type(a: Attr) -> str:
