@@ -43,8 +43,8 @@ _ROOM = (
             ),
         )
     )
-    .group_by(*INVENTORY.primary_key.columns, *(INVENTORY.c[n] for n in ("total", "reserved", "min_unit", "max_unit", "step_size", "allocation_ratio")))
-)  # fmt: skip
+    .group_by(*INVENTORY.columns)
+)
 _ROOM_ALL = _ROOM.add_columns(INVENTORY.c.provider_id)
 _ROOM_ONE = _ROOM.where(INVENTORY.c.provider_id == sa.bindparam("b_id"))
 _FORGET = sa.delete(ALLOCATION).where(ALLOCATION.c.consumer_id == sa.bindparam("b_id"))
