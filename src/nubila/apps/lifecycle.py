@@ -167,6 +167,19 @@ def probe(state: Path) -> dict[str, Any]:
     return found
 
 
+def merge_clouds(state: Path) -> Path:
+    """Put our clouds into the user's own clouds.yaml, beside what is there; returns its path."""
+    import yaml
+
+    target = Path(os.environ.get("XDG_CONFIG_HOME", str(Path.home() / ".config"))) / "openstack" / "clouds.yaml"
+    ours = yaml.safe_load((state / "clouds.yaml").read_text())["clouds"]
+    merged = yaml.safe_load(target.read_text()) or {} if target.exists() else {}
+    merged.setdefault("clouds", {}).update(ours)
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    first.write_private(target, yaml.safe_dump(merged, sort_keys=False))
+    return target
+
+
 def status(state: Path) -> dict[str, Any]:
     """What runs, for people and programs."""
     pid = supervisor.running(state)
