@@ -1,0 +1,72 @@
+"""Networking v2.0: networks, subnets, ports, routers, floating IPs, security groups.
+
+Declarations: kinds.py, kinds_port.py, tables.py. One module per resource holds what follows from its changes
+(networks, subnets, ports + port_api, routers, floating, groups + group_api, pools, agents + agent_api). What hosts must
+do is computed in hosting.py; who is told about a change is written once, in asks.py. Other services use plug.py.
+"""
+
+from __future__ import annotations
+
+from nubila.core.service import Service
+from nubila.services.network import (
+    agent_api,
+    bootstrap,
+    extensions,
+    floating,
+    group_api,
+    hosting,
+    misc_api,
+    networks,
+    placing,
+    pools,
+    port_api,
+    routers,
+    subnets,
+    tags,
+)
+from nubila.services.network.kinds import AddressScope, FloatingIP, Network, Router, Subnet, SubnetPool
+from nubila.services.network.kinds_port import Port, SecurityGroup, SecurityGroupRule
+from nubila.services.network.policies import RULES
+
+SERVICE = Service(
+    name="network",
+    type="network",
+    title="neutron",
+    prefix="/network",
+    classic_port=9696,
+    kinds=(
+        Network,
+        AddressScope,
+        SubnetPool,
+        Subnet,
+        Port,
+        Router,
+        FloatingIP,
+        SecurityGroup,
+        SecurityGroupRule,
+    ),
+    hooks={
+        Network: networks.HOOKS,
+        AddressScope: pools.SCOPE_HOOKS,
+        SubnetPool: pools.HOOKS,
+        Subnet: subnets.HOOKS,
+        Port: port_api.HOOKS,
+        Router: routers.HOOKS,
+        FloatingIP: floating.HOOKS,
+        SecurityGroup: group_api.HOOKS,
+        SecurityGroupRule: group_api.RULE_HOOKS,
+    },
+    routes=(*misc_api.ROUTES, *extensions.ROUTES, *agent_api.ROUTES, *routers.ROUTES, *tags.routes()),
+    rules=RULES,
+    reconcilers={
+        "dhcp": placing.dhcp_item,
+        "router_place": placing.router_item,
+        "security_group": placing.group_item,
+    },
+    host_items=hosting.HOST_ITEMS,
+    sweeps={"dhcp": placing.networks_with_dhcp, "router_place": placing.routers_with_ports},
+    bootstrap=bootstrap.run,
+    on_host=bootstrap.on_host,
+    quotas=misc_api.QUOTAS,
+    request_id_headers=("x-openstack-request-id",),
+)

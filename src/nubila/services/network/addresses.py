@@ -8,6 +8,7 @@ whatever the size of the pool (RFC 4291 addresses do not fit any integer column)
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -116,7 +117,7 @@ def check_pools(cidr: str, pools: Sequence[Pool], gateway: str | None) -> None:
             raise BadPool("outside", f"The allocation pool {text} spans beyond the subnet cidr {cidr}.")
         spans.append((int(start), int(end), pool))
     spans.sort(key=lambda s: s[:2])
-    for (_, end1, pool1), (start2, _, pool2) in zip(spans, spans[1:], strict=False):
+    for (_, end1, pool1), (start2, _, pool2) in itertools.pairwise(spans):
         if start2 <= end1:
             raise BadPool(
                 "overlap",

@@ -61,12 +61,14 @@ def take(tx: Tx, subnet: Mapping[str, Any], address: str, port_id: str, place: i
 def take_free(tx: Tx, subnet: Mapping[str, Any], port_id: str, place: int) -> str | None:
     """Claim any free address of the subnet's pools for a port; None when the pools are used up."""
     while True:
-        found = addresses.free(subnet["allocation_pools"], _reading(tx, subnet["id"]), _dice)
+        found = addresses.free(subnet["allocation_pools"], reading(tx, subnet["id"]), _dice)
         if found is None or take(tx, subnet, found, port_id, place):
             return found
 
 
-def _reading(reader: Reader, subnet_id: str) -> addresses.Taken:
+def reading(reader: Reader, subnet_id: str) -> addresses.Taken:
+    """What :func:`addresses.free` asks about the subnet."""
+
     def taken(lo: str, hi: str, n: int) -> Sequence[str]:
         return [key for (key,) in reader.rows(_TAKEN, {"subnet": subnet_id, "lo": lo, "hi": hi, "n": n})]
 

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from nubila.core import hosts
 from nubila.core.db import Reader, Tx
-from nubila.services.network.kinds import Router
+from nubila.services.network.kinds import Network, Router
 from nubila.services.network.kinds_port import Port, SecurityGroupRule
 from nubila.services.network.tables import DHCP_BINDING, PORT_GROUP
 
@@ -74,6 +74,14 @@ def network(tx: Tx, network_id: str, *, also: Iterable[str] = (), external: bool
     """The network itself changed (segment, MTU, set of hosts, subnets): all hosts where it lives, and ``also``."""
     for host in network_hosts(tx, network_id, external=external) | set(also):
         tx.ask("network", network_id, host)
+
+
+_EXTERNAL = sa.select(Network.table.c.id).where(Network.table.c.external.is_(True)).order_by(Network.table.c.id)
+
+
+def external_networks(reader: Reader) -> list[str]:
+    """Ids of the external networks."""
+    return [id for (id,) in reader.rows(_EXTERNAL)]
 
 
 def dhcp(tx: Tx, network_id: str) -> None:

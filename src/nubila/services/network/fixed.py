@@ -48,12 +48,13 @@ def _default(tx: Tx, subnets: Sequence[Row]) -> list[Wish]:
     for version in (4, 6):
         mine = [s for s in subnets if s["ip_version"] == version and not is_auto(s)]
         if mine:
-            out.append((mine[0] if len(mine) == 1 else next((s for s in mine if _has_room(tx, s)), mine[0]), None))
+            out.append((mine[0] if len(mine) == 1 else next((s for s in mine if has_room(tx, s)), mine[0]), None))
     return out
 
 
-def _has_room(tx: Tx, subnet: Row) -> bool:
-    return addresses.free(subnet["allocation_pools"], allocate._reading(tx, subnet["id"])) is not None
+def has_room(tx: Tx, subnet: Row) -> bool:
+    """Whether an address of the subnet's pools is free."""
+    return addresses.free(subnet["allocation_pools"], allocate.reading(tx, subnet["id"])) is not None
 
 
 def _wish(tx: Tx, port: Mapping[str, Any], subnets: Sequence[Row], asked: Mapping[str, Any]) -> Wish:
@@ -64,7 +65,9 @@ def _wish(tx: Tx, port: Mapping[str, Any], subnets: Sequence[Row], asked: Mappin
         try:
             ip = addresses.address(addresses.key(ip))
         except ValueError:
-            raise bad_request(f"Invalid input for fixed_ips: '{ip}' is not a valid IP address.", "InvalidInput") from None
+            raise bad_request(
+                f"Invalid input for fixed_ips: '{ip}' is not a valid IP address.", "InvalidInput"
+            ) from None
     if wanted is not None:
         subnet = next((s for s in subnets if s["id"] == wanted), None)
         if subnet is None:
@@ -80,10 +83,10 @@ def _wish(tx: Tx, port: Mapping[str, Any], subnets: Sequence[Row], asked: Mappin
         return subnet, None
     if not addresses.usable(subnet["cidr"], ip):
         raise bad_request(f"IP address {ip} is not a valid IP for the specified subnet.", "InvalidIpForSubnet")
-    if is_auto(subnet) and port["device_owner"] not in (INTERFACE, GATEWAY):
-        if ip != addresses.eui64(subnet["cidr"], port["mac_address"]):
-            text = f"IPv6 address {ip} can not be directly assigned to a port on subnet {subnet['id']} as the subnet is"
-            raise bad_request(f"{text} configured for automatic addresses.", "AllocationOnAutoAddressSubnet")
+    derived = is_auto(subnet) and port["device_owner"] not in (INTERFACE, GATEWAY)
+    if derived and ip != addresses.eui64(subnet["cidr"], port["mac_address"]):
+        text = f"IPv6 address {ip} can not be directly assigned to a port on subnet {subnet['id']} as the subnet is"
+        raise bad_request(f"{text} configured for automatic addresses.", "AllocationOnAutoAddressSubnet")
     return subnet, ip
 
 

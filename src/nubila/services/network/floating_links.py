@@ -50,3 +50,11 @@ def addresses_changed(tx: Tx, port_id: str, addresses: Iterable[str]) -> None:
     for row in of_port(tx, port_id):
         if row["fixed_ip_address"] not in left:
             unlink(tx, row)
+
+
+_FIXED = sa.select(_F.fixed_ip_address).where(_F.id == sa.bindparam("id"))
+
+
+def fixed_of(reader: Reader, id: str) -> str:
+    """The fixed address a floating IP leads to."""
+    return str(reader.scalar(_FIXED, {"id": id}))

@@ -94,7 +94,15 @@ def add_rules(tx: Tx, group_id: str, owner: str, rules: Iterable[tuple[str, str,
 
 def sameness(rule: Row) -> str:
     """What two rules of a group must not share."""
-    names = ("direction", "ethertype", "protocol", "port_range_min", "port_range_max", "normalized_cidr", "remote_group_id")
+    names = (
+        "direction",
+        "ethertype",
+        "protocol",
+        "port_range_min",
+        "port_range_max",
+        "normalized_cidr",
+        "remote_group_id",
+    )
     return "/".join("" if rule[n] is None else str(rule[n]) for n in names)
 
 

@@ -109,6 +109,8 @@ class Network(Named):
                            default=None, null=True, see=ADMIN, set=ADMIN, filter="eq", sort=True)  # fmt: skip
     port_security_enabled = Attr(LooseBool, "Default of its ports.", write="cu", default=True, filter="eq", sort=True)
     dns_domain = Attr(Str(255), "DNS domain of its ports.", write="cu", default="", filter="eq", sort=True)
+    host_gateway = Attr(LooseBool, "Whether network hosts themselves are its gateway to the world.", default=False,
+                        hidden=True)  # fmt: skip
     availability_zone_hints = Attr(List(Str(255)), "Zones its services should be in.", write="c", default=[])
     availability_zones = Attr(List(Str(255)), "Zones its services are in.", store=False)
     subnets = Attr(List(Uuid), "Ids of its subnets.", store=False)
@@ -168,7 +170,9 @@ class Subnet(Named):
                 null=True, filter="eq", sort=True)  # fmt: skip
     gateway_ip = Attr(Ip, "Default gateway; null for none.", write="cu", default=AUTO, null=True, filter="eq",
                       sort=True)  # fmt: skip
-    allocation_pools = Attr(List(AllocationPool), "Ranges given out automatically.", write="cu", default=None, null=True)
+    allocation_pools = Attr(
+        List(AllocationPool), "Ranges given out automatically.", write="cu", default=None, null=True
+    )
     enable_dhcp = Attr(LooseBool, "Whether DHCP serves it.", write="cu", default=True, filter="eq", sort=True)
     dns_nameservers = Attr(IpList, "Name servers told to guests.", write="cu", default=[], null=True)
     host_routes = Attr(List(HostRoute), "Routes told to guests.", write="cu", default=[], null=True)
@@ -184,7 +188,9 @@ class Subnet(Named):
                                   hidden=True, null=True)  # fmt: skip
     tags = Attr(Tags, "Labels.", write="c", default=[])
     # Copies of the network's, so that one predicate decides who sees a subnet.
-    network_owner = Attr(OwnerId, "Owner of the network.", api="network:project_id", default="", hidden=True, index=True)
+    network_owner = Attr(
+        OwnerId, "Owner of the network.", api="network:project_id", default="", hidden=True, index=True
+    )
     shared = Attr(LooseBool, "Whether the network is shared.", default=False, hidden=True, filter="eq")
     external = Attr(LooseBool, "Whether the network is external.", api="router:external", default=False, hidden=True,
                     filter="eq")  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nubila.core.declare import Attr
-from nubila.core.types import Enum, Int, Json, List, LooseBool, Mac, Object, Str, Type, Uuid, with_schema
+from nubila.core.types import Enum, Int, Json, List, LooseBool, Mac, Str, Type, Uuid, with_schema
 from nubila.services.network.kinds import ADMIN, AUTO, Named, OwnerId, Standard, Tags, rest
 
 ADMIN_OR_SERVICE = "(rule:admin_only) or (role:service)"
@@ -79,7 +79,9 @@ class Port(Named):
     dns_name = Attr(Str(63), "Host name in DNS.", write="cu", default="", filter="eq")
     dns_assignment = Attr(Json, "Names of its addresses.", store=False)
     tags = Attr(Tags, "Labels.", write="c", default=[])
-    network_owner = Attr(OwnerId, "Owner of the network.", api="network:project_id", default="", hidden=True, index=True)
+    network_owner = Attr(
+        OwnerId, "Owner of the network.", api="network:project_id", default="", hidden=True, index=True
+    )
     unique = (("network_id", "mac_address"),)
     indexes = (("network_id", "device_owner"),)
 
@@ -99,7 +101,9 @@ class SecurityGroupRule(Standard):
     kind, quota = "security_group_rule", "security_group_rule"
     rest = rest("security_group_rule", "security_group_rules", verbs=frozenset({"list", "show", "create", "delete"}))
     revision_number = Attr(Int(), "Grows by one with every change.", default=0, filter="eq", sort=True)
-    security_group_id = Attr(Str(64), "Group it belongs to.", write="c", ref="security_group.id", filter="eq", sort=True)
+    security_group_id = Attr(
+        Str(64), "Group it belongs to.", write="c", ref="security_group.id", filter="eq", sort=True
+    )
     direction = Attr(Enum("ingress", "egress"), "To the port or from it.", write="c", filter="eq", sort=True)
     ethertype = Attr(Str(16), "IPv4 or IPv6.", write="c", default="IPv4", null=True, filter="eq", sort=True)
     protocol = Attr(Type(Str(40).sql, {"type": ["string", "integer"]}, load=str), "Protocol name or number.",

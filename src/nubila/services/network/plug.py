@@ -165,10 +165,15 @@ def networks_for(reader: Reader, project_id: str) -> list[Row]:
     return [n for n in reader.all(_SHARED) if n["id"] in usable and not n["external"]]
 
 
-def network_visible(cloud: Cloud, reader: Reader, creds: Any, id: str) -> Row | None:
-    """The network if the caller may see it."""
+def network_visible(reader: Reader, creds: Any, id: str, cloud: Cloud | None = None) -> Row | None:
+    """The network if the caller may see it, by policy, or without ``cloud`` by the default rule."""
     row = look.row(reader, Network, id)
-    return row if row is not None and look.visible(cloud, creds, Network, row) else None
+    if row is None:
+        return None
+    if cloud is not None:
+        return row if look.visible(cloud, creds, Network, row) else None
+    own = row["project_id"] == creds.project_id or row["shared"] or row["external"]
+    return row if own or {"admin", "service"} & set(creds.roles) else None
 
 
 def port_visible(cloud: Cloud, reader: Reader, creds: Any, id: str) -> Row | None:

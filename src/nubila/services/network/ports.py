@@ -36,7 +36,7 @@ _LOSE_DHCP = (
 
 
 def fill(cloud: Cloud, tx: Tx, values: Row, net: Mapping[str, Any], creds: Any) -> None:
-    """Bring a create request to its final form; addresses and groups wished for are left in ``_wishes``, ``_groups``."""
+    """Bring a create request to its final form; addresses and groups wished for stay in ``_wishes``, ``_groups``."""
     values["network_owner"] = net["project_id"]
     if values.get("port_security_enabled") is None:
         values["port_security_enabled"] = net["port_security_enabled"]
@@ -67,7 +67,7 @@ def made(cloud: Cloud, tx: Tx, row: Row) -> None:
 
 
 def create(cloud: Cloud, tx: Tx, creds: Any = None, *, counted: str = "claim", **values: Any) -> Row:
-    """Make a port for the cloud itself or another service; ``counted``: "claim" (409 when over quota), "count", "no"."""
+    """Make a port for the cloud itself or another service; ``counted``: "claim" (409 over quota), "count", "no"."""
     net = look.seen(cloud, tx, creds, Network, values["network_id"])
     row = checks.defaults(Port, dict(values), ALWAYS)
     fill(cloud, tx, row, net, creds)

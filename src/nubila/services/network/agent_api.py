@@ -1,0 +1,204 @@
+"""Agents in the API, and which networks and routers they serve."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from nubila.core.call import Call, Reply, Route
+from nubila.core.faults import Fault, bad_request, conflict
+from nubila.services.network import agents, look, networks, placing, routers
+from nubila.services.network.agents import DHCP, L3
+from nubila.services.network.kinds import Network, Router
+from nubila.services.network.tables import DHCP_BINDING
+
+Row = dict[str, Any]
+_N, _R = Network.table.c, Router.table.c
+_SERVED = (
+    sa.select(Network.table)
+    .join(DHCP_BINDING, DHCP_BINDING.c.network_id == _N.id)
+    .where(DHCP_BINDING.c.host == sa.bindparam("host"))
+    .order_by(_N.created_at, _N.id)
+)
+_ROUTED = sa.select(Router.table).where(_R.host == sa.bindparam("host")).order_by(_R.created_at, _R.id)
+
+
+def _fields(call: Call, found: list[Row]) -> list[Row]:
+    names = {f for k, v in call.query if k == "fields" for f in v.split(",") if f}
+    return [{k: v for k, v in a.items() if k in names} for a in found] if names else found
+
+
+def listing(call: Call) -> Row:
+    found = agents.filtered(agents.every(call.tx) if call.may("get_agent") else [], call.query)
+    return {"agents": _fields(call, found)}
+
+
+def _allowed(call: Call, rule: str, id: str) -> None:
+    if not call.may("get_agent"):
+        raise Fault(404, f"Agent {id} could not be found.", "AgentNotFound")
+    call.enforce(rule)
+
+
+def show(call: Call) -> Row:
+    _allowed(call, "get_agent", call.params["id"])
+    return {"agent": _fields(call, [agents.get(call.tx, call.params["id"])])[0]}
+
+
+def update(call: Call) -> Row:
+    _allowed(call, "update_agent", call.params["id"])
+    body = call.body
+    if not isinstance(body, dict) or "agent" not in body:
+        raise bad_request("The body must be an object with the key 'agent'.", "HTTPBadRequest")
+    return {"agent": agents.update(call.tx, call.params["id"], body["agent"])}
+
+
+def delete(call: Call) -> None:
+    """An agent is a part of its host: it can go only with the host."""
+    _allowed(call, "delete_agent", call.params["id"])
+    agent = agents.get(call.tx, call.params["id"])
+    text = f"Agent {agent['id']} belongs to host {agent['host']}: remove the host (nubila host remove {agent['host']})."
+    raise conflict(text, "AgentInUse")
+
+
+# --- DHCP -----------------------------------------------------------------------------------------------------------
+
+
+def networks_of(call: Call) -> Row:
+    call.enforce("get_dhcp-networks")
+    agent = agents.get(call.tx, call.params["id"])
+    rows = call.tx.all(_SERVED, {"host": agent["host"]}) if agent["binary"] == DHCP else []
+    if rows:
+        networks.present(call, rows)
+    return {"networks": [_plain(Network, row) for row in rows]}
+
+
+def _plain(cls: Any, row: Row) -> Row:
+    """A row as an administrator sees it."""
+    out: Row = {}
+    for a in cls.attrs.values():
+        if not a.hidden:
+            value = row.get(a.name)
+            for name in a.wire:
+                out[name] = a.type.dump(value) if a.type.dump is not None and value is not None else value
+    return out
+
+
+def add_network(call: Call) -> Reply:
+    call.enforce("create_dhcp-network")
+    agent = agents.need(call.tx, call.params["id"], DHCP)
+    id = _given(call, "network_id")
+    net = look.need(call.tx, Network, id)
+    look.lock(call.tx, Network, id)
+    have = placing.bindings(call.tx, id)
+    if agent["host"] in have:
+        text = f"The network {id} has been already hosted by the DHCP Agent {agent['id']}."
+        raise conflict(text, "NetworkHostedByDHCPAgent")
+    if not agent["admin_state_up"]:
+        raise conflict(f"Agent {agent['id']} is not a valid DHCP Agent or has been disabled.", "InvalidDHCPAgent")
+    placing.bind(call.cloud, call.tx, net, agent["host"])
+    placing.dhcp(call.cloud, call.tx, id, wanted=len(have) + 1)
+    return Reply(None, 201)
+
+
+def remove_network(call: Call) -> None:
+    call.enforce("delete_dhcp-network")
+    agent = agents.need(call.tx, call.params["id"], DHCP)
+    id = call.params["network_id"]
+    look.lock(call.tx, Network, id)
+    have = placing.bindings(call.tx, id)
+    if agent["host"] not in have:
+        text = f"The network {id} is not hosted by the DHCP agent {agent['id']}."
+        raise conflict(text, "NetworkNotHostedByDhcpAgent")
+    placing.unbind(call.tx, id, agent["host"], have[agent["host"]])
+
+
+def agents_of_network(call: Call) -> Row:
+    call.enforce("get_dhcp-agents")
+    look.need(call.tx, Network, call.params["id"])
+    where = placing.bindings(call.tx, call.params["id"])
+    return {"agents": [a for a in agents.every(call.tx) if a["binary"] == DHCP and a["host"] in where]}
+
+
+# --- L3 -------------------------------------------------------------------------------------------------------------
+
+
+def routers_of(call: Call) -> Row:
+    call.enforce("get_l3-routers")
+    agent = agents.get(call.tx, call.params["id"])
+    rows = call.tx.all(_ROUTED, {"host": agent["host"]}) if agent["binary"] == L3 else []
+    if rows:
+        routers.present(call, rows)
+    return {"routers": [_plain(Router, row) for row in rows]}
+
+
+def add_router(call: Call) -> Reply:
+    call.enforce("create_l3-router")
+    agent = agents.need(call.tx, call.params["id"], L3)
+    id = _given(call, "router_id")
+    look.lock(call.tx, Router, id)
+    row = look.need(call.tx, Router, id)
+    if row["host"] == agent["host"]:
+        return Reply(None, 201)
+    if row["host"]:
+        text = f"The router {id} has been already hosted by another L3 agent; remove it there first."
+        raise conflict(text, "RouterHostedByL3Agent")
+    if not agent["admin_state_up"]:
+        raise conflict(f"Agent {agent['id']} is not a L3 Agent or has been disabled.", "InvalidL3Agent")
+    placing.move_router(call.tx, row, agent["host"])
+    placing.router(call.cloud, call.tx, id)
+    return Reply(None, 201)
+
+
+def remove_router(call: Call) -> None:
+    call.enforce("delete_l3-router")
+    agent = agents.need(call.tx, call.params["id"], L3)
+    id = call.params["router_id"]
+    look.lock(call.tx, Router, id)
+    row = look.need(call.tx, Router, id)
+    if row["host"] != agent["host"]:
+        raise conflict(f"The router {id} is not hosted by L3 agent {agent['id']}.", "RouterNotHostedByL3Agent")
+    placing.move_router(call.tx, row, None)
+    placing.unwire(call.tx, id)
+
+
+def agents_of_router(call: Call) -> Row:
+    call.enforce("get_l3-agents")
+    row = look.need(call.tx, Router, call.params["id"])
+    return {
+        "agents": [
+            {**a, "ha_state": None} for a in agents.every(call.tx) if a["binary"] == L3 and a["host"] == row["host"]
+        ]
+    }
+
+
+def _given(call: Call, name: str) -> str:
+    body = call.body
+    if not isinstance(body, dict) or set(body) != {name}:
+        raise bad_request(f"The body must be an object with the key '{name}'.", "HTTPBadRequest")
+    return look.uuid(name, body[name])
+
+
+def _route(method: str, path: str, handler: Any, doc: str, status: int = 200) -> Route:
+    return Route(
+        method=method, path=f"/v2.0{path}", handler=handler, doc=doc, status=status,
+        tx="read" if method == "GET" else "write",
+    )  # fmt: skip
+
+
+ROUTES = [
+    _route("GET", "/agents", listing, "List agents."),
+    _route("GET", "/agents/{id}", show, "Show an agent."),
+    _route("PUT", "/agents/{id}", update, "Change an agent."),
+    _route("DELETE", "/agents/{id}", delete, "Refused: an agent goes with its host.", 204),
+    _route("GET", "/agents/{id}/dhcp-networks", networks_of, "List the networks a DHCP agent serves."),
+    _route("POST", "/agents/{id}/dhcp-networks", add_network, "Let a DHCP agent serve a network.", 201),
+    _route(
+        "DELETE", "/agents/{id}/dhcp-networks/{network_id}", remove_network, "Take a network from a DHCP agent.", 204
+    ),
+    _route("GET", "/networks/{id}/dhcp-agents", agents_of_network, "List the DHCP agents of a network."),
+    _route("GET", "/agents/{id}/l3-routers", routers_of, "List the routers an L3 agent runs."),
+    _route("POST", "/agents/{id}/l3-routers", add_router, "Let an L3 agent run a router.", 201),
+    _route("DELETE", "/agents/{id}/l3-routers/{router_id}", remove_router, "Take a router from an L3 agent.", 204),
+    _route("GET", "/routers/{id}/l3-agents", agents_of_router, "List the L3 agents of a router."),
+]

@@ -1,0 +1,132 @@
+"""Agents as the Networking API shows them: derived from the hosts, four roles of the one agent each host runs."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import sqlalchemy as sa
+
+from nubila.core import clock, hosts, types
+from nubila.core.db import Reader
+from nubila.core.faults import Fault, bad_request, not_found
+from nubila.core.sql import upsert
+from nubila.services.network.tables import AGENT, DHCP_BINDING
+
+Row = dict[str, Any]
+SPACE = uuid.UUID("7e4a1d2c-0b6f-4b3e-9a53-6c1f2d8e9b70")  # ours; makes agent ids the same on every server
+OVS, DHCP, L3, METADATA = (
+    "neutron-openvswitch-agent", "neutron-dhcp-agent", "neutron-l3-agent", "neutron-metadata-agent",
+)  # fmt: skip
+TYPES = {OVS: "Open vSwitch agent", DHCP: "DHCP agent", L3: "L3 agent", METADATA: "Metadata agent"}
+TOPICS = {OVS: "N/A", DHCP: "dhcp_agent", L3: "l3_agent", METADATA: "N/A"}
+ALIVE_S = hosts.ALIVE_S
+_ALL = sa.select(AGENT)
+_OFF = sa.select(AGENT.c.id).where(AGENT.c.admin_state_up.is_(False))
+_DHCP_COUNT = sa.select(DHCP_BINDING.c.host, sa.func.count()).group_by(DHCP_BINDING.c.host)
+FILTERS = ("id", "agent_type", "binary", "host", "topic", "admin_state_up", "alive", "availability_zone", "description")
+
+
+def agent_id(host: str, binary: str) -> str:
+    """The stable id of one agent."""
+    return str(uuid.uuid5(SPACE, f"{host}/{binary}"))
+
+
+def switched_off(reader: Reader) -> set[str]:
+    """Ids of the agents an operator took out of scheduling."""
+    return {id for (id,) in reader.rows(_OFF)}
+
+
+def every(reader: Reader) -> list[Row]:
+    """All agents as the API shows them."""
+    changed = {row["id"]: row for row in reader.all(_ALL)}
+    networks = dict(reader.rows(_DHCP_COUNT))
+    out = []
+    for host in hosts.every(reader):
+        binaries = [OVS]
+        if "network" in host["roles"]:
+            binaries += [DHCP, L3, METADATA]
+        out += [_view(host, binary, changed, networks) for binary in binaries]
+    return out
+
+
+def _view(host: Row, binary: str, changed: dict[str, Row], networks: dict[str, int]) -> Row:
+    id = agent_id(host["name"], binary)
+    mine = changed.get(id, {})
+    config: Row = {"log_agent_heartbeats": False}
+    if binary == OVS:
+        config |= {
+            "bridge_mappings": host["bridges"], "tunnel_types": ["vxlan"], "tunneling_ip": host["tunnel_ip"],
+            "datapath_type": "system", "devices": 0, "l2_population": False, "arp_responder_enabled": False,
+            "integration_bridge": "br-int", "extensions": [], "in_distributed_mode": False,
+        }  # fmt: skip
+    elif binary == DHCP:
+        config |= {"dhcp_driver": "nubila", "dhcp_lease_duration": 86400, "networks": networks.get(host["name"], 0)}
+    elif binary == L3:
+        config |= {"agent_mode": "legacy", "handle_internal_only_routers": True, "external_network_bridge": ""}
+    seen = clock.at(host["seen"])[:19].replace("T", " ")
+    return {
+        "id": id, "agent_type": TYPES[binary], "binary": binary, "topic": TOPICS[binary], "host": host["name"],
+        "admin_state_up": mine.get("admin_state_up", True), "alive": host["alive"], "configurations": config,
+        "created_at": host["created_at"][:19].replace("T", " "), "started_at": host["created_at"][:19].replace("T", " "),
+        "heartbeat_timestamp": seen, "description": mine.get("description"), "resource_versions": {},
+        "availability_zone": host["zone"] if binary in (DHCP, L3) else None, "resources_synced": None,
+    }  # fmt: skip
+
+
+def get(reader: Reader, id: str) -> Row:
+    """One agent; 404 AgentNotFound."""
+    found = next((a for a in every(reader) if a["id"] == id), None)
+    if found is None:
+        raise not_found("agent", id, "AgentNotFound")
+    return found
+
+
+def filtered(found: list[Row], query: list[tuple[str, str]]) -> list[Row]:
+    """The agents that match a query string; 400 for a key that is no filter."""
+    wanted: dict[str, list[Any]] = {}
+    for key, text in query:
+        if key in ("fields", "limit", "marker", "sort_key", "sort_dir", "page_reverse"):
+            continue
+        if key not in FILTERS:
+            raise bad_request(f"Invalid input for filter: '{key}' is not a valid filter for agents.", "InvalidInput")
+        wanted.setdefault(key, []).append(text)
+    for key, texts in wanted.items():
+        if key in ("alive", "admin_state_up"):
+            try:
+                values = [types.boolean(t) for t in texts]
+            except ValueError:
+                raise bad_request(f"Invalid input for filter '{key}': it is true or false.", "InvalidInput") from None
+            found = [a for a in found if a[key] in values]
+        elif key == "agent_type":  # Neutron's databases compare without regard to case; clients rely on it
+            lower = [t.lower() for t in texts]
+            found = [a for a in found if a[key].lower() in lower]
+        else:
+            found = [a for a in found if a[key] in texts]
+    return found
+
+
+def update(tx: Any, id: str, body: Any) -> Row:
+    """Change what an operator may change of an agent: admin_state_up and description."""
+    agent = get(tx, id)
+    if not isinstance(body, dict) or not set(body) <= {"admin_state_up", "description"}:
+        raise bad_request("Only admin_state_up and description of an agent can be changed.", "HTTPBadRequest")
+    try:
+        up = types.boolean(body.get("admin_state_up", agent["admin_state_up"]))
+    except ValueError:
+        raise bad_request("Invalid input for admin_state_up: it is true or false.", "HTTPBadRequest") from None
+    text = body.get("description", agent["description"])
+    if text is not None and (not isinstance(text, str) or len(text) > 255):
+        raise bad_request("Invalid input for description: it is a text of at most 255 characters.", "HTTPBadRequest")
+    row = {"id": id, "admin_state_up": up, "description": text}
+    tx.execute(upsert(tx.dialect, AGENT, row, {"admin_state_up": up, "description": text}))
+    return get(tx, id)
+
+
+def need(reader: Reader, id: str, binary: str) -> Row:
+    """One agent of a kind; 404 when there is none, 409 when it is of another kind."""
+    agent = get(reader, id)
+    if agent["binary"] != binary:
+        kind = "InvalidDHCPAgent" if binary == DHCP else "InvalidL3Agent"
+        raise Fault(409, f"Agent {id} is not a valid {TYPES[binary]} or has been disabled.", kind)
+    return agent

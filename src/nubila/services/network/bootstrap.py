@@ -1,0 +1,40 @@
+"""What a new cloud's networking has from the start: an external network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nubila.core.cloud import Cloud
+from nubila.core.db import Tx
+from nubila.services.network import addresses, asks, networks, subnets
+
+CIDR = "172.24.4.0/24"
+
+
+def run(cloud: Cloud, tx: Tx) -> None:
+    """Make the external network "public"; its gateway is the network host itself, which lets it out to the world."""
+    owner = cloud.bootstrap_ids.get("project:admin", "")
+    net = networks.insert(
+        cloud, tx,
+        {"name": "public", "project_id": owner, "external": True, "is_default": True, "network_type": "flat",
+         "physical_network": cloud.settings.physical_networks[0], "host_gateway": True,
+         "description": "The way out of the cloud; floating IPs come from here."},
+    )  # fmt: skip
+    cidr = cloud.settings.external_cidr or CIDR
+    first, last = addresses.hosts(cidr)
+    start, end = (first + 9, last) if last - first > 32 else (first + 1, last)
+    dns = [cloud.settings.external_dns] if cloud.settings.external_dns else []
+    subnet = subnets.insert(
+        cloud, tx, net,
+        {"name": "public-subnet", "cidr": cidr, "enable_dhcp": False, "dns_nameservers": dns,
+         "allocation_pools": [{"start": addresses.address(f"{start:08x}"), "end": addresses.address(f"{end:08x}")}]},
+    )  # fmt: skip
+    cloud.bootstrap_ids["external_network"] = net["id"]
+    cloud.bootstrap_ids["external_subnet"] = subnet["id"]
+
+
+def on_host(cloud: Cloud, tx: Tx, host: dict[str, Any]) -> None:
+    """A host said hello: external networks live on every network host."""
+    if "network" in host["roles"]:
+        for id in asks.external_networks(tx):
+            tx.ask("network", id, host["name"])

@@ -1,0 +1,77 @@
+"""Which extensions of the Networking API are announced: those that are honoured whole, nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nubila.core.call import Call, Route
+from nubila.core.faults import Fault
+
+EXTENSIONS: dict[str, tuple[str, str, str]] = {
+    # alias: (name, what it promises, date of the published definition)
+    "address-scope": ("Address scope", "Address scopes that keep subnet pools from overlapping.", "2015-07-26"),
+    "agent": ("agent", "Agents can be listed and switched off.", "2013-02-03"),
+    "allowed-address-pairs": ("Allowed Address Pairs", "Further addresses a port may send from.", "2013-07-23"),
+    "availability_zone": ("Availability Zone", "Zones of the network hosts.", "2015-01-01"),
+    "binding": ("Port Binding", "Where and how ports are wired.", "2014-02-03"),
+    "default-subnetpools": ("Default Subnetpools", "A default subnet pool per IP version.", "2016-02-18"),
+    "dhcp_agent_scheduler": ("DHCP Agent Scheduler", "Networks can be put on DHCP agents.", "2013-02-07"),
+    "empty-string-filtering": ("Empty String Filtering Extension", "Filters accept the empty text.", "2018-04-09"),
+    "ext-gw-mode": ("Neutron L3 Configurable external gateway mode", "Source NAT can be switched.", "2013-03-28"),
+    "external-net": ("Neutron external network", "Networks can be external.", "2013-01-14"),
+    "extra_dhcp_opt": ("Neutron Extra DHCP options", "DHCP options per port.", "2013-03-17"),
+    "extraroute": ("Neutron Extra Route", "Extra routes of routers.", "2013-02-01"),
+    "extraroute-atomic": ("Atomically add/remove extra routes", "Extra routes change one by one.", "2019-07-10"),
+    "filter-validation": ("Filter parameters validation", "Unknown filters are refused.", "2018-03-21"),
+    "fip-port-details": ("Floating IP Port Details Extension", "Facts about a floating IP's port.", "2018-04-09"),
+    "ip-substring-filtering": ("IP address substring filtering", "Ports by part of an address.", "2017-11-28"),
+    "l3_agent_scheduler": ("L3 Agent Scheduler", "Routers can be put on L3 agents.", "2013-02-07"),
+    "net-mtu": ("Network MTU", "The MTU of networks is shown.", "2015-03-25"),
+    "net-mtu-writable": ("Network MTU (writable)", "The MTU of networks can be set.", "2017-07-12"),
+    "network-ip-availability": ("Network IP Availability", "How many addresses are used.", "2015-09-24"),
+    "network_availability_zone": ("Network Availability Zone", "Zones of networks.", "2015-01-01"),
+    "pagination": ("Pagination support", "Lists come in pages.", "2016-06-12"),
+    "port-security": ("Port Security", "Protection can be switched per port.", "2012-07-23"),
+    "project-id": ("project_id field enabled", "project_id besides tenant_id.", "2016-09-09"),
+    "provider": ("Provider Network", "Segments can be chosen.", "2012-09-07"),
+    "quotas": ("Quota management support", "Quotas per project.", "2012-07-29"),
+    "quota_details": ("Quota details management support", "Usage beside quotas.", "2017-02-10"),
+    "revision-if-match": ("If-Match constraints based on revision_number", "Conditional changes.", "2016-12-11"),
+    "router": ("Neutron L3 Router", "Routers and floating IPs.", "2012-07-20"),
+    "router_availability_zone": ("Router Availability Zone", "Zones of routers.", "2015-01-01"),
+    "security-group": ("security-group", "Security groups.", "2012-10-05"),
+    "security-groups-normalized-cidr": (
+        "Normalized CIDR field for security group rules",
+        "Prefixes as used.",
+        "2019-04-20",
+    ),
+    "service-type": ("Neutron Service Type Management", "Service providers.", "2013-01-20"),
+    "sorting": ("Sorting support", "Lists are sorted as asked.", "2016-06-12"),
+    "standard-attr-description": ("standard-attr-description", "Descriptions.", "2016-02-10"),
+    "standard-attr-revisions": ("Resource revision numbers", "Revision numbers.", "2016-04-11"),
+    "standard-attr-tag": ("Tag support for resources with standard attribute", "Tags.", "2017-01-01"),
+    "standard-attr-timestamp": ("Resource timestamps", "Times of creation and change.", "2016-09-12"),
+    "subnet_allocation": ("Subnet Allocation", "Subnets from pools.", "2015-03-30"),
+}
+
+
+def _view(alias: str) -> dict[str, Any]:
+    name, text, day = EXTENSIONS[alias]
+    return {"alias": alias, "name": name, "description": text, "updated": f"{day}T10:00:00-00:00", "links": []}
+
+
+def listing(call: Call) -> dict[str, Any]:
+    return {"extensions": [_view(alias) for alias in EXTENSIONS]}
+
+
+def show(call: Call) -> dict[str, Any]:
+    if call.params["alias"] not in EXTENSIONS:
+        text = f"Extension with alias {call.params['alias']} does not exist"
+        raise Fault(404, text, "HTTPNotFound")
+    return {"extension": _view(call.params["alias"])}
+
+
+ROUTES = [
+    Route(method="GET", path="/v2.0/extensions", handler=listing, doc="List the extensions that are honoured."),
+    Route(method="GET", path="/v2.0/extensions/{alias}", handler=show, doc="Show an extension."),
+]

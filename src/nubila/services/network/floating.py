@@ -1,0 +1,189 @@
+"""Floating IPs: taking an external address, leading it to a port, giving it back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from nubila.core import quota
+from nubila.core.call import Call
+from nubila.core.db import Tx
+from nubila.core.faults import Fault, bad_request, conflict
+from nubila.core.query import ListQuery
+from nubila.core.service import Hooks
+from nubila.services.network import asks, fixed, look, ports, tags
+from nubila.services.network.asks import FLOATING, GATEWAY, INTERFACE
+from nubila.services.network.kinds import FloatingIP, Network, Subnet
+from nubila.services.network.kinds_port import Port
+from nubila.services.network.tables import IP_ALLOCATION
+
+Row = dict[str, Any]
+_F, _P, _A, _S = FloatingIP.table.c, Port.table.c, IP_ALLOCATION.c, Subnet.table.c
+_DELETE = sa.delete(FloatingIP.table).where(_F.id == sa.bindparam("b_id"))
+_UNUSED = sa.select(FloatingIP.table).where(
+    _F.floating_network_id == sa.bindparam("network"), _F.port_id.is_(None)
+)  # fmt: skip
+_LINKED = sa.select(_F.id).where(_F.port_id == sa.bindparam("port"), _F.fixed_ip_address == sa.bindparam("ip"))
+_INSIDE = Port.table.alias("inside")
+_ROUTERS = (
+    sa.select(_INSIDE.c.device_id, _A.ip_address, _S.gateway_ip)
+    .join(IP_ALLOCATION, _A.port_id == _INSIDE.c.id)
+    .join(Subnet.table, _S.id == _A.subnet_id)
+    .join(Port.table, _P.device_id == _INSIDE.c.device_id)
+    .where(
+        _A.subnet_id == sa.bindparam("subnet"), _INSIDE.c.device_owner == INTERFACE, _P.device_owner == GATEWAY,
+        _P.network_id == sa.bindparam("external"),
+    )
+)  # fmt: skip
+_DETAILS = sa.select(_P.id, _P.name, _P.network_id, _P.mac_address, _P.admin_state_up, _P.status, _P.device_id,
+                     _P.device_owner).where(_P.id.in_(sa.bindparam("ports", expanding=True)))  # fmt: skip
+
+
+def refuse(text: str) -> Exception:
+    return bad_request(f"Bad floatingip request: {text}", "BadRequest")
+
+
+def prepare(call: Call, values: Row) -> None:
+    tx = call.tx
+    net = look.seen(
+        call.cloud, tx, call.creds, Network, look.uuid("floating_network_id", values["floating_network_id"])
+    )
+    if not net["external"]:
+        raise refuse(f"Network {net['id']} is not a valid external network.")
+    values["tags"] = tags.clean(values["tags"])
+    subnets = [s for s in look.subnets(tx, net["id"]) if s["ip_version"] == 4]
+    if not subnets:
+        raise refuse(f"Network {net['id']} does not contain any IPv4 subnet.")
+    wanted, subnet_id = values.get("floating_ip_address"), values.get("subnet_id")
+    if subnet_id is not None and subnet_id not in [s["id"] for s in look.subnets(tx, net["id"])]:
+        look.need(tx, Subnet, subnet_id)
+        raise refuse(f"Subnet {subnet_id} is not on network {net['id']}.")
+    ip = {k: v for k, v in (("subnet_id", subnet_id), ("ip_address", wanted)) if v}
+    link(call, values, values)
+    port = ports.create(
+        call.cloud, tx, counted="no", project_id="", network_id=net["id"], device_id=values["id"],
+        device_owner=FLOATING, security_groups=[], port_security_enabled=False,
+        fixed_ips=[ip or {"subnet_id": _roomy(tx, subnets)}],
+    )  # fmt: skip
+    values["floating_port_id"] = port["id"]
+    values["floating_ip_address"] = next(i["ip_address"] for i in port["fixed_ips"] if ":" not in i["ip_address"])
+
+
+def _roomy(tx: Tx, subnets: list[Row]) -> str:
+    return str(next((s for s in subnets if fixed.has_room(tx, s)), subnets[0])["id"])
+
+
+def created(call: Call, row: Row) -> None:
+    tags.store(call.tx, row["id"], row["tags"], fresh=True)
+    if row["router_id"]:
+        asks.router(call.tx, row["router_id"])
+
+
+def link(call: Call, values: Row, row: Row) -> None:
+    """Work out where a floating IP is to lead: fills ``fixed_ip_address`` and ``router_id`` of ``values``."""
+    tx, port_id, wanted = call.tx, values.get("port_id"), values.get("fixed_ip_address")
+    if not port_id:
+        if wanted:
+            raise refuse("fixed_ip_address cannot be specified without a port_id.")
+        values.update(port_id=None, fixed_ip_address=None, router_id=None)
+        return
+    port = look.seen(call.cloud, tx, call.creds, Port, port_id)
+    if row["project_id"] != port["project_id"] and port["project_id"]:
+        raise refuse(f"Port {port_id} is associated with a different project than the floating IP and cannot be bound.")
+    ips = [ip for ip in look.addresses_of(tx, port_id) if ":" not in ip["ip_address"]]
+    if wanted:
+        chosen = next((ip for ip in ips if ip["ip_address"] == wanted), None)
+        if chosen is None:
+            raise refuse(f"Port {port_id} does not have fixed ip {wanted}.")
+    else:
+        if not ips:
+            raise refuse(f"Cannot add floating IP to port {port_id} that has no fixed IPv4 addresses.")
+        if len(ips) > 1:
+            raise refuse(f"Port {port_id} has multiple fixed IPv4 addresses. Must provide a specific IPv4 address.")
+        chosen = ips[0]
+    other = tx.scalar(_LINKED, {"port": port_id, "ip": chosen["ip_address"]})
+    if other is not None and other != row["id"]:
+        text = (
+            f"Cannot associate floating IP {row.get('floating_ip_address') or ''} with port {port_id} using fixed IP "
+        )
+        text += f"{chosen['ip_address']}, as that fixed IP already has a floating IP on external network "
+        raise conflict(f"{text}{row['floating_network_id']}.", "FloatingIPPortAlreadyAssociated")
+    values["fixed_ip_address"] = chosen["ip_address"]
+    values["router_id"] = _router(call, chosen["subnet_id"], row["floating_network_id"], port_id)
+
+
+def _router(call: Call, subnet_id: str, external: str, port_id: str) -> str:
+    found = call.tx.rows(_ROUTERS, {"subnet": subnet_id, "external": external})
+    if not found:
+        text = (
+            f"External network {external} is not reachable from subnet {subnet_id}.  Therefore, cannot associate Port "
+        )
+        raise Fault(404, f"{text}{port_id} with a Floating IP.", "ExternalGatewayForFloatingIPNotFound")
+    return str(next((id for id, ip, gateway in found if ip == gateway), found[0][0]))
+
+
+def prepare_update(call: Call, before: Row, values: Row) -> None:
+    look.check_revision(call, before)
+    if "port_id" not in values:
+        if "fixed_ip_address" not in values:
+            return
+        if values["fixed_ip_address"] is None:
+            del values["fixed_ip_address"]
+            return
+        if before["port_id"] is None:
+            raise refuse("fixed_ip_address cannot be specified without a port_id.")
+        values["port_id"] = before["port_id"]
+    if values["port_id"] and values["port_id"] == before["port_id"] and not values.get("fixed_ip_address"):
+        values["fixed_ip_address"] = before["fixed_ip_address"]
+    link(call, values, before)
+    if any(values[n] != before[n] for n in ("port_id", "fixed_ip_address", "router_id")):
+        values["status"] = "DOWN"
+
+
+def updated(call: Call, before: Row, after: Row) -> None:
+    if any(before[n] != after[n] for n in ("port_id", "fixed_ip_address", "router_id")):
+        for id in {before["router_id"], after["router_id"]} - {None}:
+            asks.router(call.tx, id)
+
+
+def deleted(call: Call, row: Row) -> None:
+    _drop_port(call.tx, row)
+    tags.forget(call.tx, row["id"])
+    if row["router_id"]:
+        asks.router(call.tx, row["router_id"])
+
+
+def _drop_port(tx: Tx, row: Row) -> None:
+    port = look.row(tx, Port, row["floating_port_id"])
+    if port is not None:
+        ports.delete(tx, port)
+
+
+def drop_unused(cloud: Any, tx: Tx, network_id: str) -> None:
+    """A network is being deleted: its floating IPs that lead nowhere go with it."""
+    for row in tx.all(_UNUSED, {"network": network_id}):
+        tx.execute(_DELETE, {"b_id": row["id"]})
+        _drop_port(tx, row)
+        tags.forget(tx, row["id"])
+        quota.release(tx, row["project_id"], {"floatingip": 1})
+
+
+def present(call: Call, rows: list[Row]) -> None:
+    ids = list({r["port_id"] for r in rows if r["port_id"]})
+    details: dict[str, Row] = {}
+    for i in range(0, len(ids), 500):
+        for port in call.tx.all(_DETAILS, {"ports": ids[i : i + 500]}):
+            details[port.pop("id")] = port
+    for row in rows:
+        row["port_details"] = details.get(row["port_id"]) if row["port_id"] else None
+
+
+def scope(call: Call, q: ListQuery) -> list[Any]:
+    return tags.clauses(FloatingIP, q)
+
+
+HOOKS = Hooks(
+    prepare=prepare, created=created, prepare_update=prepare_update, updated=updated, deleted=deleted, present=present,
+    scope=scope, own_filters=tags.FILTERS,
+)  # fmt: skip

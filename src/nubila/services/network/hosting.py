@@ -1,0 +1,362 @@
+"""Networks, ports and routers as one host must make them, and what hosts report back.
+
+``describe_*`` compute a complete spec (core/ports.py) from the rows, None when the thing has no business on that host.
+``observe_*`` turn a host's report into statuses. Both see only what is in the database now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import sqlalchemy as sa
+
+from nubila.core import hosts
+from nubila.core.cloud import Cloud
+from nubila.core.db import Reader, Tx
+from nubila.core.ports import (
+    DhcpHost,
+    DhcpSpec,
+    FixedIp,
+    FloatingSpec,
+    NetworkSpec,
+    PortSpec,
+    RouterPort,
+    RouterSpec,
+    RuleSpec,
+    Segment,
+    SubnetSpec,
+)
+from nubila.core.service import HostItem
+from nubila.services.network import addresses, allocate, asks, look
+from nubila.services.network.asks import DHCP, FLOATING, GATEWAY, INTERFACE, ROUTER_OWNERS
+from nubila.services.network.kinds import FloatingIP, Network, Router, Subnet
+from nubila.services.network.kinds_port import Port, SecurityGroupRule
+from nubila.services.network.tables import DHCP_BINDING, IP_ALLOCATION, PORT_GROUP
+
+Row = dict[str, Any]
+METADATA_ROUTE = "169.254.169.254/32"
+_P, _A, _D, _R = Port.table.c, IP_ALLOCATION.c, DHCP_BINDING.c, Router.table.c
+_S, _F, _G = Subnet.table.c, FloatingIP.table.c, SecurityGroupRule.table.c
+_ON_NETWORK = (
+    sa.select(_P.id, _P.mac_address, _P.device_owner, _P.dns_name, _P.extra_dhcp_opts)
+    .where(_P.network_id == sa.bindparam("network"), _P.device_owner.not_in((DHCP, FLOATING)))
+    .order_by(_P.id)
+)
+_IPS_ON_NETWORK = (
+    sa.select(_A.port_id, _A.subnet_id, _A.ip_address)
+    .where(_A.network_id == sa.bindparam("network"))
+    .order_by(_A.port_id, _A.place)
+)
+_DHCP_PORT = sa.select(_D.port_id).where(_D.network_id == sa.bindparam("network"), _D.host == sa.bindparam("host"))
+_ROUTED = sa.select(_A.subnet_id).join(Port.table, _P.id == _A.port_id).where(
+    _A.network_id == sa.bindparam("network"), _P.device_owner == INTERFACE
+)  # fmt: skip
+_PORT_IPS = (
+    sa.select(_A.subnet_id, _A.ip_address, _S.cidr, _S.gateway_ip)
+    .join(Subnet.table, _S.id == _A.subnet_id)
+    .where(_A.port_id == sa.bindparam("port"))
+    .order_by(_A.place)
+)
+_RULES = (
+    sa.select(SecurityGroupRule.table)
+    .join(PORT_GROUP, PORT_GROUP.c.security_group_id == _G.security_group_id)
+    .where(PORT_GROUP.c.port_id == sa.bindparam("port"))
+    .order_by(_G.security_group_id, _G.id)
+)
+_MEMBERS = (
+    sa.select(PORT_GROUP.c.security_group_id, _A.ip_address)
+    .join(IP_ALLOCATION, _A.port_id == PORT_GROUP.c.port_id)
+    .where(PORT_GROUP.c.security_group_id.in_(sa.bindparam("groups", expanding=True)))
+)
+_MEMBER_PAIRS = (
+    sa.select(PORT_GROUP.c.security_group_id, _P.allowed_address_pairs)
+    .join(Port.table, _P.id == PORT_GROUP.c.port_id)
+    .where(PORT_GROUP.c.security_group_id.in_(sa.bindparam("groups", expanding=True)))
+)
+_ROUTER_PORTS = (
+    sa.select(_P.id, _P.network_id, _P.mac_address, _P.device_owner, _P.status, Network.table.c.mtu)
+    .join(Network.table, Network.table.c.id == _P.network_id)
+    .where(_P.device_id == sa.bindparam("router"), _P.device_owner.in_(ROUTER_OWNERS))
+    .order_by(_P.id)
+)
+_FLOATING = (
+    sa.select(_F.id, _F.floating_ip_address, _F.fixed_ip_address, _F.status)
+    .where(_F.router_id == sa.bindparam("router"), _F.fixed_ip_address.is_not(None))
+    .order_by(_F.id)
+)
+_NETWORKS_HERE = sa.select(_P.network_id).where(_P.bound_host == sa.bindparam("host")).distinct()
+_PORTS_HERE = sa.select(_P.id, _P.device_owner).where(_P.bound_host == sa.bindparam("host"))
+_ROUTERS_HERE = sa.select(_R.id).where(_R.host == sa.bindparam("host"))
+
+
+# --- networks ---------------------------------------------------------------------------------------------------------
+
+
+def describe_network(cloud: Cloud, reader: Reader, id: str, host: str) -> NetworkSpec | None:
+    """The network on one host: its segment, its tunnel peers, DHCP when this host serves it."""
+    net = look.row(reader, Network, id)
+    if net is None:
+        return None
+    here = {h["name"]: h for h in hosts.every(reader)}
+    where = asks.network_hosts(reader, id) & set(here)
+    gateway_host = net["external"] and "network" in here.get(host, {}).get("roles", ())
+    if host not in where and not gateway_host:
+        return None
+    subnets = look.subnets(reader, id)
+    dhcp = _dhcp(cloud, reader, net, subnets, host)
+    peers = sorted(here[name]["tunnel_ip"] for name in where if name != host)
+    first = next((s for s in subnets if s["ip_version"] == 4 and s["gateway_ip"]), None)
+    own_gateway = bool(gateway_host and net["host_gateway"] and first)
+    return NetworkSpec(
+        id=id,
+        project_id=net["project_id"],
+        segment=Segment(
+            network_type=net["network_type"],
+            physical_network=net["physical_network"],
+            segmentation_id=net["segmentation_id"],
+        ),
+        mtu=net["mtu"],
+        subnets=tuple(_subnet(s, ()) for s in subnets) if dhcp is None else _isolated(reader, id, subnets, dhcp),
+        dhcp=dhcp,
+        peers=tuple(dict.fromkeys(peers)),
+        host_address=f"{first['gateway_ip']}/{addresses.network(first['cidr']).prefixlen}"
+        if own_gateway and first
+        else None,
+        masquerade=own_gateway,
+    )
+
+
+def _subnet(row: Row, more_routes: Iterable[tuple[str, str]]) -> SubnetSpec:
+    routes = tuple((r["destination"], r["nexthop"]) for r in row["host_routes"] or ())
+    return SubnetSpec(
+        id=row["id"], cidr=row["cidr"], ip_version=row["ip_version"], gateway_ip=row["gateway_ip"],
+        enable_dhcp=row["enable_dhcp"], dns_nameservers=tuple(row["dns_nameservers"] or ()),
+        host_routes=(*routes, *more_routes), ipv6_ra_mode=row["ipv6_ra_mode"],
+        ipv6_address_mode=row["ipv6_address_mode"],
+    )  # fmt: skip
+
+
+def _isolated(reader: Reader, id: str, subnets: list[Row], dhcp: DhcpSpec) -> tuple[SubnetSpec, ...]:
+    """Subnets as DHCP serves them: one whose gateway no router has gets a route to the metadata service here."""
+    routed = {s for (s,) in reader.rows(_ROUTED, {"network": id})}
+    own = {ip.subnet_id: ip.ip_address for ip in dhcp.fixed_ips}
+    out = []
+    for s in subnets:
+        alone = s["ip_version"] == 4 and s["gateway_ip"] and s["id"] in own and s["id"] not in routed
+        taken = {r["destination"] for r in s["host_routes"] or ()}
+        out.append(_subnet(s, [(METADATA_ROUTE, own[s["id"]])] if alone and METADATA_ROUTE not in taken else []))
+    return tuple(out)
+
+
+def _dhcp(cloud: Cloud, reader: Reader, net: Row, subnets: list[Row], host: str) -> DhcpSpec | None:
+    port_id = reader.scalar(_DHCP_PORT, {"network": net["id"], "host": host})
+    port = look.row(reader, Port, port_id) if port_id else None
+    served = {s["id"]: addresses.network(s["cidr"]).prefixlen for s in subnets if s["enable_dhcp"]}
+    if port is None or not served or not net["admin_state_up"]:
+        return None
+    ips: dict[str, list[FixedIp]] = {}
+    for owner, subnet, ip in reader.rows(_IPS_ON_NETWORK, {"network": net["id"]}):
+        if subnet in served:
+            ips.setdefault(owner, []).append(FixedIp(subnet_id=subnet, ip_address=ip, prefixlen=served[subnet]))
+    return DhcpSpec(
+        port_id=port["id"],
+        mac=port["mac_address"],
+        fixed_ips=tuple(ips.get(port["id"], ())),
+        hosts=tuple(
+            DhcpHost(
+                port_id=p["id"], mac=p["mac_address"], hostname=p["dns_name"], fixed_ips=tuple(ips[p["id"]]),
+                options=tuple(
+                    (o["opt_name"] if o["ip_version"] == 4 else f"option6:{o['opt_name']}", o["opt_value"])
+                    for o in p["extra_dhcp_opts"]
+                ),
+            )
+            for p in reader.all(_ON_NETWORK, {"network": net["id"]})
+            if p["id"] in ips
+        ),
+        metadata=True,
+        dns_domain=net["dns_domain"].rstrip(".") or "openstacklocal",
+    )  # fmt: skip
+
+
+def observe_network(cloud: Cloud, tx: Tx, id: str, host: str, observed: Mapping[str, Any]) -> str:
+    """The DHCP port is up when the host says the network is."""
+    status = observed.get("status")
+    port_id = tx.scalar(_DHCP_PORT, {"network": id, "host": host})
+    if port_id is not None and status in ("ACTIVE", "DOWN", "ERROR"):
+        _set_port(tx, port_id, "ACTIVE" if status == "ACTIVE" else "DOWN")
+    return _note(observed)
+
+
+def networks_on(cloud: Cloud, reader: Reader, host: str) -> list[str]:
+    """Every network that has something to do on the host."""
+    found = {id for (id,) in reader.rows(_NETWORKS_HERE, {"host": host})}
+    row = hosts.get(reader, host)
+    if row is not None and "network" in row["roles"]:
+        found |= set(asks.external_networks(reader))
+    return sorted(found)
+
+
+# --- ports ------------------------------------------------------------------------------------------------------------
+
+
+def fixed_ips(reader: Reader, port_id: str) -> tuple[tuple[FixedIp, ...], list[str]]:
+    """A port's addresses with their prefix lengths, and the gateways of their subnets."""
+    rows = reader.rows(_PORT_IPS, {"port": port_id})
+    ips = tuple(
+        FixedIp(subnet_id=s, ip_address=ip, prefixlen=addresses.network(cidr).prefixlen) for s, ip, cidr, _ in rows
+    )
+    return ips, [g for *_, g in rows if g]
+
+
+def describe_port(cloud: Cloud, reader: Reader, id: str, host: str) -> PortSpec | None:
+    """A guest's port on its host: addresses it may use and every rule with remote groups expanded."""
+    port = look.row(reader, Port, id)
+    if port is None or port["bound_host"] != host or not asks.is_guest(port):
+        return None
+    net = look.need(reader, Network, port["network_id"])
+    return PortSpec(
+        id=id,
+        network_id=net["id"],
+        device=f"tap{id[:11]}",
+        mac=port["mac_address"],
+        fixed_ips=fixed_ips(reader, id)[0],
+        mtu=net["mtu"],
+        admin_state_up=port["admin_state_up"] and net["admin_state_up"],
+        port_security=port["port_security_enabled"],
+        allowed_pairs=tuple(
+            (str(addresses.network(p["ip_address"])), p["mac_address"]) for p in port["allowed_address_pairs"] or ()
+        ),
+        rules=_rules(reader, id) if port["port_security_enabled"] else (),
+    )
+
+
+def _rules(reader: Reader, port_id: str) -> tuple[RuleSpec, ...]:
+    rows = reader.all(_RULES, {"port": port_id})
+    members = _members(reader, {r["remote_group_id"] for r in rows if r["remote_group_id"]})
+    out = []
+    for r in rows:
+        remote: tuple[str, ...] | None = None
+        if r["remote_group_id"]:
+            wanted = 4 if r["ethertype"] == "IPv4" else 6
+            remote = tuple(c for c in members.get(r["remote_group_id"], ()) if addresses.network(c).version == wanted)
+        elif r["normalized_cidr"]:
+            remote = (r["normalized_cidr"],)
+        out.append(
+            RuleSpec(
+                direction=r["direction"],
+                ethertype=r["ethertype"],
+                protocol=r["protocol"],
+                port_min=r["port_range_min"],
+                port_max=r["port_range_max"],
+                remote=remote,
+            )  # fmt: skip
+        )
+    return tuple(dict.fromkeys(out))
+
+
+def _members(reader: Reader, group_ids: set[str]) -> dict[str, list[str]]:
+    """group -> the CIDRs of its members: their addresses and the further ones they may send from."""
+    if not group_ids:
+        return {}
+    found: dict[str, set[str]] = {}
+    for group, ip in reader.rows(_MEMBERS, {"groups": sorted(group_ids)}):
+        found.setdefault(group, set()).add(ip)
+    for group, pairs in reader.rows(_MEMBER_PAIRS, {"groups": sorted(group_ids)}):
+        found.setdefault(group, set()).update(p["ip_address"] for p in pairs or ())
+    return {group: addresses.compact(cidrs) for group, cidrs in found.items()}
+
+
+def observe_port(cloud: Cloud, tx: Tx, id: str, host: str, observed: Mapping[str, Any]) -> str:
+    """A wired port is ACTIVE; one that the host could not wire, or that is switched off, is DOWN."""
+    port = look.row(tx, Port, id)
+    if port is None or port["bound_host"] != host:
+        return _note(observed)
+    status = observed.get("status")
+    if status in ("ACTIVE", "DOWN", "ERROR", "GONE"):
+        _set_port(tx, id, "ACTIVE" if status == "ACTIVE" and port["admin_state_up"] else "DOWN", port["status"])
+    return _note(observed)
+
+
+def ports_on(cloud: Cloud, reader: Reader, host: str) -> list[str]:
+    """Every guest port on the host."""
+    return [id for id, owner in reader.rows(_PORTS_HERE, {"host": host}) if not owner.startswith("network:")]
+
+
+def _set_port(tx: Tx, id: str, status: str, now: str | None = None) -> None:
+    if now is None:
+        row = look.row(tx, Port, id)
+        now = row["status"] if row else status
+    if now != status:
+        allocate.set_columns(tx, Port, id, {"status": status})
+
+
+def _note(observed: Mapping[str, Any]) -> str:
+    return str(observed.get("fault") or "") or str(observed.get("status", ""))
+
+
+# --- routers ----------------------------------------------------------------------------------------------------------
+
+
+def describe_router(cloud: Cloud, reader: Reader, id: str, host: str) -> RouterSpec | None:
+    """The router on its host: interfaces, gateway, translations, routes."""
+    row = look.row(reader, Router, id)
+    if row is None or row["host"] != host:
+        return None
+    interfaces, gateway, hops = [], None, []
+    for p in reader.all(_ROUTER_PORTS, {"router": id}):
+        ips, gateways = fixed_ips(reader, p["id"])
+        port = RouterPort(
+            port_id=p["id"], network_id=p["network_id"], mac=p["mac_address"], fixed_ips=ips, mtu=p["mtu"]
+        )  # fmt: skip
+        if p["device_owner"] == GATEWAY:
+            gateway, hops = port, gateways
+        else:
+            interfaces.append(port)
+    if gateway is None and not interfaces:
+        return None
+    return RouterSpec(
+        id=id,
+        epoch=row["epoch"],
+        admin_state_up=row["admin_state_up"],
+        interfaces=tuple(interfaces),
+        gateway=gateway,
+        gateway_ips=tuple(dict.fromkeys(hops)),
+        snat=row["enable_snat"],
+        floating_ips=tuple(
+            FloatingSpec(id=f["id"], floating_ip=f["floating_ip_address"], fixed_ip=f["fixed_ip_address"])
+            for f in reader.all(_FLOATING, {"router": id})
+        ),
+        routes=tuple((r["destination"], r["nexthop"]) for r in row["routes"] or ()),
+    )
+
+
+def observe_router(cloud: Cloud, tx: Tx, id: str, host: str, observed: Mapping[str, Any]) -> str:
+    """Ports and floating IPs of a router that the host made are ACTIVE."""
+    row = look.row(tx, Router, id)
+    status = observed.get("status")
+    if row is None or row["host"] != host or status not in ("ACTIVE", "DOWN", "ERROR"):
+        return _note(observed)
+    up = status == "ACTIVE" or (status == "DOWN" and not row["admin_state_up"])
+    wanted = "ACTIVE" if status != "ERROR" else "ERROR"
+    if row["status"] != wanted:
+        allocate.set_columns(tx, Router, id, {"status": wanted})
+    for p in tx.all(_ROUTER_PORTS, {"router": id}):
+        _set_port(tx, p["id"], "ACTIVE" if up else "DOWN", p["status"])
+    for f in tx.all(_FLOATING, {"router": id}):
+        now = "ACTIVE" if up else "DOWN" if status == "DOWN" else "ERROR"
+        if f["status"] != now:
+            allocate.set_columns(tx, FloatingIP, f["id"], {"status": now})
+    return _note(observed)
+
+
+def routers_on(cloud: Cloud, reader: Reader, host: str) -> list[str]:
+    """Every router on the host."""
+    return [id for (id,) in reader.rows(_ROUTERS_HERE, {"host": host})]
+
+
+HOST_ITEMS = {
+    "network": HostItem(describe=describe_network, observe=observe_network, every=networks_on, order=0),
+    "port": HostItem(describe=describe_port, observe=observe_port, every=ports_on, order=1),
+    "router": HostItem(describe=describe_router, observe=observe_router, every=routers_on, order=2),
+}

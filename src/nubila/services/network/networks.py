@@ -1,0 +1,196 @@
+"""Networks: what follows from creating, changing and deleting one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from nubila.core import clock, hosts
+from nubila.core.call import Call
+from nubila.core.db import Reader, Tx
+from nubila.core.faults import Fault, bad_request, conflict
+from nubila.core.query import ListQuery
+from nubila.core.service import Hooks
+from nubila.services.network import allocate, asks, floating, groups, look, placing, ports, segments, subnets, tags
+from nubila.services.network.asks import DHCP, FLOATING, GATEWAY
+from nubila.services.network.kinds import AddressScope, Network, Subnet, SubnetPool
+from nubila.services.network.kinds_port import Port
+from nubila.services.network.tables import DHCP_BINDING
+
+Row = dict[str, Any]
+_P, _S, _N = Port.table.c, Subnet.table.c, Network.table.c
+_SUBNETS = (
+    sa.select(_S.network_id, _S.id, _S.subnetpool_id, _S.ip_version)
+    .where(_S.network_id.in_(sa.bindparam("networks", expanding=True)))
+    .order_by(_S.created_at, _S.id)
+)
+_ZONES = sa.select(DHCP_BINDING.c.network_id, hosts.TABLE.c.zone).join(
+    hosts.TABLE, hosts.TABLE.c.name == DHCP_BINDING.c.host
+).where(DHCP_BINDING.c.network_id.in_(sa.bindparam("networks", expanding=True)))  # fmt: skip
+_PORTS = sa.select(Port.table).where(_P.network_id == sa.bindparam("network"))
+_FOREIGN = sa.select(_P.id).where(
+    _P.network_id == sa.bindparam("network"), _P.project_id != sa.bindparam("project"), _P.project_id != "",
+    _P.device_owner.not_in((FLOATING, GATEWAY)),
+).limit(1)  # fmt: skip
+_OUTSIDE = sa.select(_P.id).where(
+    _P.network_id == sa.bindparam("network"), _P.device_owner.in_((FLOATING, GATEWAY))
+).limit(1)  # fmt: skip
+_DEFAULT = sa.select(_N.id).where(_N.is_default.is_(True), _N.id != sa.bindparam("id"))
+_COPY = (
+    sa.update(Subnet.table)
+    .where(_S.network_id == sa.bindparam("b_network"))
+    .values(shared=sa.bindparam("b_shared"), external=sa.bindparam("b_external"))
+)
+_SCOPES = (
+    sa.select(SubnetPool.table.c.id, AddressScope.table.c.id, AddressScope.table.c.ip_version)
+    .join(AddressScope.table, AddressScope.table.c.id == SubnetPool.table.c.address_scope_id)
+    .where(SubnetPool.table.c.id.in_(sa.bindparam("pools", expanding=True)))
+)
+
+
+def check_zones(tx: Reader, hints: Any, role: str) -> None:
+    """404 unless every zone hint is a zone with network hosts."""
+    if not isinstance(hints, list) or len(hints) > 10 or len(set(hints)) != len(hints):
+        raise bad_request("Invalid input for availability_zone_hints: up to 10 different zones.", "InvalidInput")
+    known = {h["zone"] for h in hosts.every(tx) if role in h["roles"]} if hints else set()
+    for hint in hints:
+        if hint not in known:
+            raise Fault(404, f"AvailabilityZone {hint} could not be found.", "AvailabilityZoneNotFound")
+
+
+def prepare(call: Call, values: Row) -> None:
+    settings = call.cloud.settings
+    segments.check(settings, values)
+    values["mtu"] = segments.mtu(settings, values["network_type"], values.get("mtu"))
+    check_zones(call.tx, values["availability_zone_hints"], "network")
+    values["tags"] = tags.clean(values["tags"])
+    _one_default(call.tx, values)
+
+
+def _one_default(tx: Tx, row: Row) -> None:
+    if row["is_default"] and row["external"] and (other := tx.scalar(_DEFAULT, {"id": row["id"]})):
+        raise conflict(f"A default external network already exists: {other}.", "DefaultExternalNetworkExists")
+
+
+def created(call: Call, row: Row) -> None:
+    chosen = row["segmentation_id"]
+    segments.claim(call.tx, call.cloud.settings, row)
+    if row["segmentation_id"] != chosen:
+        allocate.set_columns(call.tx, Network, row["id"], {"segmentation_id": row["segmentation_id"]})
+    tags.store(call.tx, row["id"], row["tags"], fresh=True)
+    groups.ensure_default(call.cloud, call.tx, row["project_id"])
+    if row["external"]:
+        asks.network(call.tx, row["id"], external=True)
+    row["subnets"], row["availability_zones"] = [], []
+
+
+def prepare_update(call: Call, before: Row, values: Row) -> None:
+    look.check_revision(call, before)
+    for name in segments.PROVIDER:
+        if name in values:
+            if values[name] != before[name]:
+                raise bad_request("Invalid input for operation: provider attributes cannot be changed.", "InvalidInput")
+            del values[name]
+    if "mtu" in values:
+        values["mtu"] = segments.mtu(call.cloud.settings, before["network_type"], values["mtu"])
+    after = {**before, **values}
+    who = {"network": before["id"], "project": before["project_id"]}
+    if before["shared"] and not after["shared"] and call.tx.one(_FOREIGN, who):
+        text = f"Unable to reconfigure sharing settings for network {before['id']}. Multiple projects are using it."
+        raise conflict(text, "InvalidSharedSetting")
+    if before["external"] and not after["external"] and call.tx.one(_OUTSIDE, {"network": before["id"]}):
+        text = f"External network {before['id']} cannot be updated to be made non-external: gateways or floating IPs use it."
+        raise conflict(text, "ExternalNetworkInUse")
+    _one_default(call.tx, after)
+
+
+def updated(call: Call, before: Row, after: Row) -> None:
+    tx, id = call.tx, before["id"]
+    if (before["shared"], before["external"]) != (after["shared"], after["external"]):
+        tx.execute(_COPY, {"b_network": id, "b_shared": after["shared"], "b_external": after["external"]})
+    if any(before[n] != after[n] for n in ("mtu", "admin_state_up", "external", "dns_domain")):
+        asks.network(tx, id, external=before["external"] or after["external"])
+    if any(before[n] != after[n] for n in ("mtu", "admin_state_up")):
+        asks.guests_of(tx, id)
+    if before["mtu"] != after["mtu"]:
+        asks.routers_of(tx, id)
+
+
+def deleting(call: Call, row: Row) -> None:
+    """Take everything that may go with the network; 409 for what may not."""
+    tx, id = call.tx, row["id"]
+    look.lock(tx, Network, id)
+    floating.drop_unused(call.cloud, tx, id)
+    mine = tx.all(_PORTS, {"network": id})
+    if any(p["device_owner"] != DHCP for p in mine):
+        raise look.in_use("network", id, "There are one or more ports still in use on the network.", "NetworkInUse")
+    row["_hosts"] = asks.network_hosts(tx, id, external=row["external"])
+    for host, port_id in placing.bindings(tx, id).items():
+        row["_hosts"].add(host)
+        placing.unbind(tx, id, host, port_id)
+    for port in mine:
+        if look.row(tx, Port, port["id"]) is not None:
+            ports.delete(tx, port)
+    for subnet in look.subnets(tx, id):
+        subnets.remove(tx, subnet)
+    allocate.release_segments(tx, id)
+    tags.forget(tx, id)
+
+
+def deleted(call: Call, row: Row) -> None:
+    for host in row["_hosts"]:
+        call.tx.ask("network", row["id"], host)
+
+
+def present(call: Call, rows: list[Row]) -> None:
+    ids = [r["id"] for r in rows]
+    found: dict[str, list[str]] = {id: [] for id in ids}
+    pools: dict[str, str] = {}
+    for network, subnet, pool, _ in call.tx.rows(_SUBNETS, {"networks": ids}):
+        found[network].append(subnet)
+        if pool:
+            pools[network] = pool
+    zones: dict[str, set[str]] = {}
+    for network, zone in call.tx.rows(_ZONES, {"networks": ids}):
+        zones.setdefault(network, set()).add(zone)
+    scopes: dict[str, tuple[str, int]] = {}
+    if pools:
+        for pool, scope, version in call.tx.rows(_SCOPES, {"pools": sorted(set(pools.values()))}):
+            scopes[pool] = (scope, version)
+    for row in rows:
+        row["subnets"] = found[row["id"]]
+        row["availability_zones"] = sorted(zones.get(row["id"], ()))
+        row["ipv4_address_scope"] = row["ipv6_address_scope"] = None
+        if (hit := scopes.get(pools.get(row["id"], ""))) is not None:
+            row[f"ipv{hit[1]}_address_scope"] = hit[0]
+
+
+def scope(call: Call, q: ListQuery) -> list[Any]:
+    return tags.clauses(Network, q)
+
+
+HOOKS = Hooks(
+    prepare=prepare, created=created, prepare_update=prepare_update, updated=updated, deleting=deleting,
+    deleted=deleted, present=present, scope=scope, own_filters=tags.FILTERS,
+)  # fmt: skip
+
+
+def insert(cloud: Any, tx: Tx, values: Row) -> Row:
+    """Make a network for the cloud itself (bootstrap)."""
+    now = clock.now()
+    row = {
+        "id": clock.new_id(), "project_id": "", "description": "", "created_at": now, "updated_at": now,
+        "revision_number": 1, "name": "", "admin_state_up": True, "status": "ACTIVE", "shared": False, "external": False,
+        "is_default": False, "mtu": 0, "network_type": None, "physical_network": None, "segmentation_id": None,
+        "port_security_enabled": True, "dns_domain": "", "host_gateway": False, "availability_zone_hints": [],
+        "tags": [], **values,
+    }  # fmt: skip
+    segments.check(cloud.settings, row)
+    row["mtu"] = segments.mtu(cloud.settings, row["network_type"], row["mtu"])
+    tx.insert(Network.table, row)
+    chosen = row["segmentation_id"]
+    segments.claim(tx, cloud.settings, row)
+    if row["segmentation_id"] != chosen:
+        allocate.set_columns(tx, Network, row["id"], {"segmentation_id": row["segmentation_id"]})
+    return row

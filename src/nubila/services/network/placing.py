@@ -1,0 +1,233 @@
+"""Keep DHCP services and routers on hosts: done at once in the user's transaction when a host is there, else later.
+
+Both functions make the rows be what the network or router needs now and may be called at any time; the reconcilers
+"dhcp" and "router_place" call them again until they are satisfied. A service leaves a host only when the operator
+removes or drains that host: a host that is merely silent may still be forwarding (and nothing must exist twice).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from nubila.core import clock, hosts
+from nubila.core.cloud import Cloud
+from nubila.core.db import Reader, Store, Tx
+from nubila.core.faults import Fault
+from nubila.core.work import Item
+from nubila.services.network import agents, allocate, asks, fixed, look, place, ports
+from nubila.services.network.asks import DHCP, ROUTER_OWNERS
+from nubila.services.network.kinds import Network, Router, Subnet
+from nubila.services.network.kinds_port import Port
+from nubila.services.network.tables import DHCP_BINDING
+
+Row = dict[str, Any]
+RETRY_S = 5.0
+_D, _P = DHCP_BINDING.c, Port.table.c
+_BINDINGS = sa.select(_D.host, _D.port_id).where(_D.network_id == sa.bindparam("network")).order_by(_D.host)
+_DHCP_LOAD = sa.select(_D.host, sa.func.count()).group_by(_D.host)
+_R = Router.table.c
+_ROUTER_LOAD = sa.select(_R.host, sa.func.count()).where(_R.host.is_not(None)).group_by(_R.host)
+_SET_PORT = (
+    sa.update(DHCP_BINDING)
+    .where(_D.network_id == sa.bindparam("b_network"), _D.host == sa.bindparam("b_host"))
+    .values(port_id=sa.bindparam("b_port"))
+)
+_UNBIND = sa.delete(DHCP_BINDING).where(_D.network_id == sa.bindparam("b_network"), _D.host == sa.bindparam("b_host"))
+_ROUTER_PORTS = sa.select(Port.table).where(
+    _P.device_id == sa.bindparam("router"), _P.device_owner.in_(ROUTER_OWNERS)
+)  # fmt: skip
+_NEED_DHCP = sa.select(Subnet.table.c.network_id).where(Subnet.table.c.enable_dhcp.is_(True)).distinct()
+_NEED_HOST = sa.select(_P.device_id).where(_P.device_owner.in_(ROUTER_OWNERS)).distinct()
+STAYING = ("enabled", "disabled")
+
+
+def usable(reader: Reader, binary: str) -> list[Row]:
+    """Network hosts where new services of that agent may be placed."""
+    off = agents.switched_off(reader)
+    return [h for h in hosts.usable(reader, "network") if agents.agent_id(h["name"], binary) not in off]
+
+
+def _staying(reader: Reader) -> set[str]:
+    return {h["name"] for h in hosts.every(reader) if h["state"] in STAYING and "network" in h["roles"]}
+
+
+# --- DHCP -----------------------------------------------------------------------------------------------------------
+
+
+def bindings(reader: Reader, network_id: str) -> dict[str, str | None]:
+    """host -> DHCP port of a network."""
+    return {host: port for host, port in reader.rows(_BINDINGS, {"network": network_id})}
+
+
+def dhcp(cloud: Cloud, tx: Tx, network_id: str, *, wanted: int | None = None) -> bool:
+    """Bring the network's DHCP services to what its subnets need; False when too few hosts are there."""
+    look.lock(tx, Network, network_id)
+    net = look.row(tx, Network, network_id)
+    if net is None:
+        return True
+    served = [s for s in look.subnets(tx, network_id) if s["enable_dhcp"]]
+    have = bindings(tx, network_id)
+    staying = _staying(tx) if have else set()
+    for host in [h for h in have if h not in staying]:
+        unbind(tx, network_id, host, have.pop(host))
+    if not served:
+        for port_id in have.values():
+            if port_id is not None:
+                _drop_port(tx, port_id)
+        return True
+    n = cloud.settings.dhcp_agents_per_network if wanted is None else wanted
+    if len(have) < n:
+        load = dict(tx.rows(_DHCP_LOAD))
+        found = place.choose(
+            usable(tx, agents.DHCP), load, n - len(have), zones=net["availability_zone_hints"], have=have
+        )
+        for host in found:
+            bind(cloud, tx, net, host)
+            have[host] = None
+    for host, port_id in have.items():
+        _serve(cloud, tx, net, served, host, port_id)
+    return bool(have)
+
+
+def bind(cloud: Cloud, tx: Tx, net: Row, host: str) -> None:
+    """Note that the host serves DHCP for the network; ``dhcp`` gives it a port."""
+    tx.insert(DHCP_BINDING, {"network_id": net["id"], "host": host, "port_id": None})
+
+
+def unbind(tx: Tx, network_id: str, host: str, port_id: str | None) -> None:
+    """Take DHCP for the network away from a host."""
+    tx.execute(_UNBIND, {"b_network": network_id, "b_host": host})
+    if port_id is not None:
+        _drop_port(tx, port_id)
+    tx.ask("network", network_id, host)
+
+
+def _drop_port(tx: Tx, port_id: str) -> None:
+    row = look.row(tx, Port, port_id)
+    if row is not None:
+        ports.delete(tx, row)
+
+
+def _serve(cloud: Cloud, tx: Tx, net: Row, served: list[Row], host: str, port_id: str | None) -> None:
+    """The DHCP port of one host: one address in every served subnet that has room."""
+    port = look.row(tx, Port, port_id) if port_id else None
+    ips = look.addresses_of(tx, port["id"]) if port else []
+    have = {ip["subnet_id"] for ip in ips}
+    missing = [s for s in served if s["id"] not in have]
+    extra = [ip for ip in ips if ip["subnet_id"] not in {s["id"] for s in served}]
+    if port is not None and not missing and not extra:
+        return
+    if port is None:
+        try:
+            row = ports.create(
+                cloud, tx, counted="count", project_id=net["project_id"], network_id=net["id"], name="",
+                device_id=f"dhcp{clock.new_id()[:8]}-{net['id']}", device_owner=DHCP, host_id=host,
+                port_security_enabled=False, fixed_ips=[], security_groups=[],
+            )  # fmt: skip
+        except Fault:
+            return
+        tx.execute(_SET_PORT, {"b_network": net["id"], "b_host": host, "b_port": row["id"]})
+        port = row
+    for ip in extra:
+        allocate.release_one(tx, port["id"], ip["subnet_id"], ip["ip_address"])
+    for place_, subnet in enumerate(missing, len(ips)):
+        wish = fixed.wishes(tx, port, [{"subnet_id": subnet["id"]}])[:1]
+        try:
+            fixed.claim(tx, port, wish, place_)
+        except Fault:
+            continue  # no address left: the subnet's pools are the user's business; the other subnets are served
+    tx.ask("network", net["id"], host)
+
+
+def dhcp_item(cloud: Cloud, store: Store, item: Item) -> None:
+    """Reconciler "dhcp": a network that needs DHCP and may not have it."""
+    with store.write(item) as tx:
+        if look.row(tx, Network, item.id) is None:
+            tx.drop()
+        elif dhcp(cloud, tx, item.id):
+            tx.settle("DHCP is placed")
+        else:
+            tx.settle("waiting for a network host to serve DHCP", again=RETRY_S)
+
+
+def networks_with_dhcp(cloud: Cloud, reader: Reader) -> list[str]:
+    """Every network that needs DHCP."""
+    return [id for (id,) in reader.rows(_NEED_DHCP)]
+
+
+# --- routers --------------------------------------------------------------------------------------------------------
+
+
+def router(cloud: Cloud, tx: Tx, router_id: str, *, tell: bool = True) -> str | None:
+    """Keep the router on a host and its ports bound there; the host, None when none can be had.
+
+    ``tell``: something about the router changed, its host must look even when it keeps it.
+    """
+    look.lock(tx, Router, router_id)
+    row = look.row(tx, Router, router_id)
+    if row is None:
+        return None
+    mine = tx.all(_ROUTER_PORTS, {"router": router_id})
+    host = row["host"]
+    if host is not None and host not in _staying(tx):
+        tx.ask("router", router_id, host)
+        host = None
+    if host is None and mine:
+        found = place.choose(
+            usable(tx, agents.L3), dict(tx.rows(_ROUTER_LOAD)), 1, zones=row["availability_zone_hints"]
+        )
+        host = found[0] if found else None
+    if host != row["host"]:
+        move_router(tx, row, host)
+    elif host is not None and tell:
+        tx.ask("router", router_id, host)
+    for port in mine:
+        if port["bound_host"] != (host or ""):
+            ports.bind(tx, port, host or "")
+    return host
+
+
+def move_router(tx: Tx, row: Row, host: str | None) -> None:
+    """Note the router's new host; the epoch fences the old one."""
+    for place_ in {row["host"], host} - {None}:
+        tx.ask("router", row["id"], place_)
+    allocate.set_columns(tx, Router, row["id"], {"host": host, "epoch": row["epoch"] + 1})
+
+
+def unwire(tx: Tx, router_id: str) -> None:
+    """An operator took the router from its host: its ports are nowhere until it has another."""
+    for port in tx.all(_ROUTER_PORTS, {"router": router_id}):
+        if port["bound_host"]:
+            ports.bind(tx, port, "")
+
+
+def router_item(cloud: Cloud, store: Store, item: Item) -> None:
+    """Reconciler "router_place": a router that needs a host and may not have one."""
+    with store.write(item) as tx:
+        row = look.row(tx, Router, item.id)
+        if row is None:
+            tx.drop()
+            return
+        host = router(cloud, tx, item.id, tell=False)
+        if host is not None:
+            tx.settle(f"the router is on {host}")
+        elif tx.rows(_ROUTER_PORTS, {"router": item.id}):
+            tx.settle("waiting for a network host to run the router", again=RETRY_S)
+        else:
+            tx.settle("nothing is connected to the router")
+
+
+def routers_with_ports(cloud: Cloud, reader: Reader) -> list[str]:
+    """Every router that needs a host."""
+    return [id for (id,) in reader.rows(_NEED_HOST)]
+
+
+def group_item(cloud: Cloud, store: Store, item: Item) -> None:
+    """Reconciler "security_group": pass a change on to every port it concerns."""
+    with store.write(item) as tx:
+        found = asks.concerned(tx, item.id)
+        for port_id, host in found:
+            tx.ask("port", port_id, host)
+        tx.settle(f"{len(found)} ports were told")

@@ -1,0 +1,230 @@
+"""Subnet pools and address scopes: where subnets without a CIDR of their own get one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from nubila.core.call import Call
+from nubila.core.faults import bad_request, conflict
+from nubila.core.query import ListQuery
+from nubila.core.service import Hooks
+from nubila.services.network import addresses, look, tags
+from nubila.services.network.kinds import AddressScope, Subnet, SubnetPool, by_id
+
+Row = dict[str, Any]
+_O, _S = SubnetPool.table.c, Subnet.table.c
+_SCOPE = by_id(AddressScope)
+_CUT = sa.select(_S.cidr, _S.project_id).where(_S.subnetpool_id == sa.bindparam("pool"))
+_DEFAULTS = sa.select(SubnetPool.table).where(_O.is_default.is_(True), _O.ip_version == sa.bindparam("version"))
+_SCOPED = sa.select(SubnetPool.table).where(_O.address_scope_id == sa.bindparam("scope"))
+MIN_V4, MIN_V6, DEFAULT_V4, DEFAULT_V6 = 8, 64, 8, 64
+
+
+def refuse(text: str, type: str = "InvalidInput") -> Exception:
+    return bad_request(text, type)
+
+
+def default(call: Call, version: int) -> Row:
+    """The default pool of a family the caller can see; 400 when there is none."""
+    for row in call.tx.all(_DEFAULTS, {"version": version}):
+        if look.visible(call.cloud, call.creds, SubnetPool, row):
+            return dict(row)
+    raise refuse("Bad subnets request: no default subnetpool is defined.", "BadRequest")
+
+
+def cut(call: Call, values: Row, pool_id: str) -> None:
+    """Give a new subnet its CIDR from a pool: the one asked for, or the first free one of the length asked for."""
+    look.lock(call.tx, SubnetPool, pool_id)
+    pool = look.seen(call.cloud, call.tx, call.creds, SubnetPool, pool_id)
+    given = values.get("ip_version")
+    if given is not None and given != pool["ip_version"]:
+        text = f"Cannot allocate IPv{given} subnet from IPv{pool['ip_version']} subnet pool {pool_id}."
+        raise refuse(f"Bad subnets request: {text}", "BadRequest")
+    values["ip_version"], values["subnetpool_id"] = pool["ip_version"], pool_id
+    rows = call.tx.rows(_CUT, {"pool": pool_id})
+    used = [cidr for cidr, _ in rows]
+    length = values.get("prefixlen")
+    if values.get("cidr"):
+        length = addresses.network(values["cidr"]).prefixlen
+    length = pool["default_prefixlen"] if length is None else length
+    if length < pool["min_prefixlen"]:
+        text = (
+            f"Unable to allocate subnet with prefix length {length}, minimum allowed prefix is {pool['min_prefixlen']}."
+        )
+        raise refuse(text, "MinPrefixSubnetAllocationError")
+    if length > pool["max_prefixlen"]:
+        text = (
+            f"Unable to allocate subnet with prefix length {length}, maximum allowed prefix is {pool['max_prefixlen']}."
+        )
+        raise refuse(text, "MaxPrefixSubnetAllocationError")
+    _check_quota(pool, values["project_id"], length, rows)
+    if values.get("cidr"):
+        inside = any(_within(values["cidr"], p) for p in pool["prefixes"])
+        if not inside or any(addresses.overlap(values["cidr"], u) for u in used):
+            text = "Failed to allocate subnet: Cannot allocate requested subnet from the available set of prefixes."
+            raise conflict(text, "SubnetAllocationError")
+        return
+    found = addresses.free_prefix(pool["prefixes"], used, length)
+    if found is None:
+        text = f"Failed to allocate subnet: Insufficient prefix space to allocate subnet size /{length}."
+        raise conflict(text, "SubnetAllocationError")
+    values["cidr"] = found
+
+
+def _check_quota(pool: Row, project: str, length: int, rows: list[tuple[Any, ...]]) -> None:
+    limit = pool["default_quota"]
+    if limit is None or limit < 0:
+        return
+    unit = 32 if pool["ip_version"] == 4 else 64
+
+    def size(prefixlen: int) -> int:
+        return 1 << max(unit - prefixlen, 0)
+
+    mine = sum(size(addresses.network(c).prefixlen) for c, owner in rows if owner == project)
+    if mine + size(length) > limit:
+        raise conflict("Per-project subnet pool prefix quota exceeded.", "SubnetPoolQuotaExceeded")
+
+
+def _within(inner: str, outer: str) -> bool:
+    a, b = addresses.network(inner), addresses.network(outer)
+    return a.version == b.version and a.subnet_of(b)  # type: ignore[arg-type]  # same family checked
+
+
+def _prefixes(given: Any) -> list[str]:
+    texts = [given] if isinstance(given, str) else list(given)
+    if not texts:
+        raise refuse("Unspecified prefixes: a subnet pool needs at least one.", "SubnetPoolMissingPrefixes")
+    try:
+        parsed = [str(addresses.network(t)) for t in texts]
+    except ValueError as e:
+        raise refuse(f"Invalid input for prefixes: {e}.", "InvalidInput") from None
+    if len({addresses.network(p).version for p in parsed}) > 1:
+        raise refuse("Cannot mix IPv4 and IPv6 prefixes in a subnet pool.", "PrefixVersionMismatch")
+    return addresses.compact(parsed)
+
+
+def _lengths(values: Row) -> None:
+    four = values["ip_version"] == 4
+    most = 32 if four else 128
+    low = values.get("min_prefixlen")
+    values["min_prefixlen"] = low = (MIN_V4 if four else MIN_V6) if low is None else low
+    high = values.get("max_prefixlen")
+    values["max_prefixlen"] = high = most if high is None else high
+    length = values.get("default_prefixlen")
+    values["default_prefixlen"] = length = low if length is None else length
+    if low > most or high > most or length > most:
+        raise refuse(
+            f"Prefix lengths of an IPv{values['ip_version']} pool are at most {most}.", "IllegalSubnetPoolPrefixBounds"
+        )
+    if low > high or not low <= length <= high:
+        text = f"Illegal prefix bounds: min_prefixlen={low}, default_prefixlen={length}, max_prefixlen={high}."
+        raise refuse(text, "IllegalSubnetPoolPrefixBounds")
+
+
+def _one_default(call: Call, row: Row) -> None:
+    if row["is_default"]:
+        for other in call.tx.all(_DEFAULTS, {"version": row["ip_version"]}):
+            if other["id"] != row["id"]:
+                text = f"A default subnetpool for this IP family has already been set: {other['id']}."
+                raise refuse(text, "InvalidInput")
+
+
+def _scope(call: Call, row: Row) -> None:
+    scope_id = row.get("address_scope_id")
+    if not scope_id:
+        return
+    scope = call.tx.one(_SCOPE, {"id": scope_id})
+    if scope is None or not look.visible(call.cloud, call.creds, AddressScope, scope):
+        raise look.missing(AddressScope, scope_id)
+    if scope["ip_version"] != row["ip_version"]:
+        text = f"Illegal subnetpool association: its IP version differs from address scope {scope_id}'s."
+        raise refuse(text, "IllegalSubnetPoolIpVersionAssociation")
+    if row["shared"] and not scope["shared"]:
+        raise refuse("A shared subnetpool needs a shared address scope.", "IllegalSubnetPoolAssociationToAddressScope")
+    for other in call.tx.all(_SCOPED, {"scope": scope_id}):
+        if other["id"] != row["id"] and any(
+            addresses.overlap(a, b) for a in row["prefixes"] for b in other["prefixes"]
+        ):
+            text = f"Impossible to associate subnetpool with address scope {scope_id}: its prefixes overlap {other['id']}'s."
+            raise conflict(text, "AddressScopePrefixConflict")
+
+
+def prepare(call: Call, values: Row) -> None:
+    values["prefixes"] = _prefixes(values["prefixes"])
+    values["ip_version"] = addresses.network(values["prefixes"][0]).version
+    _lengths(values)
+    _scope(call, values)
+    _one_default(call, values)
+    values["tags"] = tags.clean(values["tags"])
+
+
+def created(call: Call, row: Row) -> None:
+    tags.store(call.tx, row["id"], row["tags"], fresh=True)
+
+
+def prepare_update(call: Call, before: Row, values: Row) -> None:
+    look.check_revision(call, before)
+    look.lock(call.tx, SubnetPool, before["id"])
+    after = {**before, **values}
+    if "prefixes" in values:
+        values["prefixes"] = after["prefixes"] = _prefixes(values["prefixes"])
+        if addresses.network(after["prefixes"][0]).version != before["ip_version"]:
+            raise refuse("The prefixes must keep the pool's IP version.", "PrefixVersionMismatch")
+        for old in before["prefixes"]:
+            if not any(_within(old, new) for new in after["prefixes"]):
+                raise refuse(
+                    f"Existing prefixes must be a subset of the new prefixes: {old} is lost.",
+                    "IllegalSubnetPoolPrefixUpdate",
+                )
+    _lengths(after)
+    for name in ("min_prefixlen", "max_prefixlen", "default_prefixlen"):
+        if name in values:
+            values[name] = after[name]
+    _scope(call, after)
+    _one_default(call, after)
+
+
+def deleting(call: Call, row: Row) -> None:
+    look.lock(call.tx, SubnetPool, row["id"])
+    if call.tx.rows(_CUT, {"pool": row["id"]}):
+        raise refuse(
+            f"Unable to delete subnet pool: Subnet pool {row['id']} has existing allocations.", "SubnetPoolDeleteError"
+        )
+    tags.forget(call.tx, row["id"])
+
+
+def scope(call: Call, q: ListQuery) -> list[Any]:
+    return tags.clauses(SubnetPool, q)
+
+
+HOOKS = Hooks(
+    prepare=prepare, created=created, prepare_update=prepare_update, deleting=deleting, scope=scope,
+    own_filters=tags.FILTERS,
+)  # fmt: skip
+
+
+# --- address scopes ---------------------------------------------------------------------------------------------------
+
+
+def scope_prepare(call: Call, values: Row) -> None:
+    if values["ip_version"] not in (4, 6):
+        raise refuse(f"Invalid input for ip_version: {values['ip_version']} is not one of 4 and 6.", "HTTPBadRequest")
+
+
+def scope_update(call: Call, before: Row, values: Row) -> None:
+    if before["shared"] and values.get("shared") is False:
+        raise refuse(
+            f"Unable to update address scope {before['id']}: Shared address scope can't be unshared.",
+            "AddressScopeUpdateError",
+        )
+
+
+def scope_deleting(call: Call, row: Row) -> None:
+    if call.tx.all(_SCOPED, {"scope": row["id"]}):
+        text = f"Unable to complete operation on address scope {row['id']}. There are one or more subnet pools in use."
+        raise conflict(text, "AddressScopeInUse")
+
+
+SCOPE_HOOKS = Hooks(prepare=scope_prepare, prepare_update=scope_update, deleting=scope_deleting)

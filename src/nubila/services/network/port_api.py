@@ -1,0 +1,178 @@
+"""Ports in the API: the hooks around ports.py, filters, what is shown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from nubila.core.call import Call
+from nubila.core.faults import bad_request, conflict
+from nubila.core.query import ListQuery
+from nubila.core.service import Hooks
+from nubila.services.network import look, ports, tags
+from nubila.services.network.asks import DHCP, FLOATING, GATEWAY, INTERFACE, ROUTER_OWNERS
+from nubila.services.network.kinds import FloatingIP, Network, Router
+from nubila.services.network.kinds_port import Port
+from nubila.services.network.tables import IP_ALLOCATION, PORT_GROUP
+
+Row = dict[str, Any]
+_P, _A, _M = Port.table.c, IP_ALLOCATION.c, PORT_GROUP.c
+_IPS = (
+    sa.select(_A.port_id, _A.subnet_id, _A.ip_address)
+    .where(_A.port_id.in_(sa.bindparam("ports", expanding=True)))
+    .order_by(_A.port_id, _A.place)
+)
+_GROUPS = (
+    sa.select(_M.port_id, _M.security_group_id)
+    .where(_M.port_id.in_(sa.bindparam("ports", expanding=True)))
+    .order_by(_M.port_id, _M.security_group_id)
+)
+_DOMAINS = sa.select(Network.table.c.id, Network.table.c.dns_domain).where(
+    Network.table.c.id.in_(sa.bindparam("networks", expanding=True)), Network.table.c.dns_domain != ""
+)
+_CHUNK = 500
+DOMAIN = "openstacklocal."
+
+
+def target(call: Call, row: Row) -> Row:
+    """A port belongs to its network: who owns and shares that decides, with the port's own project, who may what."""
+    if row.get("network_owner"):
+        return {}
+    net = call.memo.get(row["network_id"])
+    if net is None:
+        net = look.seen(call.cloud, call.tx, call.creds, Network, look.uuid("network_id", row["network_id"]))
+        call.memo[row["network_id"]] = net
+    row["network_owner"] = net["project_id"]
+    return {"shared": net["shared"]}
+
+
+def prepare(call: Call, values: Row) -> None:
+    net = call.memo.get(values["network_id"]) or look.need(call.tx, Network, values["network_id"])
+    extra = {**look.wire(Port, values), "network:project_id": net["project_id"], "shared": net["shared"]}
+    _parts(call, "create", values, extra)
+    _guard_device(call, {}, values)
+    ports.fill(call.cloud, call.tx, values, net, call.creds)
+
+
+def _parts(call: Call, verb: str, values: Row, target: Row) -> None:
+    """Policy of the parts of attributes ("create_port:fixed_ips:ip_address")."""
+    for attr in ("fixed_ips", "allowed_address_pairs"):
+        for name in {n for one in values.get(attr) or [] for n in one if n != "active"}:
+            call.enforce(f"{verb}_port:{attr}:{name}", target)
+
+
+def _guard_device(call: Call, before: Row, values: Row) -> None:
+    """Nobody plugs a port into a router that is not theirs by writing its id into ``device_id``."""
+    after = {**before, **values}
+    if before.get("device_owner") in (*ROUTER_OWNERS, DHCP, FLOATING) and before.get("device_id"):
+        for name in ("device_id", "device_owner"):
+            if after[name] != before[name] and look.row(call.tx, Router, before["device_id"]) is not None:
+                text = f"Port {before['id']} belongs to router {before['device_id']}; remove the router interface."
+                raise conflict(text, "PortInUse")
+    if after.get("device_owner") not in ROUTER_OWNERS or not after.get("device_id"):
+        return
+    if before and all(after[n] == before[n] for n in ("device_id", "device_owner")):
+        return
+    router = look.row(call.tx, Router, after["device_id"])
+    if router is not None:
+        if router["project_id"] != call.creds.project_id and not call.may("update_router", look.wire(Router, router)):
+            text = f"Device id {after['device_id']} is not owned by the project."
+            raise conflict(text, "DeviceIDNotOwnedByTenant")
+        text = "A port becomes part of a router by the router's add_router_interface or external_gateway_info."
+        raise bad_request(text, "BadRequest")
+
+
+def created(call: Call, row: Row) -> None:
+    ports.made(call.cloud, call.tx, row)
+
+
+def prepare_update(call: Call, before: Row, values: Row) -> None:
+    look.check_revision(call, before)
+    _parts(call, "update", values, look.wire(Port, {**before, **values}))
+    _guard_device(call, before, values)
+    if before["device_owner"] in (GATEWAY, FLOATING) and "fixed_ips" in values and not call.may("context_is_admin"):
+        raise bad_request("The addresses of this port follow from its router or floating IP.", "BadRequest")
+    if before["device_owner"] in (INTERFACE,) and "host_id" in values:
+        del values["host_id"]  # a router's ports live where the router does
+    ports.prepare_change(call.cloud, call.tx, before, values, call.creds)
+
+
+def updated(call: Call, before: Row, after: Row) -> None:
+    ports.changed(call.cloud, call.tx, before, after)
+
+
+def deleting(call: Call, row: Row) -> None:
+    """What belongs to a router or floating IP goes with that, not alone."""
+    owner, device = row["device_owner"], row["device_id"]
+    held = (owner in ROUTER_OWNERS and look.row(call.tx, Router, device)) or (
+        owner == FLOATING and look.row(call.tx, FloatingIP, device)
+    )
+    if held:
+        text = f"Port {row['id']} cannot be deleted directly via the port API: has device owner {owner}."
+        raise conflict(text, "ServicePortInUse")
+    ports.let_go(call.tx, row)
+
+
+def deleted(call: Call, row: Row) -> None:
+    ports.gone(call.tx, row)
+    if row["device_owner"] == DHCP:
+        call.tx.ask("dhcp", row["network_id"])
+
+
+def present(call: Call, rows: list[Row]) -> None:
+    """Addresses, groups, names and binding details of a page of ports."""
+    missing = [r for r in rows if "fixed_ips" not in r or "security_groups" not in r]
+    by_id: dict[str, Row] = {}
+    for row in missing:
+        row["fixed_ips"], row["security_groups"] = [], []
+        by_id[row["id"]] = row
+    ids = list(by_id)
+    for i in range(0, len(ids), _CHUNK):
+        chunk = {"ports": ids[i : i + _CHUNK]}
+        for port, subnet, ip in call.tx.rows(_IPS, chunk):
+            by_id[port]["fixed_ips"].append({"subnet_id": subnet, "ip_address": ip})
+        for port, group in call.tx.rows(_GROUPS, chunk):
+            by_id[port]["security_groups"].append(group)
+    networks = list({r["network_id"] for r in rows})
+    domains: dict[str, str] = {}
+    for i in range(0, len(networks), _CHUNK):
+        domains.update(dict(call.tx.rows(_DOMAINS, {"networks": networks[i : i + _CHUNK]})))
+    for row in rows:
+        row["dns_assignment"] = [
+            _named(ip["ip_address"], row["dns_name"], domains.get(row["network_id"], DOMAIN)) for ip in row["fixed_ips"]
+        ]
+        row["vif_details"] = (
+            {"port_filter": True, "connectivity": "l2", "bridge_name": "br-int", "datapath_type": "system"}
+            if row["vif_type"] == "ovs"
+            else {}
+        )
+
+
+def _named(address: str, name: str, domain: str) -> Row:
+    host = name or "host-" + address.replace(".", "-").replace(":", "-")
+    return {"ip_address": address, "hostname": host, "fqdn": f"{host}.{domain.rstrip('.')}."}
+
+
+def scope(call: Call, q: ListQuery) -> list[Any]:
+    """The filters of child tables: fixed_ips, security_groups, tags."""
+    out = tags.clauses(Port, q)
+    for text in q.extra.get("fixed_ips", []):
+        name, sep, value = text.partition("=")
+        column = {"ip_address": _A.ip_address, "subnet_id": _A.subnet_id, "ip_address_substr": _A.ip_address}.get(name)
+        if not sep or column is None:
+            text = (
+                f"Invalid input for filter fixed_ips: '{text}' must be ip_address=, subnet_id= or ip_address_substr=."
+            )
+            raise bad_request(text, "InvalidInput")
+        clause = column.contains(value, autoescape=True) if name.endswith("substr") else column == value
+        out.append(_P.id.in_(sa.select(_A.port_id).where(clause)))
+    if chosen := q.extra.get("security_groups", []):
+        out.append(_P.id.in_(sa.select(_M.port_id).where(_M.security_group_id.in_(chosen))))
+    return out
+
+
+HOOKS = Hooks(
+    prepare=prepare, created=created, prepare_update=prepare_update, updated=updated, deleting=deleting,
+    deleted=deleted, target=target, present=present, scope=scope, own_filters=("fixed_ips", "security_groups", *tags.FILTERS),
+)  # fmt: skip

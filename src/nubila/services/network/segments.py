@@ -1,0 +1,93 @@
+"""Which layer 2 segment a network gets: checks of the provider attributes and what MTU fits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nubila.core.config import Settings
+from nubila.core.db import Tx
+from nubila.core.faults import bad_request, conflict, unavailable
+from nubila.services.network import allocate
+
+Row = dict[str, Any]
+TYPES = ("flat", "vlan", "vxlan", "gre", "geneve", "local")
+TUNNELS = {"vxlan": 50, "gre": 42, "geneve": 58}
+"""Bytes that each encapsulation adds to a packet over IPv4."""
+MAX_TUNNEL_ID = {"vxlan": 2**24 - 1, "gre": 2**32 - 1, "geneve": 2**24 - 1}
+PROVIDER = ("network_type", "physical_network", "segmentation_id")
+
+
+def _refuse(text: str) -> Exception:
+    return bad_request(f"Invalid input for operation: {text}", "InvalidInput")
+
+
+def check(settings: Settings, values: Row) -> None:
+    """Complete ``network_type`` and ``physical_network``; 400 for a combination that cannot be."""
+    kind, physnet, id = (values.get(name) for name in PROVIDER)
+    if kind is None:
+        if physnet is not None or id is not None:
+            raise _refuse("provider:network_type required when another provider attribute is given.")
+        values["network_type"] = "vxlan"
+        return
+    if kind not in TYPES:
+        raise _refuse(f"provider:network_type '{kind}' is not supported; use one of {', '.join(TYPES)}.")
+    if kind in ("flat", "vlan"):
+        if physnet is None and kind == "vlan" and id is None and settings.physical_networks:
+            values["physical_network"] = physnet = settings.physical_networks[0]
+        if physnet is None:
+            raise _refuse(f"provider:physical_network required for a {kind} network.")
+        if physnet not in settings.physical_networks:
+            raise _refuse(f"physical_network '{physnet}' unknown for a {kind} network.")
+    elif physnet is not None:
+        raise _refuse(f"provider:physical_network prohibited for a {kind} network.")
+    if kind in ("flat", "local") and id is not None:
+        raise _refuse(f"provider:segmentation_id prohibited for a {kind} network.")
+    if kind == "vlan" and id is not None and not 1 <= id <= 4094:
+        raise _refuse(f"segmentation_id out of range (1 through 4094): {id}.")
+    if kind in TUNNELS and id is not None and not 1 <= id <= MAX_TUNNEL_ID[kind]:
+        raise _refuse(f"segmentation_id out of range (1 through {MAX_TUNNEL_ID[kind]}): {id}.")
+
+
+def claim(tx: Tx, settings: Settings, row: Row) -> None:
+    """Reserve the network's segment and fill in ``segmentation_id``; 409 when it is taken, 503 when none is left."""
+    kind, physnet, id = row["network_type"], row["physical_network"] or "", row["segmentation_id"]
+    if kind == "local":
+        return
+    if kind == "flat":
+        if not allocate.take_segment(tx, row["id"], kind, physnet, 0):
+            text = f"Unable to create the flat network. Physical network {physnet} is in use."
+            raise conflict(text, "FlatNetworkInUse")
+        return
+    if id is not None:
+        if not allocate.take_segment(tx, row["id"], kind, physnet, id):
+            where = f"VLAN {id} on physical network {physnet}" if kind == "vlan" else f"tunnel ID {id}"
+            text = f"Unable to create the network. The {where} is in use."
+            raise conflict(text, "VlanIdInUse" if kind == "vlan" else "TunnelIdInUse")
+        return
+    lo, hi = settings.vlan_range if kind == "vlan" else settings.vni_range
+    found = allocate.take_free_segment(tx, row["id"], kind, physnet, lo, hi)
+    if found is None:
+        fault = unavailable("Unable to create the network. No tenant network is available for allocation.")
+        fault.type = "NoNetworkAvailable"
+        raise fault
+    row["segmentation_id"] = found
+    return
+
+
+def max_mtu(settings: Settings, kind: str) -> int:
+    """The largest MTU a network of that type can have."""
+    if kind in TUNNELS:
+        return settings.global_mtu - TUNNELS[kind]
+    return settings.physical_network_mtu if kind in ("flat", "vlan") else settings.global_mtu
+
+
+def mtu(settings: Settings, kind: str, asked: int | None) -> int:
+    """The MTU of a network; 400 when the one asked for does not fit."""
+    most = max_mtu(settings, kind)
+    if not asked:
+        return most
+    if asked > most:
+        raise _refuse(f"Requested MTU is too big, maximum is {most}.")
+    if asked < 68:
+        raise _refuse("Requested MTU is too small, minimum is 68.")
+    return asked
