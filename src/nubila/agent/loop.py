@@ -25,6 +25,8 @@ from nubila.core.ports import Capabilities, GuestSpec, HostPlace
 
 log = logging.getLogger("nubila.agent")
 WATCH_S = 2.0
+RESTORE_AFTER_S = 3.0
+"""How long a starting agent waits for the control plane before it goes by its ledger."""
 
 
 class AlreadyRunning(Exception):
@@ -55,19 +57,22 @@ class Agent:
         self.drivers.network.serve_metadata(self.api.metadata)
         self._wired = set(self.drivers.network.ports())
         restored = False
-        pause = 0.05
+        pause, lost = 0.02, time.monotonic()
         while not stop.is_set():
             try:
                 self._greet()
-                pause = 0.05
-                self._work(stop)
+                pause = 0.02
+                try:
+                    self._work(stop)
+                finally:
+                    lost = time.monotonic()
             except (Unreachable, Refused) as e:
-                if not restored and pause >= 1.0:
+                if not restored and time.monotonic() - lost > RESTORE_AFTER_S:
                     log.warning("no control plane (%s): bringing up what the ledger says", e)
                     self._restore()
                     restored = True
                 stop.wait(pause)
-                pause = min(pause * 2, 2.0)
+                pause = min(pause * 2, 2.0 if restored else 0.2)
         self._pool.shutdown(wait=True)
         self.drivers.network.stop()
 
