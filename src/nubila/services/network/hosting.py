@@ -317,7 +317,7 @@ def describe_router(cloud: Cloud, reader: Reader, id: str, host: str) -> RouterS
         return None
     return RouterSpec(
         id=id,
-        epoch=row["epoch"],
+        epoch=row["fence"],
         admin_state_up=row["admin_state_up"],
         interfaces=tuple(interfaces),
         gateway=gateway,

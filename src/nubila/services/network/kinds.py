@@ -210,7 +210,7 @@ class Router(Named):
     availability_zone_hints = Attr(List(Str(255)), "Zones it should be in.", write="c", default=[])
     availability_zones = Attr(List(Str(255)), "Zones it is in.", store=False)
     host = Attr(Str(64), "Host it runs on.", default=None, null=True, hidden=True, index=True)
-    epoch = Attr(Int(), "Grows when it moves to another host.", default=0, hidden=True)
+    fence = Attr(Int(), "Grows when it moves to another host.", default=0, hidden=True)
     tags = Attr(Tags, "Labels.", write="c", default=[])
 
 

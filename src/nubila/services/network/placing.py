@@ -193,7 +193,7 @@ def move_router(tx: Tx, row: Row, host: str | None) -> None:
     """Note the router's new host; the epoch fences the old one."""
     for place_ in {row["host"], host} - {None}:
         tx.ask("router", row["id"], place_)
-    allocate.set_columns(tx, Router, row["id"], {"host": host, "epoch": row["epoch"] + 1})
+    allocate.set_columns(tx, Router, row["id"], {"host": host, "fence": row["fence"] + 1})
 
 
 def unwire(tx: Tx, router_id: str) -> None:
