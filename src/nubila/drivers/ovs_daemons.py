@@ -1,17 +1,21 @@
-"""The Open vSwitch daemons a host uses: the system's, where its kernel datapath works, else a pair of our own.
+"""The Open vSwitch daemons a host uses: the system's where they run, else a pair of our own.
 
-Our own pair lives in ``<root>/ovs`` (database, sockets, pid files, logs) and in the host's network namespace, uses the
-userspace datapath, and outlives this process. A crashed daemon is started again by the next ``ensure``. The system's
-daemons are only ever talked to.
+Our own pair lives in ``/run/nubila/ovs`` (database, sockets, pid files, logs), uses the userspace datapath and
+outlives this process. It is one pair for all clouds of a host, because a network namespace has room for one userspace
+datapath only (it takes the device name ``ovs-netdev``): the first cloud starts it, the last one stops it. A crashed
+daemon is started again by the next ``ensure``. The system's daemons are only ever talked to; without the kernel
+datapath they are asked for the userspace one. Hosts played by network namespaces have a pair each.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from nubila.core.ports import HostPlace, NeedsOperator, TryAgain
@@ -19,6 +23,7 @@ from nubila.drivers import ovs_db, processes
 from nubila.drivers.ovs_db import Database
 
 _SYSTEM = Path("/run/openvswitch")
+_OWN = Path("/run/nubila")
 _SCHEMA = Path("/usr/share/openvswitch/vswitch.ovsschema")
 _SERVER, _SWITCH = "ovsdb-server", "ovs-vswitchd"
 
@@ -26,12 +31,17 @@ _SERVER, _SWITCH = "ovsdb-server", "ovs-vswitchd"
 class Daemons:
     """Where the daemons of one place are, and how to have them running."""
 
-    def __init__(self, place: HostPlace, system: Path = _SYSTEM) -> None:
+    def __init__(self, place: HostPlace, system: Path = _SYSTEM, own: Path = _OWN) -> None:
         self.place = place
-        self.private = bool(place.namespace) or not kernel_switch_works(system)
-        self.run_dir = place.root / "ovs" if self.private else system
+        self.run_dir = own / (f"ovs.{place.namespace}" if place.namespace else "ovs")
+        # Once our own pair runs we stay with it, even if the system's is started later.
+        own_runs = processes.alive(_SWITCH, self.run_dir) is not None
+        self.private = own_runs or bool(place.namespace) or not _answers(Database(system / "db.sock", timeout_s=2))
+        if not self.private:
+            self.run_dir = system
         self.database = Database(self.run_dir / "db.sock")
-        self.datapath_type = "netdev" if self.private else "system"
+        kernel = not self.private and Path("/sys/module/openvswitch").is_dir()
+        self.datapath_type = "system" if kernel else "netdev"
 
     def ensure(self) -> None:
         """Have both daemons answer; cheap when they do."""
@@ -39,10 +49,13 @@ class Daemons:
             if self._switch_pid() is None:
                 raise NeedsOperator("ovs-vswitchd does not run: start the host's Open vSwitch service.")
             return
-        if processes.alive(_SERVER, self.run_dir) is None:
-            self._start_server()
-        if processes.alive(_SWITCH, self.run_dir) is None:
-            self._start_switch()
+        if self.running():
+            return
+        with self._alone():
+            if processes.alive(_SERVER, self.run_dir) is None:
+                self._start_server()
+            if processes.alive(_SWITCH, self.run_dir) is None:
+                self._start_switch()
 
     def identity(self) -> str:
         """What changes whenever ovs-vswitchd was started anew, and so has forgotten all flows."""
@@ -75,12 +88,38 @@ class Daemons:
         return done.stdout
 
     def stop(self) -> None:
-        """End our own daemons and forget their database; the system's are left alone."""
-        if not self.private:
+        """End our own daemons and forget their database, unless another cloud has a bridge there."""
+        if not self.private or not self.run_dir.is_dir():
             return
-        processes.stop(_SWITCH, self.run_dir)
-        processes.stop(_SERVER, self.run_dir)
-        shutil.rmtree(self.run_dir, ignore_errors=True)
+        with self._alone():
+            if self.running() and self.database.rows(ovs_db.select("Bridge", ["_uuid"]))[0]:
+                return
+            with contextlib.suppress(TryAgain):  # else its devices stay: they are persistent taps
+                self.control("exit", "--cleanup")
+                processes.wait(_SWITCH, self.run_dir, timeout_s=5)
+            processes.stop(_SWITCH, self.run_dir)
+            processes.stop(_SERVER, self.run_dir)
+            shutil.rmtree(self.run_dir, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One starter or stopper at a time among the clouds of this host."""
+        while True:
+            self.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path = self.run_dir / "lock"
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                current = path.stat().st_ino
+            except FileNotFoundError:
+                current = -1
+            if current == os.fstat(lock).st_ino:
+                break
+            os.close(lock)  # the last cloud removed the directory while we waited: lock the new one
+        try:
+            yield
+        finally:
+            os.close(lock)
 
     def running(self) -> bool:
         """Whether both daemons run, without starting them."""
@@ -104,18 +143,20 @@ class Daemons:
             raise NeedsOperator("Open vSwitch is not installed on this host (package openvswitch-switch).")
         data = self.run_dir / "conf.db"
         if not data.exists():
-            _run(["ovsdb-tool", "create", str(data) + ".new", str(_SCHEMA)])
-            os.replace(str(data) + ".new", data)
+            fresh = self.run_dir / "conf.db.new"
+            fresh.unlink(missing_ok=True)
+            _run(["ovsdb-tool", "create", str(fresh), str(_SCHEMA)])
+            fresh.replace(data)
         self.database.path.unlink(missing_ok=True)
         self._spawn(
             _SERVER,
             [str(data), f"--remote=punix:{self.database.path}", f"--unixctl={self.run_dir}/ovsdb-server.ctl"],
         )
-        _until(lambda: self._answers(), "ovsdb-server")
-        if not self.database.rows(ovs_db.select("Open_vSwitch", ["_uuid"]))[0]:
-            self.database.transact(ovs_db.insert("Open_vSwitch", "root", {}))
+        _until(lambda: _answers(self.database), "ovsdb-server")
 
     def _start_switch(self) -> None:
+        if not self.database.rows(ovs_db.select("Open_vSwitch", ["_uuid"]))[0]:
+            self.database.transact(ovs_db.insert("Open_vSwitch", "root", {}))
         self._spawn(_SWITCH, [f"unix:{self.database.path}", f"--unixctl={self.run_dir}/ovs-vswitchd.ctl"])
         _until((self.run_dir / "ovs-vswitchd.ctl").exists, "ovs-vswitchd")
 
@@ -126,20 +167,12 @@ class Daemons:
         log = self.run_dir / f"{name}.log"
         processes.start(name, argv, self.run_dir, log=log, env=env, netns=self.place.namespace or None)
 
-    def _answers(self) -> bool:
-        try:
-            self.database.rows()
-        except TryAgain:
-            return False
-        return True
 
-
-def kernel_switch_works(system: Path) -> bool:
-    """Whether the host's own Open vSwitch answers and its kernel has the datapath (module openvswitch)."""
-    if not Path("/sys/module/openvswitch").is_dir() or not (system / "db.sock").exists():
+def _answers(database: Database) -> bool:
+    if not database.path.exists():
         return False
     try:
-        Database(system / "db.sock", timeout_s=2).rows(ovs_db.select("Open_vSwitch", ["_uuid"]))
+        database.rows(ovs_db.select("Open_vSwitch", ["_uuid"]))
     except TryAgain:
         return False
     return True

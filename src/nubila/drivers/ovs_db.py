@@ -185,3 +185,16 @@ def wait_changed(table: str, where: Sequence[Any], columns: Sequence[str], row: 
         "rows": [row],
         "timeout": int(timeout_s * 1000),
     }
+
+
+def wait_for(table: str, where: Sequence[Any], timeout_s: float) -> Operation:
+    """Block the transaction until a row matches."""
+    return {
+        "op": "wait",
+        "table": table,
+        "where": list(where),
+        "columns": ["_uuid"],
+        "until": "!=",
+        "rows": [],
+        "timeout": int(timeout_s * 1000),
+    }

@@ -121,10 +121,16 @@ class Switch:
     def destroy(self) -> None:
         """Remove our bridges with all their ports, and our own daemons."""
         if self.daemons.running():
-            root = self.db.rows(ovs_db.select("Open_vSwitch", ["_uuid"]))[0]
-            for row in self._our_bridges():
-                gone = ["bridges", "delete", ["set", [ovs_db.uuid(row["_uuid"])]]]
-                self.db.transact(ovs_db.mutate("Open_vSwitch", root[0]["_uuid"], gone))
+            gone = [ovs_db.uuid(row["_uuid"]) for row in self._our_bridges()]
+            root, number = self._root()
+            self.db.transact(
+                ovs_db.mutate("Open_vSwitch", root, ["bridges", "delete", ["set", gone]]),
+                ovs_db.mutate("Open_vSwitch", root, ["next_cfg", "+=", 1]),
+            )
+            # Its devices are gone when ovs-vswitchd has seen this configuration.
+            done = [["_uuid", "==", ovs_db.uuid(root)], ["cur_cfg", ">", number]]
+            with contextlib.suppress(ovs_db.OvsRefused):
+                self.db.transact(ovs_db.wait_for("Open_vSwitch", done, 4.0))
         self.daemons.stop()
         for copy in self._copies.glob("*"):
             copy.unlink()
@@ -422,6 +428,11 @@ class Switch:
 
     # --- bridges
 
+    def _root(self) -> tuple[str, int]:
+        """The database's only Open_vSwitch row and the number of its newest configuration."""
+        row = self.db.rows(ovs_db.select("Open_vSwitch", ["_uuid", "next_cfg"]))[0][0]
+        return row["_uuid"], row["next_cfg"]
+
     def _bridge_row(self, name: str) -> Row | None:
         rows = self.db.rows(ovs_db.select("Bridge", ["_uuid", "external_ids"], [["name", "==", name]]))[0]
         return rows[0] if rows else None
@@ -436,7 +447,7 @@ class Switch:
 
     def _add_bridge(self, name: str, fail_mode: str = "standalone") -> None:
         """Make a bridge and wait until ovs-vswitchd has it."""
-        root = self.db.rows(ovs_db.select("Open_vSwitch", ["_uuid"]))[0]
+        root, _ = self._root()
         ids = ovs_db.ovs_map({CLOUD: self.place.cloud})
         mac = hashlib.sha256(f"{self.place.cloud}/{self.place.host}/{name}".encode()).digest()
         bridge = {
@@ -453,7 +464,7 @@ class Switch:
             ovs_db.insert("Interface", "interface", {"name": name, "type": "internal", "external_ids": ids}),
             ovs_db.insert("Port", "port", {"name": name, "interfaces": ovs_db.named("interface")}),
             ovs_db.insert("Bridge", "bridge", bridge),
-            ovs_db.mutate("Open_vSwitch", root[0]["_uuid"], ["bridges", "insert", ["set", [ovs_db.named("bridge")]]]),
+            ovs_db.mutate("Open_vSwitch", root, ["bridges", "insert", ["set", [ovs_db.named("bridge")]]]),
         )
         where = [["name", "==", name]]
         self.db.transact(ovs_db.wait_changed("Interface", where, ["ofport"], {"ofport": ["set", []]}, 4.0))
