@@ -3,10 +3,35 @@
 from __future__ import annotations
 
 from nubila.core.service import Service
-from nubila.services.identity import people, places, resources, role_list, roles, tokens, versions
+from nubila.services.identity import (
+    credentials,
+    delegation,
+    limits,
+    people,
+    places,
+    resources,
+    role_list,
+    roles,
+    tokens,
+    versions,
+)
 from nubila.services.identity.bootstrap import bootstrap
-from nubila.services.identity.kinds import CatalogService, Domain, Endpoint, Group, Policy, Project, Region, Role, User
+from nubila.services.identity.kinds import (
+    CatalogService,
+    Credential,
+    Domain,
+    Endpoint,
+    Group,
+    Limit,
+    Policy,
+    Project,
+    Region,
+    RegisteredLimit,
+    Role,
+    User,
+)
 from nubila.services.identity.policies import RULES
+from nubila.services.identity.policies_delegation import RULES as DELEGATION_RULES
 
 SERVICE = Service(
     name="identity",
@@ -15,7 +40,20 @@ SERVICE = Service(
     prefix="",
     catalog_path="/v3",
     classic_port=5000,
-    kinds=(Domain, Project, User, Group, Role, Region, CatalogService, Endpoint, Policy),
+    kinds=(
+        Domain,
+        Project,
+        User,
+        Group,
+        Role,
+        Region,
+        CatalogService,
+        Endpoint,
+        Policy,
+        Credential,
+        RegisteredLimit,
+        Limit,
+    ),
     hooks={
         Domain: resources.DOMAIN_HOOKS,
         Project: resources.PROJECT_HOOKS,
@@ -26,6 +64,9 @@ SERVICE = Service(
         CatalogService: places.SERVICE_HOOKS,
         Endpoint: places.ENDPOINT_HOOKS,
         Policy: places.POLICY_HOOKS,
+        Credential: credentials.HOOKS,
+        RegisteredLimit: limits.REGISTERED_HOOKS,
+        Limit: limits.HOOKS,
     },
     routes=(
         *versions.ROUTES,
@@ -35,7 +76,9 @@ SERVICE = Service(
         *roles.ROUTES,
         *role_list.ROUTES,
         *places.ROUTES,
+        *limits.ROUTES,
+        *delegation.ROUTES,
     ),
-    rules=RULES,
+    rules=(*RULES, *DELEGATION_RULES),
     bootstrap=bootstrap,
 )

@@ -20,7 +20,7 @@ from nubila.core.payload import InvalidToken, Payload, iso
 from nubila.core.tokens import Creds
 from nubila.services.identity import assignments, lookup
 from nubila.services.identity import catalog as catalogue
-from nubila.services.identity.kinds import ApplicationCredential
+from nubila.services.identity.kinds import TRUST, ApplicationCredential
 from nubila.services.identity.revision import bump, fresh, memory
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 PLEASE = "The request you have made requires authentication."
 
+_TRUST = sa.select(TRUST).where(TRUST.c.id == sa.bindparam("id"))
 _APP_CRED = sa.select(ApplicationCredential.table).where(ApplicationCredential.table.c.id == sa.bindparam("id"))
 
 
@@ -48,6 +49,7 @@ class Meaning:
     domain: Row | None = None
     roles: list[dict[str, str]] = field(default_factory=list)
     app_cred: Row | None = None
+    trust: Row | None = None
     shown: dict[tuple[str, bool], bytes] = field(default_factory=dict)  # encoded answers by base URL and catalogue
 
 
@@ -92,17 +94,20 @@ def resolve(cloud: Cloud, reader: Reader, claims: Payload) -> Meaning:
     """Compare a token's claims with the database as it is. Raises :class:`Refused`."""
     known = memory(cloud)
     known.revocations.refresh(reader)
-    user = lookup.user(reader, claims.user_id)
-    if user is None or not user["enabled"]:
-        raise Refused("The token's user is gone or disabled.")
+    user = _user(reader, claims.user_id)
+    trust = _trust(reader, claims) if claims.trust_id else None
+    if trust is not None and trust["impersonation"]:
+        user = _user(reader, trust["trustor_user_id"])
     user_domain = _live(reader, user["domain_id"], "domain")
     domains = [user_domain["id"]]
     out = Meaning(claims, None, claims.expires_at / 1e6, user, user_domain)  # type: ignore[arg-type]  # creds: below
+    out.trust = trust
     if claims.project_id:
         out.project = _live(reader, claims.project_id, "project")
         out.project_domain = _live(reader, out.project["domain_id"] or out.project["id"], "domain")
         domains.append(out.project_domain["id"])
-        out.roles = assignments.token_roles(known, reader, user["id"], "project", claims.project_id)
+        whose = trust["trustor_user_id"] if trust else user["id"]
+        out.roles = assignments.token_roles(known, reader, whose, "project", claims.project_id)
     elif claims.domain_id:
         out.domain = _live(reader, claims.domain_id, "domain")
         out.roles = assignments.token_roles(known, reader, user["id"], "domain", claims.domain_id)
@@ -114,6 +119,11 @@ def resolve(cloud: Cloud, reader: Reader, claims: Payload) -> Meaning:
         out.app_cred = _app_cred(reader, claims)
         kept = {r["id"] for r in out.app_cred["roles"]}
         out.roles = [r for r in out.roles if r["id"] in kept]
+    if trust is not None:
+        given = set(assignments.expand(trust["roles"], assignments.implied_roles(known, reader)))
+        if not set(trust["roles"]) <= {r["id"] for r in out.roles}:
+            raise Refused("The trustor has not all roles of the trust any more.")
+        out.roles = [r for r in out.roles if r["id"] in given]
     if (claims.project_id or claims.domain_id or claims.system) and not out.roles:
         raise Refused("The user has no role on the token's scope.")
     out.creds = _creds(out)
@@ -124,6 +134,23 @@ def _live(reader: Reader, id: str, what: str) -> Row:
     row = lookup.project(reader, id)
     if row is None or not row["enabled"]:
         raise Refused(f"Unable to validate token because {what} {id} is disabled")
+    return row
+
+
+def _user(reader: Reader, id: str) -> Row:
+    row = lookup.user(reader, id)
+    if row is None or not row["enabled"]:
+        raise Refused("The token's user is gone or disabled.")
+    return row
+
+
+def _trust(reader: Reader, claims: Payload) -> Row:
+    row = reader.one(_TRUST, {"id": claims.trust_id})
+    if row is None or (row["expires_at"] and row["expires_at"] <= clock.now()):
+        raise Refused("The trust is gone or has expired.")
+    if row["trustee_user_id"] != claims.user_id:
+        raise Refused("The token's user is not the trustee.")
+    _live(reader, _user(reader, row["trustor_user_id"])["domain_id"], "domain")
     return row
 
 
@@ -188,6 +215,11 @@ def document(cloud: Cloud, reader: Reader, m: Meaning, base: str, *, catalog: bo
     else:
         return {"token": token}
     token["roles"] = m.roles
+    if m.trust is not None:
+        token["OS-TRUST:trust"] = {
+            "id": m.trust["id"], "trustor_user": {"id": m.trust["trustor_user_id"]},
+            "trustee_user": {"id": m.trust["trustee_user_id"]}, "impersonation": bool(m.trust["impersonation"]),
+        }  # fmt: skip
     if m.app_cred is not None:
         token["application_credential"] = {**named(m.app_cred), "restricted": not m.app_cred["unrestricted"]}
     if catalog:

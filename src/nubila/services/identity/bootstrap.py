@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from nubila.core.db import Tx
 
 ROLES = ("admin", "manager", "member", "reader", "service", "ResellerAdmin")
+IMMUTABLE = ("admin", "manager", "member", "reader")
 IMPLICATIONS = (("admin", "manager"), ("manager", "member"), ("member", "reader"))
 PROJECTS = {
     "admin": "For the cloud's administrators.",
@@ -99,7 +100,8 @@ def bootstrap(cloud: Cloud, tx: Tx) -> None:
     roles = {}
     for name in ROLES:
         roles[name] = clock.new_hex()
-        tx.insert(Role.table, {"id": roles[name], "name": name, "domain_id": "", "options": {}, "extra": {}})
+        options = {"immutable": True} if name in IMMUTABLE else {}
+        tx.insert(Role.table, {"id": roles[name], "name": name, "domain_id": "", "options": options, "extra": {}})
     for prior, implied in IMPLICATIONS:
         tx.insert(IMPLIED, {"prior_id": roles[prior], "implied_id": roles[implied]})
     admin = _user(cloud, tx, "admin", cloud.admin_password)

@@ -233,7 +233,7 @@ class Credential(_Own):
     """A secret of a user other than the password, such as an EC2 key pair."""
 
     kind = "credential"
-    user_id = Attr(Id64, "Whose it is.", write="cu", default="", filter="eq", ref="user.id")
+    user_id = Attr(Id64, "Whose it is.", write="cu", filter="eq", ref="user.id")
     project_id = Attr(Id64, "The project it is for; required for ec2.", write="cu", null=True)
     type = Attr(Str(255), "ec2, cert, totp ...", write="cu", filter="eq")
     blob = Attr(Text(), "The secret.", write="cu")
@@ -282,7 +282,6 @@ class ApplicationCredential(_Own):
     expires_at = Attr(Str(32), "When it stops working; null = never.", write="c", null=True)
     unrestricted = Attr(Bool, "Whether it may make others of its kind.", write="c", default=False)
     roles = Attr(Json, "The roles it has.", write="c", default=list)
-    access_rules = Attr(Json, "Requests it is limited to.", write="c", default=list, store=False)
     secret_hash = Attr(Str(128), "", hidden=True)
     unique = (("user_id", "name"),)
 
@@ -329,3 +328,16 @@ REVISION = sa.Table(
 )
 
 REVOCATION = revocations.table(METADATA)
+
+TRUST = sa.Table(
+    "trust",
+    METADATA,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("trustor_user_id", sa.String(64), nullable=False, index=True),
+    sa.Column("trustee_user_id", sa.String(64), nullable=False, index=True),
+    sa.Column("project_id", sa.String(64), index=True),
+    sa.Column("impersonation", sa.Boolean, nullable=False),
+    sa.Column("expires_at", sa.String(32)),
+    sa.Column("roles", sa.JSON, nullable=False),  # ids
+    sa.Column("created_at", sa.String(32), nullable=False),
+)

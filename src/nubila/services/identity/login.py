@@ -25,7 +25,7 @@ from nubila.core.faults import Fault, bad_request
 from nubila.core.passwords import Passwords, verify
 from nubila.core.payload import Payload, new_payload
 from nubila.services.identity import assignments, auth, lookup
-from nubila.services.identity.kinds import ApplicationCredential, Project, User
+from nubila.services.identity.kinds import TRUST, ApplicationCredential, Project, User
 from nubila.services.identity.revision import fresh
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ SCHEMA: dict[str, Any] = {
                     "properties": {"id": {"type": "string"}, "name": {"type": "string"}, "domain": _DOMAIN},
                 },
                 "domain": _DOMAIN,
+                "OS-TRUST:trust": {"type": "object", "properties": {"id": {"type": "string"}}},
                 "system": {"type": "object", "properties": {"all": {"type": "boolean"}}},
             },
         },
@@ -81,6 +82,7 @@ _U, _P, _A = User.table, Project.table, ApplicationCredential.table
 _USER_BY_NAME = sa.select(_U).where(_U.c.name == sa.bindparam("name"), _U.c.domain_id == sa.bindparam("domain_id"))
 _PROJECT_BY_NAME = sa.select(_P).where(_P.c.name == sa.bindparam("name"), _P.c.domain_id == sa.bindparam("domain_id"))
 _APP_CRED_BY_NAME = sa.select(_A).where(_A.c.name == sa.bindparam("name"), _A.c.user_id == sa.bindparam("user_id"))
+_TRUST = sa.select(TRUST).where(TRUST.c.id == sa.bindparam("id"))
 _APP_CRED_BY_ID = sa.select(_A).where(_A.c.id == sa.bindparam("id"))
 
 
@@ -165,8 +167,8 @@ def _read(call: Call) -> tuple[dict[str, Any], list[str]]:
             raise auth.denied(call, "Application credentials cannot request a scope.")
         kinds = ("system", "project", "domain", "OS-TRUST:trust", "unscoped")
         given = [k for k in kinds if k in scope] if isinstance(scope, dict) else [scope]
-        if len(given) != 1 or given[0] not in kinds or given[0] == "OS-TRUST:trust":
-            raise expecting("exactly one of system, project, domain or unscoped", "scope")
+        if len(given) != 1 or given[0] not in kinds:
+            raise expecting("exactly one of system, project, domain, OS-TRUST:trust or unscoped", "scope")
     return wanted, methods
 
 
@@ -277,6 +279,8 @@ def _scope(call: Call, reader: Reader, wanted: dict[str, Any], user: Row, app_cr
         return {}
     if "system" in scope:
         return {"system": True}
+    if "OS-TRUST:trust" in scope:
+        return _trust_scope(call, reader, scope["OS-TRUST:trust"])
     if "domain" in scope:
         part = scope["domain"]
         if "id" not in part and "name" not in part:
@@ -296,6 +300,15 @@ def _scope(call: Call, reader: Reader, wanted: dict[str, Any], user: Row, app_cr
     if project is None or not project["domain_id"]:
         raise auth.denied(call)
     return {"project_id": project["id"]}
+
+
+def _trust_scope(call: Call, reader: Reader, part: dict[str, Any]) -> dict[str, Any]:
+    if "id" not in part:
+        raise expecting("id", "OS-TRUST:trust")
+    trust = reader.one(_TRUST, {"id": part["id"]})
+    if trust is None:
+        raise auth.denied(call)
+    return {"trust_id": trust["id"], "project_id": trust["project_id"]}
 
 
 def _default_scope(cloud: Cloud, reader: Reader, user: Row) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from nubila.services.identity import assignments, auth, lookup, shape
 from nubila.services.identity.kinds import (
     MEMBERSHIP,
     PROJECT_TAG,
+    TRUST,
     ApplicationCredential,
     Credential,
     Domain,
@@ -237,6 +238,7 @@ def _forget_project(tx: Tx, id: str) -> None:
     tx.execute(sa.delete(Limit.table).where(Limit.table.c.project_id == id))
     tx.execute(sa.delete(Credential.table).where(Credential.table.c.project_id == id))
     tx.execute(sa.delete(ApplicationCredential.table).where(ApplicationCredential.table.c.project_id == id))
+    tx.execute(sa.delete(TRUST).where(TRUST.c.project_id == id))
     users = User.table
     tx.execute(sa.update(users).where(users.c.default_project_id == id).values(default_project_id=None))
     assignments.forget(tx, target_kind="project", target_id=id)
@@ -291,6 +293,7 @@ def forget_user(tx: Tx, id: str) -> None:
     tx.execute(sa.delete(MEMBERSHIP).where(MEMBERSHIP.c.user_id == id))
     tx.execute(sa.delete(Credential.table).where(Credential.table.c.user_id == id))
     tx.execute(sa.delete(ApplicationCredential.table).where(ApplicationCredential.table.c.user_id == id))
+    tx.execute(sa.delete(TRUST).where(sa.or_(TRUST.c.trustor_user_id == id, TRUST.c.trustee_user_id == id)))
     assignments.forget(tx, actor_kind="user", actor_id=id)
 
 
