@@ -11,7 +11,7 @@ from typing import Any
 
 import jsonschema_rs
 
-from nubila.core.declare import UNSET, Attr, Resource, body_schema
+from nubila.core.declare import UNSET, Attr, Resource, body_schema, epoch
 from nubila.core.faults import bad_request
 from nubila.core.gates import Version
 from nubila.core.remember import remembered
@@ -78,7 +78,7 @@ def accept(cls: type[Resource], verb: str, body: Mapping[str, Any], version: Ver
 
     Unknown names are refused unless the representation keeps them (then they are left out here).
     """
-    check, attrs, _ = _plan(cls, verb, cls.epoch(version))
+    check, attrs, _ = _plan(cls, verb, epoch(cls, version))
     check(body)
     values: dict[str, Any] = {}
     for name, raw in body.items():
@@ -99,7 +99,7 @@ def loaded(load: Callable[[Any], Any], name: str, raw: Any) -> Any:
 
 def defaults(cls: type[Resource], values: dict[str, Any], version: Version) -> dict[str, Any]:
     """Fill in what a create body left out. Callables are called."""
-    for name, value in _plan(cls, "create", cls.epoch(version))[2]:
+    for name, value in _plan(cls, "create", epoch(cls, version))[2]:
         if name not in values:
             values[name] = value() if callable(value) else ([*value] if isinstance(value, list) else value)
     return values

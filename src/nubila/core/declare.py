@@ -8,6 +8,7 @@ A declaration that cannot mean anything stops at import, naming class and attrib
 from __future__ import annotations
 
 import dataclasses as dc
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -130,19 +131,20 @@ class Resource:
             cls.key = next(a.name for a in cls.attrs.values() if a.key)
             cls.table = _table(cls)
 
-    @classmethod
-    def epochs(cls) -> tuple[Version, ...]:
-        """Versions at which anything about this kind changes."""
-        marks = {ALWAYS}
-        for a in cls.attrs.values():
-            for g in (a.show, a.take, a.must):
-                marks |= {g.since, g.until}
-        return tuple(sorted(m for m in marks if m < NEVER))
 
-    @classmethod
-    def epoch(cls, version: Version) -> Version:
-        """The newest epoch not after the version."""
-        return max(e for e in cls.epochs() if e <= version)
+@functools.cache
+def epochs(cls: type[Resource]) -> tuple[Version, ...]:
+    """Versions at which anything about a kind changes."""
+    marks = {ALWAYS}
+    for a in cls.attrs.values():
+        for g in (a.show, a.take, a.must):
+            marks |= {g.since, g.until}
+    return tuple(sorted(m for m in marks if m < NEVER))
+
+
+def epoch(cls: type[Resource], version: Version) -> Version:
+    """The newest epoch of a kind not after the version."""
+    return max(e for e in epochs(cls) if e <= version)
 
 
 def _check(cls: type[Resource]) -> None:  # noqa: C901  # a list of independent refusals
@@ -159,6 +161,8 @@ def _check(cls: type[Resource]) -> None:  # noqa: C901  # a list of independent 
         raise wrong(f"owner {cls.owner} is not an attribute")
     seen: set[str] = set()
     for a in cls.attrs.values():
+        if a.name in vars(Resource):
+            raise wrong(f"{a.name}: the name means something to every resource; store it under another")
         if a.observed and a.write:
             raise wrong(f"{a.name}: observed attributes are not for users to write")
         if set(a.write) - set("cu"):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nubila.core.call import Call
-from nubila.core.declare import Attr, Resource
+from nubila.core.declare import Attr, Resource, epoch
 from nubila.core.gates import Version
 from nubila.core.policy import Rule
 from nubila.core.remember import remembered
@@ -63,7 +63,7 @@ def views(
     call: Call, cls: type[Resource], rows: list[dict[str, Any]], fields: tuple[str, ...] = ()
 ) -> list[dict[str, Any]]:
     """Views of a page of rows of one kind."""
-    plain, guarded = _shown(cls, cls.epoch(call.version))
+    plain, guarded = _shown(cls, epoch(cls, call.version))
     attrs: list[Attr] = list(plain)
     per_row: list[tuple[str, Attr]] = []
     for rule, a in guarded:
