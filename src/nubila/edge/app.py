@@ -412,7 +412,8 @@ def _json(call: Call, data: bytes) -> Any:
     """The decoded body. NUL, which PostgreSQL cannot keep in text, is refused wherever it is."""
     kind = call.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind and not kind.startswith(JSON_TYPES):
-        raise Fault(415, f"Content type '{kind}' is not supported; send application/json.")
+        status = dialects.of(call.service.name).wrong_media_status
+            raise Fault(status, f"Content type '{kind}' is not supported; send application/json.")
     try:
         found = _decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:

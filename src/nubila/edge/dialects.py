@@ -25,6 +25,7 @@ class Dialect:
 
     over_quota_status = 409
     refused_list = 403
+    wrong_media_status = 415
 
     def error(self, fault: Fault, request_id: str, version: Version) -> tuple[str, Any]:
         """Content type and body of a refusal."""
@@ -62,6 +63,8 @@ def _with(query: list[tuple[str, str]], **changes: str) -> str:
 
 class Identity(Dialect):
     """Keystone: items and lists carry ``links``."""
+
+    wrong_media_status = 400
 
     def item_links(self, view: dict[str, Any], url: str) -> None:
         view["links"] = {"self": url}
@@ -138,6 +141,7 @@ class Image(Dialect):
     """Glance: a small HTML page, as its clients expect."""
 
     over_quota_status = 413
+    wrong_media_status = 400
 
     def refusal(self, fault: Fault, request_id: str, version: Version, accept: str) -> tuple[str, Any]:
         """JSON for clients that want JSON and not HTML."""
