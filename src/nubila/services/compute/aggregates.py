@@ -214,7 +214,8 @@ def zone_detail(call: Call) -> Row:
     by_zone: dict[str, Row] = {}
     for s in hypervisors.services(call):
         by_zone.setdefault(s["zone"], {}).setdefault(s["host"], {})[s["binary"]] = {
-            "available": s["state"] == "up", "active": s["status"] == "enabled", "updated_at": wire.plain(s["updated_at"]),
+            "available": s["state"] == "up", "active": s["status"] == "enabled",
+            "updated_at": wire.plain(s["updated_at"]),
         }  # fmt: skip
     return {"availabilityZoneInfo": [
         {

@@ -167,7 +167,7 @@ def create(call: Call) -> Reply:
             "description": body.get("description"), "metadata": metadata, "tags": tags,
             "flavor": flavor, "flavor_id": flavor["id"], "vcpus": flavor["vcpus"], "ram": flavor["ram"],
             "disk": disk_gb, "image_id": image_id, "image": image, "key_name": key["name"] if key else None,
-            "key": key, "user_data": user_data,
+            "keypair": key, "user_data": user_data,
             "config_drive": boolean(body.get("config_drive", False)), "files": files,
             "access_ip_v4": body.get("accessIPv4") or None, "access_ip_v6": body.get("accessIPv6") or None,
             "auto_disk": body.get("OS-DCF:diskConfig") == "AUTO", "zone_wanted": zone, "host_wanted": host,
@@ -263,7 +263,7 @@ def _image(call: Call, body: Row, flavor: Row) -> tuple[str, Row]:
             )
         if int(row["min_disk"] or 0) > limit:
             raise bad_request(
-                f"The size of flavor's disk {limit} GiB is smaller than the minimum of the image, {row['min_disk']} GiB."
+                f"The size of flavor's disk {limit} GiB is smaller than the image's minimum, {row['min_disk']} GiB."
             )
     keep = ("disk_format", "os_hash_value", "name", "min_disk", "min_ram", "virtual_size", "size")
     return id, {**{k: row.get(k) for k in keep}, "properties": dict(row.get("properties") or {})}
@@ -311,7 +311,7 @@ def _networks(call: Call, body: Row) -> list[Row] | str:
             continue
         if not network:
             raise bad_request("Bad networks format: network uuid is not in proper format (None)")
-        if plug.network_visible(call.cloud, call.tx, call.creds, network) is None:
+        if plug.network_visible(call.tx, call.creds, network, call.cloud) is None:
             raise bad_request(f"Network {network} could not be found.")
         out.append({"uuid": network, "fixed_ip": fixed, "tag": nic.get("tag")})
     if wire.number(body.get("max_count", body.get("min_count", 1)), "max_count", 1) > 1:

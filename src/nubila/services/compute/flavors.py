@@ -76,7 +76,7 @@ def missing(id: str) -> Fault:
 
 def visible(call: Call, id: str) -> Row | None:
     """The flavor when the caller may use it: public, granted to the project, or to administrators any."""
-    row = call.tx.one(_ONE, {"id": id})
+    row: Row | None = call.tx.one(_ONE, {"id": id})
     if row is None or row["is_public"] or is_admin(call):
         return row
     return row if call.tx.one(_GRANTED, {"id": id, "project": call.creds.project_id or ""}) else None

@@ -56,7 +56,8 @@ def _disks(row: Row) -> tuple[DiskSpec, ...]:
     flavor, image = row["flavor"], row["image"] or {}
     out = [
         DiskSpec(
-            name="disk", size_gb=flavor["disk"], image_id=row["image_id"], image_format=image.get("disk_format") or "raw",
+            name="disk", size_gb=flavor["disk"], image_id=row["image_id"],
+            image_format=image.get("disk_format") or "raw",
             image_checksum=image.get("os_hash_value") or "",
         )
     ]  # fmt: skip

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from nubila.core import clock, hosts
 from nubila.core.call import Call, Reply, Route
 from nubila.core.faults import Fault, bad_request, conflict
-from nubila.core.gates import Gate, Version, until
+from nubila.core.gates import OPEN, Gate, Version, until
 from nubila.core.sql import upsert
 from nubila.core.types import boolean, is_uuid
 from nubila.services.compute import patterns, wire, zones
@@ -53,7 +53,8 @@ def _full(call: Call, h: Row, room: Mapping[str, Row], servers: int) -> Row:
     can = h["capabilities"]
     service = service_id(h["id"])
     out = _brief(call, h) | {
-        "hypervisor_type": can.get("hypervisor_type") or "QEMU", "hypervisor_version": can.get("hypervisor_version") or 0,
+        "hypervisor_type": can.get("hypervisor_type") or "QEMU",
+        "hypervisor_version": can.get("hypervisor_version") or 0,
         "host_ip": h["tunnel_ip"],
         "service": {
             "id": service if call.version >= (2, 53) else number_of(service), "host": h["name"],
@@ -63,7 +64,8 @@ def _full(call: Call, h: Row, room: Mapping[str, Row], servers: int) -> Row:
     if call.version >= (2, 88):
         return out | {"uptime": None}
     out |= _room(room, servers)
-    info = {"arch": can.get("cpu_arch") or "x86_64", "model": can.get("accel") or "", "topology": {}, "features": []}
+    info: Row = {"arch": can.get("cpu_arch") or "x86_64"}
+    info |= {"model": can.get("accel") or "", "topology": {}, "features": []}
     return out | {"cpu_info": info if call.version >= (2, 28) else json.dumps(info)}
 
 
@@ -362,11 +364,10 @@ def delete_service(call: Call) -> Reply:
     return Reply(None, 204)
 
 
-def _route(method: str, path: str, handler: Any, rule: str, gate: Gate | None = None) -> Route:
+def _route(method: str, path: str, handler: Any, rule: str, gate: Gate = OPEN) -> Route:
     tx = "read" if method == "GET" else "write"
-    more = {} if gate is None else {"gate": gate}
     return Route(
-        method=method, path=f"/v2.1{path}", handler=handler, doc=handler.__doc__ or "", tx=tx, rule=rule, **more
+        method=method, path=f"/v2.1{path}", handler=handler, doc=handler.__doc__ or "", tx=tx, rule=rule, gate=gate
     )
 
 

@@ -76,7 +76,7 @@ def attach(call: Call) -> Row:
         nic["port"] = port
     else:
         nic |= {"uuid": network or _only_network(call, row), "fixed_ip": fixed[0]["ip_address"] if fixed else None}
-        if plug.network_visible(call.cloud, call.tx, call.creds, nic["uuid"]) is None:
+        if plug.network_visible(call.tx, call.creds, nic["uuid"], call.cloud) is None:
             raise bad_request(f"Network {nic['uuid']} could not be found.")
     entry = nics.plug_one(call.cloud, call.tx, {**row, "security_groups": None}, nic, row["host"], row["zone"])
     rows.change(call.tx, row, nics=[*(row["nics"] or []), entry])

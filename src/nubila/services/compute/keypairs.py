@@ -122,7 +122,7 @@ def _find(call: Call, rule: str) -> Row:
     row = call.tx.one(_ONE, {"user": user, "name": call.params["name"]})
     if row is None:
         raise Fault(404, f"Keypair {call.params['name']} not found for user {user}")
-    return row
+    return dict(row)
 
 
 def show(call: Call) -> Row:

@@ -83,7 +83,7 @@ class Server(Resource):
     image_id = Attr(Uuid, "Image of the root disk.", null=True, default=None, index=True)
     image = Attr(Json, "Format, checksum and properties of that image.", default=dict)
     key_name = Attr(Str(255), "Name of the key pair.", null=True, default=None)
-    key = Attr(Json, "The key pair as it was.", null=True, default=None)
+    keypair = Attr(Json, "The key pair as it was.", null=True, default=None)
     user_data = Attr(Text(), "Base64 for the guest.", null=True, default=None)
     config_drive = Attr(Bool, "Whether the guest gets its metadata on a drive.", default=False)
     files = Attr(Json, "Personality: files for the guest (before 2.57).", default=list)

@@ -49,7 +49,8 @@ def _usage(call: Call, project: str) -> Row:
 # --- limits -----------------------------------------------------------------------------------------------------------
 
 _ABSOLUTE = {
-    "maxTotalInstances": "instances", "maxTotalCores": "cores", "maxTotalRAMSize": "ram", "maxTotalKeypairs": "key_pairs",
+    "maxTotalInstances": "instances", "maxTotalCores": "cores", "maxTotalRAMSize": "ram",
+    "maxTotalKeypairs": "key_pairs",
     "maxServerMeta": "metadata_items", "maxServerGroups": "server_groups",
     "maxServerGroupMembers": "server_group_members",
 }  # fmt: skip
@@ -149,7 +150,8 @@ def update_quotas(call: Call) -> Row:
     for name, limit in checked.items():
         if not force and 0 <= limit < used.get(name, 0):
             raise bad_request(
-                f"Quota limit {limit} for {name} must be greater than or equal to already used and reserved {used[name]}."
+                f"Quota limit {limit} for {name} must be greater than or equal to "
+                f"already used and reserved {used[name]}."
             )
     for name, limit in checked.items():
         if name not in quotas.NETWORK:

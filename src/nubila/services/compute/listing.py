@@ -185,25 +185,10 @@ def _what(call: Call, q: ListQuery, given: dict[str, list[str]], later: list[Any
         value = values[-1]
         if key == "status":
             q.where.append(_status(call, values))
-        elif key in ("image", "image_ref"):
-            q.where.append(c.image_id == value.rsplit("/", 1)[-1])
-        elif key == "flavor":
-            q.where.append(c.flavor_id == value.rsplit("/", 1)[-1])
         elif key in ("ip", "ip6"):
             q.where.append(c.id.in_(_by_address(call, q, 4 if key == "ip" else 6, value)))
         elif key in ("tags", "tags-any", "not-tags", "not-tags-any"):
             q.where.append(_tags(key, [t for text in values for t in text.split(",")]))
-        elif key == "locked":
-            q.where.append(c.locked_by.is_not(None) if _true(key, value) else c.locked_by.is_(None))
-        elif key == "config_drive":
-            q.where.append(c.config_drive.is_(_true(key, value or "false")))
-        elif key == "auto_disk_config":
-            q.where.append(c.auto_disk.is_(_true(key, value)))
-        elif key in ("power_state", "launch_index"):
-            column = c.power_state if key == "power_state" else c.launch_index
-            q.where.append(column == wire.number(value, key, 0))
-        elif key == "task_state":
-            q.where.append(_task(value))
         elif key in _EXACT:
             q.where.append(_EXACT[key].in_(values))
         elif key in _PATTERN:
@@ -212,6 +197,25 @@ def _what(call: Call, q: ListQuery, given: dict[str, list[str]], later: list[Any
                 q.where.append(clause)
             else:
                 later.append((_PATTERN[key].name, match))
+        elif (one := _simple(key, value)) is not None:
+            q.where.append(one)
+
+
+def _simple(key: str, value: str) -> Any:
+    """The clause of a filter that needs nothing but its value; None when it has no effect."""
+    if key in ("image", "image_ref"):
+        return c.image_id == value.rsplit("/", 1)[-1]
+    if key == "flavor":
+        return c.flavor_id == value.rsplit("/", 1)[-1]
+    if key == "locked":
+        return c.locked_by.is_not(None) if _true(key, value) else c.locked_by.is_(None)
+    if key == "config_drive":
+        return c.config_drive.is_(_true(key, value or "false"))
+    if key == "auto_disk_config":
+        return c.auto_disk.is_(_true(key, value))
+    if key in ("power_state", "launch_index"):
+        return (c.power_state if key == "power_state" else c.launch_index) == wire.number(value, key, 0)
+    return _task(value) if key == "task_state" else None
 
 
 def _true(name: str, text: str) -> bool:

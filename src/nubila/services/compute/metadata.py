@@ -122,7 +122,7 @@ def _printed(value: Any) -> str:
     for key in sorted(k for k in value if k != "_name"):
         inner = value[key]
         if isinstance(inner, dict):
-            lines.append(inner["_name"] if "_name" in inner else f"{key}/")
+            lines.append(inner.get("_name", f"{key}/"))
         else:
             lines.append(key)
     return "\n".join(lines)
@@ -148,7 +148,7 @@ def ec2(reader: Reader, row: Row, version: str, address: str = "") -> Row:
         "local-ipv4": address or (fixed[0] if fixed else ""), "reservation-id": row["reservation_id"],
         "security-groups": [g["name"] for g in views.security_groups(row, ports)],
     }  # fmt: skip
-    key = row["key"]
+    key = row["keypair"]
     if key:
         data["public-keys"] = {"0": {"_name": f"0={key['name']}", "openssh-key": key["public_key"]}}
     if since >= "2007-01-19":
@@ -224,7 +224,7 @@ def meta_data(reader: Reader, row: Row, version: str = VERSIONS[-1]) -> Row:
         out["files"] = [
             {"path": f["path"], "content_path": f"/content/{n:04d}"} for n, f in enumerate(row["files"])
         ]  # fmt: skip
-    key = row["key"]
+    key = row["keypair"]
     if key:
         out["public_keys"] = {key["name"]: key["public_key"]}
         out["keys"] = [{"name": key["name"], "type": key["type"], "data": key["public_key"]}]
@@ -263,7 +263,9 @@ def network_data(reader: Reader, row: Row) -> Row:
     ports = _ports(reader, row)
     ids = sorted({f["subnet_id"] for p in ports for f in p["fixed_ips"]})
     subnets = {s["id"]: s for s in reader.all(_SUBNETS, {"ids": ids})} if ids else {}
-    links, networks, servers = [], [], []
+    links: list[Row] = []
+    networks: list[Row] = []
+    servers: list[str] = []
     for port in ports:
         link = f"tap{port['id'][:11]}"
         links.append({

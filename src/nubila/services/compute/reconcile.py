@@ -184,7 +184,7 @@ def _remove(cloud: Cloud, tx: Tx, row: Row) -> None:
     history.finish(tx, row)
     rows.change(
         tx, row, deleted=True, deleted_at=now, terminated_at=now, updated_at=now, vm_state="deleted", power_state=0,
-        nics=[], user_data=None, key=None, files=[], password=None, deadline=None,
+        nics=[], user_data=None, keypair=None, files=[], password=None, deadline=None,
     )  # fmt: skip
     tx.drop()
 

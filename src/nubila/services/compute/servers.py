@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from nubila.core.call import Answer, Call, Reply, Route
 from nubila.core.faults import Fault, bad_request
-from nubila.core.gates import Gate, Version, since
+from nubila.core.gates import OPEN, Gate, Version, since
 from nubila.services.compute import creating, history, listing, quotas, rows, verbs, views, wire
 from nubila.services.compute.kinds import ACTION, EVENT, SERVER_TAG
 from nubila.services.compute.wire import Row, obj
@@ -306,11 +306,10 @@ def volumes(call: Call) -> Row:
     return {"volumeAttachments": []}
 
 
-def _route(method: str, path: str, handler: Any, gate: Gate | None = None, tx: str | None = None) -> Route:
+def _route(method: str, path: str, handler: Any, gate: Gate = OPEN, tx: str | None = None) -> Route:
     mode = tx if tx is not None else "read" if method == "GET" else "write"
-    more = {} if gate is None else {"gate": gate}
     return Route(
-        method=method, path=f"/v2.1/servers{path}", handler=handler, doc=handler.__doc__ or "", tx=mode, **more
+        method=method, path=f"/v2.1/servers{path}", handler=handler, doc=handler.__doc__ or "", tx=mode, gate=gate
     )
 
 

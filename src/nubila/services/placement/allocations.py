@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from nubila.core.call import Call, Reply, Route
 from nubila.core.faults import Fault, bad_request
-from nubila.core.gates import Gate, since
+from nubila.core.gates import OPEN, Gate, since
 from nubila.core.types import is_uuid
 from nubila.services.placement import claims
 from nubila.services.placement.kinds import ALLOCATION, CONSUMER, PROVIDER
@@ -89,7 +89,8 @@ def _write(call: Call, id: str, given: Mapping[str, Any]) -> None:
         have = consumer["generation"] if consumer else None
         if given["consumer_generation"] != have:
             raise Fault(
-                409, f"consumer generation conflict - expected {have} but got {given['consumer_generation']}", CONCURRENT
+                409, f"consumer generation conflict - expected {have} but got {given['consumer_generation']}",
+                CONCURRENT,
             )  # fmt: skip
     for provider, classes in wanted.items():
         if call.tx.scalar(_PROVIDER, {"id": provider}) is None:
@@ -136,7 +137,7 @@ def _write_all(call: Call, given: Mapping[str, Mapping[str, Any]]) -> None:
     for id, one in given.items():
         if id in freed:
             _write(call, id, one)
-    for id, one in given.items():
+    for id in given:
         if id not in freed:
             claims.release(call.tx, id, forget=False)
     for id, one in given.items():
@@ -207,11 +208,10 @@ def reshape(call: Call) -> Reply:
     return Reply(None, 204)
 
 
-def _route(method: str, path: str, handler: Any, rule: str, gate: Gate | None = None) -> Route:
-    more = {} if gate is None else {"gate": gate}
+def _route(method: str, path: str, handler: Any, rule: str, gate: Gate = OPEN) -> Route:
     return Route(
         method=method, path=path, handler=handler, doc=handler.__doc__ or "",
-        tx="read" if method == "GET" else "write", rule=f"placement:{rule}" if rule else "", **more,
+        tx="read" if method == "GET" else "write", rule=f"placement:{rule}" if rule else "", gate=gate,
     )  # fmt: skip
 
 

@@ -70,7 +70,8 @@ def _read(call: Call) -> _Asked:
         for suffix in getattr(asked, name):
             if suffix not in asked.resources and not (suffix and call.version >= (1, 36)):
                 raise bad_request(
-                    f"All traits and aggregates must be associated with resources. Got orphan {name}{suffix}.", BAD_VALUE
+                    f"All traits and aggregates must be associated with resources. Got orphan {name}{suffix}.",
+                    BAD_VALUE,
                 )  # fmt: skip
     return asked
 
@@ -103,10 +104,10 @@ def _groups(call: Call, asked: _Asked, known: set[str], roots: dict[str, str]) -
         for text in asked.member_of.get(suffix, []):
             members.add(call, text)
         tree = asked.in_tree.get(suffix)
-        text = asked.resources.get(suffix)
+        listed = asked.resources.get(suffix)
         out.append(Group(
-            suffix=suffix, resources=resources(call.tx, text) if text else {}, traits=wanted.holds,
-            forbids=lambda have, none=wanted.none: not none & have, members=members.holds,
+            suffix=suffix, resources=resources(call.tx, listed) if listed else {}, traits=wanted.holds,
+            forbids=wanted.tolerates, members=members.holds,
             tree=roots.get(tree, "none") if tree else None,
         ))  # fmt: skip
     numbered = [g for g in out if g.suffix]

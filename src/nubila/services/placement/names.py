@@ -136,7 +136,8 @@ def put_trait(call: Call) -> Reply:
     name = call.params["name"]
     if not re.fullmatch(CUSTOM, name) or len(name) > 255:
         raise bad_request(
-            'The trait is invalid. A valid trait must be no longer than 255 characters, start with the prefix "CUSTOM_" '
+            "The trait is invalid. A valid trait must be no longer than 255 characters, start with the prefix "
+            '"CUSTOM_" '
             'and use following characters: "A"-"Z", "0"-"9" and "_"'
         )
     status = 204 if name in traits(call.tx) else 201

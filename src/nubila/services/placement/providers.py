@@ -12,7 +12,7 @@ from nubila.core import clock
 from nubila.core.call import Call, Reply, Route
 from nubila.core.db import Conflict, Reader
 from nubila.core.faults import Fault, bad_request
-from nubila.core.gates import Gate, since
+from nubila.core.gates import OPEN, Gate, since
 from nubila.core.types import is_uuid
 from nubila.services.placement import claims, reading
 from nubila.services.placement.claims import INT_MAX
@@ -153,7 +153,8 @@ def create(call: Call) -> Reply:
     above = _parent(call, parent)
     now = clock.now()
     row = {
-        "id": id, "name": given["name"], "generation": 0, "parent_id": parent, "root_id": above["root_id"] if above else id,
+        "id": id, "name": given["name"], "generation": 0, "parent_id": parent,
+        "root_id": above["root_id"] if above else id,
         "created_at": now, "updated_at": now,
     }  # fmt: skip
     try:
@@ -475,7 +476,9 @@ def provider_traits(call: Call) -> Reply:
 
 
 _TRAITS = obj(
-    {**_GENERATION, "traits": {"type": "array", "uniqueItems": True, "items": {"type": "string", "pattern": NAME, "maxLength": 255}}},
+    {**_GENERATION, "traits": {
+        "type": "array", "uniqueItems": True, "items": {"type": "string", "pattern": NAME, "maxLength": 255},
+    }},
     ["resource_provider_generation", "traits"],
 )  # fmt: skip
 
@@ -501,11 +504,10 @@ def delete_traits(call: Call) -> Reply:
     return Reply(None, 204)
 
 
-def _route(method: str, path: str, handler: Any, rule: str, gate: Gate | None = None) -> Route:
-    more = {} if gate is None else {"gate": gate}
+def _route(method: str, path: str, handler: Any, rule: str, gate: Gate = OPEN) -> Route:
     return Route(
         method=method, path=f"/resource_providers{path}", handler=handler, doc=handler.__doc__ or "",
-        tx="read" if method == "GET" else "write", rule=f"placement:resource_providers:{rule}", **more,
+        tx="read" if method == "GET" else "write", rule=f"placement:resource_providers:{rule}", gate=gate,
     )  # fmt: skip
 
 

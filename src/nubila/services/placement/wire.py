@@ -78,7 +78,8 @@ def same_generation(row: Row, given: int) -> None:
     """409 when somebody changed the provider meanwhile."""
     if row["generation"] != given:
         raise Fault(
-            409, "Resource provider's generation already changed. Please update the generation and try again.", CONCURRENT
+            409, "Resource provider's generation already changed. Please update the generation and try again.",
+            CONCURRENT,
         )  # fmt: skip
 
 
@@ -151,6 +152,10 @@ class TraitWish:
             raise bad_request(
                 f'Invalid trait(s) in "required" parameter: No such trait(s): {", ".join(missing)}.', BAD_VALUE
             )
+
+    def tolerates(self, have: set[str]) -> bool:
+        """Whether a provider with these traits may take part at all."""
+        return not self.none & have
 
     def holds(self, have: set[str]) -> bool:
         """Whether a provider (or tree) with these traits will do."""
