@@ -413,7 +413,7 @@ def _json(call: Call, data: bytes) -> Any:
     kind = call.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind and not kind.startswith(JSON_TYPES):
         status = dialects.of(call.service.name).wrong_media_status
-            raise Fault(status, f"Content type '{kind}' is not supported; send application/json.")
+        raise Fault(status, f"Content type '{kind}' is not supported; send application/json.")
     try:
         found = _decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
