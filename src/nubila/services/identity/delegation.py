@@ -233,9 +233,9 @@ def create_trust(call: Call) -> Reply:
 
 def _trust(call: Call, rule: str) -> Row:
     row: Row | None = call.tx.one(sa.select(TRUST).where(_T.id == call.params["id"]))
-    call.enforce(rule, {} if row is None else {"target": {"trust": row}})
     if row is None or (row["expires_at"] and row["expires_at"] <= clock.now()):
         raise not_found("trust", call.params["id"])
+    call.enforce(rule, {"target": {"trust": row}})
     return row
 
 
