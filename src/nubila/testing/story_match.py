@@ -26,6 +26,7 @@ ERROR_TEXT_KEYS = {"message", "detail", "details", "reason", "faultstring", "deb
 """Keys whose strings are wording of ours in an error body (identity `error.message`, `NeutronError.message`...)."""
 
 SECRET_KEYS = {"adminPass": "<password>", "private_key": "<private key>", "secret": "<secret>", "audit_ids": "<audit>"}
+LOOSE_NUMBER_KEYS = {"provider:segmentation_id", "standard_attr_id"}
 FREE_ADDRESS_KEYS = {"ip_address", "addr", "fixed_ip_address", "floating_ip_address"}
 HASH_KEYS = {"checksum", "os_hash_value", "etag", "content-md5", "_sha256"}
 
@@ -35,6 +36,10 @@ _IDS = re.compile(
     r"|(?P<hex>\b(?:[0-9a-f]{64}|[0-9a-f]{56}|[0-9a-f]{32})\b)"
     r"|(?P<mac>\b(?:[0-9a-f]{2}:){5}[0-9a-f]{2}\b(?!:))"
 )
+_GENERATED = [
+    (re.compile(r"\br-[a-z0-9]{8}\b"), "<reservation>"),
+    (re.compile(r"\binstance-[0-9a-f]{8}\b"), "instance-<number>"),
+]
 _IP = re.compile(r"^(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9a-f]*:[0-9a-f:.]+)$")
 _FINGERPRINT = re.compile(r"^(?:[0-9a-f]{2}:){15}[0-9a-f]{2}$")
 _NUMBERED = re.compile(r"<([a-z]+\d*):(\d+)>")
@@ -76,6 +81,8 @@ class Scrubber:
             return {self._string(k): self._value(v, k, error) for k, v in value.items()}
         if isinstance(value, list):
             return [self._value(item, key, error) for item in value]
+        if key in LOOSE_NUMBER_KEYS and isinstance(value, int) and not self._written(str(value)):
+            return "<number>"
         if not isinstance(value, str):
             return value
         return self._leaf(value, key, error)
@@ -85,21 +92,28 @@ class Scrubber:
             return "<text>" if value else ""
         if value and key in SECRET_KEYS:
             return SECRET_KEYS[key]
-        if key in HASH_KEYS or value in self._text:
-            return self._string(value) if value in self._known else value
         if key in FREE_ADDRESS_KEYS and _IP.match(value):
-            return "<ip>"
+            wished = re.search(rf'(?:ip|address):\s*"?{re.escape(value)}(?![\w.:])', self._text)
+            return value if wished else "<ip>"
+        if key in HASH_KEYS or self._written(value):
+            return self._string(value) if value in self._known else value
         if key == "fingerprint" and _FINGERPRINT.match(value):
             return "<fingerprint>"
         if key == "public_key":
             return "<public key>"
         return self._string(value)
 
+    def _written(self, value: str) -> bool:
+        """Does the story itself name this value?"""
+        return re.search(rf"(?<![\w.:/-]){re.escape(value)}(?![\w:/-]|\.\d)", self._text) is not None
+
     def _string(self, value: str) -> str:
         for known in sorted(self._known, key=len, reverse=True):
             if value == known or (len(known) >= 8 and known in value):
                 value = value.replace(known, self._known[known])
         value = _TIME.sub(_time_form, value)
+        for pattern, stands_for in _GENERATED:
+            value = pattern.sub(stands_for, value)
         return _IDS.sub(self._id_form, value)
 
     def _id_form(self, match: re.Match[str]) -> str:
