@@ -65,10 +65,11 @@ def _view(host: Row, binary: str, changed: dict[str, Row], networks: dict[str, i
     elif binary == L3:
         config |= {"agent_mode": "legacy", "handle_internal_only_routers": True, "external_network_bridge": ""}
     seen = clock.at(host["seen"])[:19].replace("T", " ")
+    born = host["created_at"][:19].replace("T", " ")
     return {
         "id": id, "agent_type": TYPES[binary], "binary": binary, "topic": TOPICS[binary], "host": host["name"],
         "admin_state_up": mine.get("admin_state_up", True), "alive": host["alive"], "configurations": config,
-        "created_at": host["created_at"][:19].replace("T", " "), "started_at": host["created_at"][:19].replace("T", " "),
+        "created_at": born, "started_at": born,
         "heartbeat_timestamp": seen, "description": mine.get("description"), "resource_versions": {},
         "availability_zone": host["zone"] if binary in (DHCP, L3) else None, "resources_synced": None,
     }  # fmt: skip

@@ -51,6 +51,7 @@ EXTENSIONS: dict[str, tuple[str, str, str]] = {
     "standard-attr-revisions": ("Resource revision numbers", "Revision numbers.", "2016-04-11"),
     "standard-attr-tag": ("Tag support for resources with standard attribute", "Tags.", "2017-01-01"),
     "standard-attr-timestamp": ("Resource timestamps", "Times of creation and change.", "2016-09-12"),
+    "subnet-service-types": ("Subnet service types", "Subnets for some device owners only.", "2016-03-15"),
     "subnet_allocation": ("Subnet Allocation", "Subnets from pools.", "2015-03-30"),
 }
 

@@ -30,7 +30,7 @@ def wishes(tx: Tx, port: Mapping[str, Any], asked: Sequence[Mapping[str, Any]] |
     subnets = look.subnets(tx, port["network_id"])
     router_port = port["device_owner"] in (INTERFACE, GATEWAY)
     if asked is None:
-        out = _default(tx, subnets)
+        out = _default(tx, port, subnets)
     else:
         out = [_wish(tx, port, subnets, one) for one in asked]
         _no_duplicates(port, out)
@@ -43,7 +43,13 @@ def wishes(tx: Tx, port: Mapping[str, Any], asked: Sequence[Mapping[str, Any]] |
     ]
 
 
-def _default(tx: Tx, subnets: Sequence[Row]) -> list[Wish]:
+def _default(tx: Tx, port: Mapping[str, Any], subnets: Sequence[Row]) -> list[Wish]:
+    owner = port["device_owner"]
+    open_ = [s for s in subnets if not s["service_types"] or owner in s["service_types"]]
+    if subnets and not open_:
+        text = f"No valid service subnet for the given device owner: {owner or 'none'}."
+        raise conflict(text, "IpAddressGenerationFailureNoMatchingSubnet")
+    subnets = sorted(open_, key=lambda s: not s["service_types"])
     out: list[Wish] = []
     for version in (4, 6):
         mine = [s for s in subnets if s["ip_version"] == version and not is_auto(s)]
@@ -66,7 +72,7 @@ def _wish(tx: Tx, port: Mapping[str, Any], subnets: Sequence[Row], asked: Mappin
             ip = addresses.address(addresses.key(ip))
         except ValueError:
             raise bad_request(
-                f"Invalid input for fixed_ips: '{ip}' is not a valid IP address.", "InvalidInput"
+                f"Invalid input for fixed_ips: '{ip}' is not a valid IP address.", "HTTPBadRequest"
             ) from None
     if wanted is not None:
         subnet = next((s for s in subnets if s["id"] == wanted), None)
@@ -82,7 +88,7 @@ def _wish(tx: Tx, port: Mapping[str, Any], subnets: Sequence[Row], asked: Mappin
     if ip is None:
         return subnet, None
     if not addresses.usable(subnet["cidr"], ip):
-        raise bad_request(f"IP address {ip} is not a valid IP for the specified subnet.", "InvalidIpForSubnet")
+        raise bad_request(f"IP address {ip} is not a valid IP for the specified subnet.", "InvalidIpForNetwork")
     derived = is_auto(subnet) and port["device_owner"] not in (INTERFACE, GATEWAY)
     if derived and ip != addresses.eui64(subnet["cidr"], port["mac_address"]):
         text = f"IPv6 address {ip} can not be directly assigned to a port on subnet {subnet['id']} as the subnet is"
@@ -109,11 +115,8 @@ def claim(tx: Tx, port: Mapping[str, Any], wanted: Sequence[Wish], start: int = 
                 text = f"No more IP addresses available on network {port['network_id']}."
                 raise conflict(text, "IpAddressGenerationFailure")
         elif not allocate.take(tx, subnet, ip, port["id"], place):
-            if port["device_owner"] not in (INTERFACE, GATEWAY):
-                text = f"IP address {ip} already allocated in subnet {subnet['id']}."
-                raise conflict(text, "IpAddressAlreadyAllocated")
-            text = f"Unable to complete operation for network {port['network_id']}. The IP address {ip} is in use."
-            raise conflict(text, "IpAddressInUse")
+            text = f"IP address {ip} already allocated in subnet {subnet['id']}."
+            raise conflict(text, "IpAddressAlreadyAllocated")
         out.append({"subnet_id": subnet["id"], "ip_address": ip})
     return out
 

@@ -63,7 +63,8 @@ def prepare(call: Call, values: Row) -> None:
     link(call, values, values)
     port = ports.create(
         call.cloud, tx, counted="no", project_id="", network_id=net["id"], device_id=values["id"],
-        device_owner=FLOATING, security_groups=[], port_security_enabled=False,
+        device_owner=FLOATING,
+        status="N/A", security_groups=[], port_security_enabled=False,
         fixed_ips=[ip or {"subnet_id": _roomy(tx, subnets)}],
     )  # fmt: skip
     values["floating_port_id"] = port["id"]
@@ -127,6 +128,9 @@ def prepare_update(call: Call, before: Row, values: Row) -> None:
     look.check_revision(call, before)
     if "port_id" not in values:
         if "fixed_ip_address" not in values:
+            if not values and before["port_id"]:  # an empty update has always meant: lead nowhere
+                link(call, values, before)
+                values["status"] = "DOWN"
             return
         if values["fixed_ip_address"] is None:
             del values["fixed_ip_address"]
@@ -184,6 +188,13 @@ def scope(call: Call, q: ListQuery) -> list[Any]:
 
 
 HOOKS = Hooks(
-    prepare=prepare, created=created, prepare_update=prepare_update, updated=updated, deleted=deleted, present=present,
-    scope=scope, own_filters=tags.FILTERS,
-)  # fmt: skip
+    target=look.own_project,
+    prepare=prepare,
+    created=created,
+    prepare_update=prepare_update,
+    updated=updated,
+    deleted=deleted,
+    present=present,
+    scope=scope,
+    own_filters=tags.FILTERS,
+)

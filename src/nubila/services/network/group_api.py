@@ -122,9 +122,15 @@ def scope(call: Call, q: ListQuery) -> list[Any]:
 
 
 HOOKS = Hooks(
-    prepare=prepare, created=created, prepare_update=prepare_update, deleting=deleting, present=present, scope=scope,
+    target=look.own_project,
+    prepare=prepare,
+    created=created,
+    prepare_update=prepare_update,
+    deleting=deleting,
+    present=present,
+    scope=scope,
     own_filters=tags.FILTERS,
-)  # fmt: skip
+)
 
 
 # --- rules ----------------------------------------------------------------------------------------------------------
@@ -133,7 +139,7 @@ HOOKS = Hooks(
 def rule_target(call: Call, row: Row) -> Row:
     """A rule belongs to its group; one that the caller cannot see does not exist."""
     if not row.get("group_owner") and row.get("security_group_id"):
-        group = look.seen(call.cloud, call.tx, call.creds, SecurityGroup, row["security_group_id"])
+        group = look.need(call.tx, SecurityGroup, row["security_group_id"])
         row["group_owner"] = row["project_id"] = group["project_id"]
     return {}
 
@@ -231,7 +237,7 @@ def _remote(call: Call, values: Row) -> None:
             values["remote_ip_prefix"] = str(net)
     except ValueError:
         text = f"Invalid input for remote_ip_prefix: '{prefix}' is not a valid IP address or CIDR."
-        raise refuse(text, "HTTPBadRequest") from None
+        raise refuse(text, "InvalidCIDR") from None
     if f"IPv{net.version}" != values["ethertype"]:
         text = f"Conflicting value ethertype {values['ethertype']} for CIDR {prefix}"
         raise refuse(text, "SecurityGroupRuleParameterConflict")
@@ -254,4 +260,4 @@ def rule_scope(call: Call, q: ListQuery) -> list[Any]:
 
 RULE_HOOKS = Hooks(
     prepare=rule_prepare, created=rule_created, deleted=rule_deleted, target=rule_target, scope=rule_scope
-)  # fmt: skip
+)

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from nubila.core import clock, quota
 from nubila.core.cloud import Cloud
 from nubila.core.db import Reader, Tx
-from nubila.core.faults import Fault, bad_request, conflict
+from nubila.core.faults import Fault, bad_request
 from nubila.core.sql import upsert
 from nubila.services.network import look
 from nubila.services.network.kinds_port import SecurityGroup, SecurityGroupRule
@@ -103,6 +103,8 @@ def sameness(rule: Row) -> str:
         "normalized_cidr",
         "remote_group_id",
     )
+    everywhere = rule["normalized_cidr"] in ("0.0.0.0/0", "::/0")
+    rule = {**rule, "normalized_cidr": None} if everywhere else rule
     return "/".join("" if rule[n] is None else str(rule[n]) for n in names)
 
 
@@ -122,7 +124,7 @@ def chosen(cloud: Cloud, tx: Tx, port: Row, asked: Sequence[str] | None, creds: 
         return []
     if not port["port_security_enabled"]:
         text = "Port security must be enabled in order to have security groups on a port."
-        raise conflict(text, "PortSecurityPortHasSecurityGroup")
+        raise bad_request(text, "PortSecurityAndIPRequiredForSecurityGroups")
     rows = {g["id"]: g for g in tx.all(_KNOWN, {"ids": ids})}
     for id in ids:
         group = rows.get(id)

@@ -250,7 +250,7 @@ def _rules(reader: Reader, port_id: str) -> tuple[RuleSpec, ...]:
                 port_min=r["port_range_min"],
                 port_max=r["port_range_max"],
                 remote=remote,
-            )  # fmt: skip
+            )
         )
     return tuple(dict.fromkeys(out))
 

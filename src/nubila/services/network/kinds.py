@@ -62,10 +62,10 @@ def rules(item: str) -> dict[str, str]:
     }  # fmt: skip
 
 
-def rest(item: str, items: str, **options: Any) -> Rest:
+def rest(item: str, items: str, *, bulk: bool = True, **options: Any) -> Rest:
     """The representation every Neutron resource has."""
     path = f"/v2.0/{items.replace('_', '-')}"
-    return Rest(path=path, item=item, items=items, rules=rules(item), bulk=True, attr_rules=True, **options)
+    return Rest(path=path, item=item, items=items, rules=rules(item), bulk=bulk, attr_rules=True, **options)
 
 
 class Standard(Resource):
@@ -104,7 +104,8 @@ class Network(Named):
     network_type = Attr(Str(32), "flat, vlan, vxlan, gre, geneve or local.", api="provider:network_type", write="cu",
                         default=None, null=True, see=ADMIN, set=ADMIN, filter="eq", sort=True)  # fmt: skip
     physical_network = Attr(Str(64), "Physical network of a flat or vlan network.", api="provider:physical_network",
-                            write="cu", default=None, null=True, see=ADMIN, set=ADMIN, filter="eq", sort=True)  # fmt: skip
+                            write="cu", default=None, null=True, see=ADMIN, set=ADMIN, filter="eq",
+                            sort=True)  # fmt: skip
     segmentation_id = Attr(LooseInt(0, 2**24), "VLAN id or tunnel id.", api="provider:segmentation_id", write="cu",
                            default=None, null=True, see=ADMIN, set=ADMIN, filter="eq", sort=True)  # fmt: skip
     port_security_enabled = Attr(LooseBool, "Default of its ports.", write="cu", default=True, filter="eq", sort=True)
@@ -139,7 +140,8 @@ class SubnetPool(Named):
     kind, quota = "subnetpool", "subnetpool"
     rest = rest("subnetpool", "subnetpools")
     prefixes = Attr(with_schema(List(Str(64)), {"anyOf": [
-        {"type": "array", "items": {"type": "string"}}, {"type": "string"}]}), "CIDRs to hand out.", write="cu")  # fmt: skip
+        {"type": "array", "items": {"type": "string"}}, {"type": "string"}]}), "CIDRs to hand out.",
+                    write="cu")  # fmt: skip
     min_prefixlen = Attr(LooseInt(0, 128), "Shortest prefix it gives.", alias=("min_prefix",), write="cu",
                          default=None, null=True, filter="eq", sort=True)  # fmt: skip
     max_prefixlen = Attr(LooseInt(0, 128), "Longest prefix it gives.", alias=("max_prefix",), write="cu",
@@ -186,14 +188,15 @@ class Subnet(Named):
                      null=True)  # fmt: skip
     use_default_subnetpool = Attr(LooseBool, "Take the CIDR from the default pool.", write="c", store=False,
                                   hidden=True, null=True)  # fmt: skip
+    service_types = Attr(List(Str(255)), "Device owners whose ports get addresses here; none = all.", write="cu",
+                         default=[], null=True, set=ADMIN)  # fmt: skip
     tags = Attr(Tags, "Labels.", write="c", default=[])
     # Copies of the network's, so that one predicate decides who sees a subnet.
     network_owner = Attr(
         OwnerId, "Owner of the network.", api="network:project_id", default="", hidden=True, index=True
     )
     shared = Attr(LooseBool, "Whether the network is shared.", default=False, hidden=True, filter="eq")
-    external = Attr(LooseBool, "Whether the network is external.", api="router:external", default=False, hidden=True,
-                    filter="eq")  # fmt: skip
+    external = Attr(LooseBool, "Whether the network is external.", api="router:external", default=False, filter="eq")
 
 
 class Router(Named):
@@ -218,7 +221,7 @@ class FloatingIP(Standard):
     """An external address translated to a port's fixed address."""
 
     kind, quota = "floatingip", "floatingip"
-    rest = rest("floatingip", "floatingips")
+    rest = rest("floatingip", "floatingips", bulk=False)
     floating_network_id = Attr(Uuid, "External network.", write="c", filter="eq", sort=True, ref="network.id")
     subnet_id = Attr(Uuid, "Subnet to take the address from.", write="c", store=False, hidden=True, null=True)
     floating_ip_address = Attr(Ip, "The external address.", write="c", default=None, null=True,

@@ -11,6 +11,7 @@ from nubila.services.network.kinds import ADMIN, AUTO, Named, OwnerId, Standard,
 ADMIN_OR_SERVICE = "(rule:admin_only) or (role:service)"
 NET_OWNER = "(rule:admin_only) or (role:service) or (role:member and rule:network_owner)"
 OWNER_OR_SERVICE = "(rule:admin_only) or (role:member and project_id:%(project_id)s) or role:service"
+PAIR_SETTER = "(rule:admin_only) or (role:member and rule:network_owner) or role:service"
 FIXED_IP: dict[str, Any] = {
     "type": "object",
     "properties": {"subnet_id": {"type": "string", "maxLength": 64}, "ip_address": {"type": "string", "maxLength": 64}},
@@ -58,10 +59,10 @@ class Port(Named):
                         filter="eq startswith", sort=True)  # fmt: skip
     fixed_ips = Attr(with_schema(List(Json), {"type": "array", "items": FIXED_IP}), "Its addresses.", write="cu",
                      store=False, null=True, set=f"{NET_OWNER} or rule:shared")  # fmt: skip
-    security_groups = Attr(List(Str(64)), "Security groups it is in.", write="cu", store=False, null=True)
+    security_groups = Attr(List(Uuid), "Security groups it is in.", write="cu", store=False, null=True)
     allowed_address_pairs = Attr(with_schema(List(Json), {"type": "array", "items": PAIR, "maxItems": 64}),
                                  "Further addresses it may send from.", write="cu", default=[], null=True,
-                                 set="(rule:admin_only) or (role:member and rule:network_owner) or role:service")  # fmt: skip
+                                 set=PAIR_SETTER)  # fmt: skip
     extra_dhcp_opts = Attr(with_schema(List(Json), {"type": "array", "items": OPTION}), "DHCP options of its own.",
                            write="cu", default=[], null=True)  # fmt: skip
     port_security_enabled = Attr(LooseBool, "Whether spoofing is prevented and groups apply.", write="cu",
@@ -92,6 +93,7 @@ class SecurityGroup(Named):
     kind, quota = "security_group", "security_group"
     rest = rest("security_group", "security_groups")
     security_group_rules = Attr(Json, "Its rules.", store=False)
+    shared = Attr(LooseBool, "Whether other projects may use it.", store=False, compute=lambda row: False)
     tags = Attr(Tags, "Labels.", write="c", default=[])
 
 

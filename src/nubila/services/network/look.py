@@ -92,10 +92,10 @@ def addresses_of(reader: Reader, port_id: str) -> list[dict[str, str]]:
     return [{"subnet_id": s, "ip_address": a} for s, a in reader.rows(_ADDRESSES, {"port": port_id})]
 
 
-def uuid(field: str, value: Any) -> str:
+def uuid(field: str, value: Any, type: str = "HTTPBadRequest") -> str:
     """The value if it is a UUID, else a 400 that names the field."""
     if not isinstance(value, str) or not is_uuid(value):
-        raise bad_request(f"Invalid input for {field}: '{value}' is not a valid UUID.", "HTTPBadRequest")
+        raise bad_request(f"Invalid input for {field}: '{value}' is not a valid UUID.", type)
     return value
 
 
@@ -118,3 +118,13 @@ def check_revision(call: Any, before: Mapping[str, Any]) -> None:
 def in_use(what: str, id: str, why: str, type: str) -> Fault:
     """409: something cannot go because of what hangs on it."""
     return conflict(f"Unable to complete operation on {what} {id}. {why}", type)
+
+
+def own_project(call: Any, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Target hook: refuse (400) a create for another project by anybody but administrators, as Neutron does."""
+    if call.method == "POST" and not row.get("project_id"):
+        raise bad_request("project_id is required: the token is not scoped to a project.", "HTTPBadRequest")
+    if call.method == "POST" and row.get("project_id") != call.creds.project_id and not call.may("context_is_admin"):
+        text = "Specifying 'project_id' or 'tenant_id' other than the authenticated project requires admin privileges."
+        raise bad_request(text, "HTTPBadRequest")
+    return {}

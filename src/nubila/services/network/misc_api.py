@@ -118,10 +118,10 @@ def update_quota(call: Call) -> Row:
             number = None
         if number is None or not -1 <= number <= MAX_LIMIT:
             text = f"Invalid input for {name}: '{value}' must be a whole number from -1 to {MAX_LIMIT}."
-            raise bad_request(text, "InvalidQuotaValue")
+            raise bad_request(text, "InvalidInput")
         if check and 0 <= number < used.get(name, 0):
             text = f"Invalid input for {name}: {used[name]} are in use already."
-            raise bad_request(text, "InvalidQuotaValue")
+            raise bad_request(text, "HTTPBadRequest")
         quota.set_limit(call.tx, project, name, number)
     return {"quota": _own(call, project)}
 
@@ -239,7 +239,7 @@ def _route(method: str, path: str, handler: Any, doc: str, *, status: int = 200,
 _Q = "/v2.0/quotas"
 ROUTES = [
     _route("GET", "/", versions, "List API versions.", auth=False),
-    _route("GET", "/v2.0", resources, "List the resources of version 2.0.", auth=False),
+    _route("GET", "/v2.0", resources, "List the resources of version 2.0."),
     _route("GET", _Q, quotas, "List the projects with limits of their own."),
     _route("GET", f"{_Q}/{{project_id}}", show_quota, "Show a project's limits."),
     _route("PUT", f"{_Q}/{{project_id}}", update_quota, "Set a project's limits."),

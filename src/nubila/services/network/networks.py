@@ -100,7 +100,7 @@ def prepare_update(call: Call, before: Row, values: Row) -> None:
         text = f"Unable to reconfigure sharing settings for network {before['id']}. Multiple projects are using it."
         raise conflict(text, "InvalidSharedSetting")
     if before["external"] and not after["external"] and call.tx.one(_OUTSIDE, {"network": before["id"]}):
-        text = f"External network {before['id']} cannot be updated to be made non-external: gateways or floating IPs use it."
+        text = f"External network {before['id']} cannot be made non-external: gateways or floating IPs use it."
         raise conflict(text, "ExternalNetworkInUse")
     _one_default(call.tx, after)
 
@@ -171,9 +171,17 @@ def scope(call: Call, q: ListQuery) -> list[Any]:
 
 
 HOOKS = Hooks(
-    prepare=prepare, created=created, prepare_update=prepare_update, updated=updated, deleting=deleting,
-    deleted=deleted, present=present, scope=scope, own_filters=tags.FILTERS,
-)  # fmt: skip
+    target=look.own_project,
+    prepare=prepare,
+    created=created,
+    prepare_update=prepare_update,
+    updated=updated,
+    deleting=deleting,
+    deleted=deleted,
+    present=present,
+    scope=scope,
+    own_filters=tags.FILTERS,
+)
 
 
 def insert(cloud: Any, tx: Tx, values: Row) -> Row:
@@ -181,7 +189,8 @@ def insert(cloud: Any, tx: Tx, values: Row) -> Row:
     now = clock.now()
     row = {
         "id": clock.new_id(), "project_id": "", "description": "", "created_at": now, "updated_at": now,
-        "revision_number": 1, "name": "", "admin_state_up": True, "status": "ACTIVE", "shared": False, "external": False,
+        "revision_number": 1, "name": "", "admin_state_up": True, "status": "ACTIVE", "shared": False,
+        "external": False,
         "is_default": False, "mtu": 0, "network_type": None, "physical_network": None, "segmentation_id": None,
         "port_security_enabled": True, "dns_domain": "", "host_gateway": False, "availability_zone_hints": [],
         "tags": [], **values,

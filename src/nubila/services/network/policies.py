@@ -72,7 +72,7 @@ RULES_BY_TEXT: tuple[tuple[str, str], ...] = (
         "create_dhcp-network get_dhcp-networks delete_dhcp-network create_l3-router get_l3-routers "
         "delete_l3-router get_dhcp-agents get_l3-agents create_subnetpool:shared create_subnetpool:is_default "
         "update_subnetpool:is_default create_address_scope:shared update_address_scope:shared update_quota "
-        "delete_quota",
+        "delete_quota create_subnet:service_types update_subnet:service_types",
     ),
     (f"({ADMIN}) or {READER} or role:service or rule:shared or rule:external or {ADVSVC}", "get_network"),
     (f"({ADMIN}) or {READER} or rule:shared or rule:external or {ADVSVC}", "get_network:tags"),

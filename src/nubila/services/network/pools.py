@@ -147,7 +147,7 @@ def _scope(call: Call, row: Row) -> None:
         if other["id"] != row["id"] and any(
             addresses.overlap(a, b) for a in row["prefixes"] for b in other["prefixes"]
         ):
-            text = f"Impossible to associate subnetpool with address scope {scope_id}: its prefixes overlap {other['id']}'s."
+            text = f"Cannot associate with address scope {scope_id}: the prefixes overlap {other['id']}'s."
             raise conflict(text, "AddressScopePrefixConflict")
 
 
@@ -200,9 +200,14 @@ def scope(call: Call, q: ListQuery) -> list[Any]:
 
 
 HOOKS = Hooks(
-    prepare=prepare, created=created, prepare_update=prepare_update, deleting=deleting, scope=scope,
+    target=look.own_project,
+    prepare=prepare,
+    created=created,
+    prepare_update=prepare_update,
+    deleting=deleting,
+    scope=scope,
     own_filters=tags.FILTERS,
-)  # fmt: skip
+)
 
 
 # --- address scopes ---------------------------------------------------------------------------------------------------

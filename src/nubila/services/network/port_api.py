@@ -37,6 +37,7 @@ DOMAIN = "openstacklocal."
 
 def target(call: Call, row: Row) -> Row:
     """A port belongs to its network: who owns and shares that decides, with the port's own project, who may what."""
+    look.own_project(call, row)
     if row.get("network_owner"):
         return {}
     net = call.memo.get(row["network_id"])
@@ -91,11 +92,26 @@ def prepare_update(call: Call, before: Row, values: Row) -> None:
     look.check_revision(call, before)
     _parts(call, "update", values, look.wire(Port, {**before, **values}))
     _guard_device(call, before, values)
-    if before["device_owner"] in (GATEWAY, FLOATING) and "fixed_ips" in values and not call.may("context_is_admin"):
-        raise bad_request("The addresses of this port follow from its router or floating IP.", "BadRequest")
+    if "fixed_ips" in values:
+        _check_addresses(call, before, values["fixed_ips"] or [])
     if before["device_owner"] in (INTERFACE,) and "host_id" in values:
         del values["host_id"]  # a router's ports live where the router does
     ports.prepare_change(call.cloud, call.tx, before, values, call.creds)
+
+
+def _check_addresses(call: Call, before: Row, asked: list[Row]) -> None:
+    if before["device_owner"] in (GATEWAY, FLOATING) and not call.may("context_is_admin"):
+        raise bad_request("The addresses of this port follow from its router or floating IP.", "BadRequest")
+    have = look.addresses_of(call.tx, before["id"])
+    if before["device_owner"] == INTERFACE:
+        kept = [ip for ip in have if any(ip["subnet_id"] == one.get("subnet_id") for one in asked)]
+        same = all(one.get("ip_address") in (None, *(ip["ip_address"] for ip in have)) for one in asked)
+        if not same or len(kept) != len(have):
+            text = f"Bad ports request: IP updates for port {before['id']} are not allowed: it is a router interface."
+            raise bad_request(text, "BadRequest")
+        return
+    if not all(ip in [{**ip, **one} for one in asked] for ip in have):
+        ports.check_move(call.tx, before, asked)
 
 
 def updated(call: Call, before: Row, after: Row) -> None:
@@ -143,7 +159,14 @@ def present(call: Call, rows: list[Row]) -> None:
             _named(ip["ip_address"], row["dns_name"], domains.get(row["network_id"], DOMAIN)) for ip in row["fixed_ips"]
         ]
         row["vif_details"] = (
-            {"port_filter": True, "connectivity": "l2", "bridge_name": "br-int", "datapath_type": "system"}
+            {
+                "port_filter": True,
+                "connectivity": "l2",
+                "bridge_name": "br-int",
+                "datapath_type": "system",
+                "ovs_hybrid_plug": False,
+                "bound_drivers": {"0": "openvswitch"},
+            }
             if row["vif_type"] == "ovs"
             else {}
         )
@@ -173,6 +196,14 @@ def scope(call: Call, q: ListQuery) -> list[Any]:
 
 
 HOOKS = Hooks(
-    prepare=prepare, created=created, prepare_update=prepare_update, updated=updated, deleting=deleting,
-    deleted=deleted, target=target, present=present, scope=scope, own_filters=("fixed_ips", "security_groups", *tags.FILTERS),
-)  # fmt: skip
+    prepare=prepare,
+    created=created,
+    prepare_update=prepare_update,
+    updated=updated,
+    deleting=deleting,
+    deleted=deleted,
+    target=target,
+    present=present,
+    scope=scope,
+    own_filters=("fixed_ips", "security_groups", *tags.FILTERS),
+)

@@ -39,7 +39,8 @@ def fill(cloud: Cloud, tx: Tx, values: Row, net: Mapping[str, Any], creds: Any) 
     """Bring a create request to its final form; addresses and groups wished for stay in ``_wishes``, ``_groups``."""
     values["network_owner"] = net["project_id"]
     if values.get("port_security_enabled") is None:
-        values["port_security_enabled"] = net["port_security_enabled"]
+        own = str(values["device_owner"]).startswith("network:")  # the cloud's own ports are not guests
+        values["port_security_enabled"] = net["port_security_enabled"] and not own
     values["mac_address"] = allocate.mac(tx, net["id"], values.get("mac_address"))
     bind_values(tx, values, values.get("host_id") or "")
     values["profile"] = values.get("profile") or {}
@@ -64,6 +65,15 @@ def made(cloud: Cloud, tx: Tx, row: Row) -> None:
     if row["fixed_ips"]:
         asks.dhcp(tx, row["network_id"])
         asks.groups(tx, ids)
+
+
+def check_move(tx: Tx, before: Row, asked: Sequence[Mapping[str, Any]]) -> None:
+    """400 for new addresses that would strand a floating IP or a router."""
+    left = {one.get("ip_address") for one in asked}
+    for linked in floating_links.of_port(tx, before["id"]):
+        if linked["fixed_ip_address"] not in left:
+            text = f"Bad port request: Cannot update the fixed_ips of the port {before['id']}, because its original "
+            raise bad_request(f"{text}fixed_ip has been associated to a floating ip.", "BadRequest")
 
 
 def create(cloud: Cloud, tx: Tx, creds: Any = None, *, counted: str = "claim", **values: Any) -> Row:
@@ -232,7 +242,7 @@ def pairs(asked: Sequence[Mapping[str, Any]], port: Mapping[str, Any]) -> list[R
             mac = checks.loaded(Port.attrs["mac_address"].type.load, "allowed_address_pairs", one.get("mac_address"))
         except ValueError:
             text = f"Invalid input for allowed_address_pairs: '{ip}' is not a valid IP address or CIDR."
-            raise bad_request(text, "InvalidInput") from None
+            raise bad_request(text, "HTTPBadRequest") from None
         shown = str(parsed) if "/" in ip else str(parsed.network_address)
         pair = {"ip_address": shown, "mac_address": mac or port["mac_address"]}
         if pair in out:

@@ -79,14 +79,14 @@ def _gateway_wish(call: Call, verb: str, row: Row, info: Any) -> Row | None:
     """The gateway asked for in checked form; None = none."""
     if not info:
         return None
-    for part in ("network_id", "enable_snat", "external_fixed_ips"):
-        if part in info:
-            call.enforce(f"{verb}_router:external_gateway_info:{part}", look.wire(Router, row))
     network_id = info.get("network_id")
     if not network_id:
         if set(info) - {"network_id"}:
-            raise refuse("external_gateway_info needs a network_id.")
+            raise refuse("external_gateway_info needs a network_id.", "HTTPBadRequest")
         return None
+    for part in ("network_id", "enable_snat", "external_fixed_ips"):
+        if part in info:
+            call.enforce(f"{verb}_router:external_gateway_info:{part}", look.wire(Router, row))
     net = look.seen(call.cloud, call.tx, call.creds, Network, network_id)
     if not net["external"]:
         raise refuse(f"Network {network_id} is not an external network.")
@@ -163,7 +163,8 @@ def set_gateway(call: Call, row: Row, wish: Row) -> None:
     elif wish["ips"]:
         fixed.replace(tx, port, wish["ips"])
         allocate.bump(tx, Port, [port["id"]], clock.now())
-    if placing.router(call.cloud, tx, row["id"]) is None:
+    row["host"] = placing.router(call.cloud, tx, row["id"])
+    if row["host"] is None:
         tx.ask("router_place", row["id"])
 
 
@@ -213,7 +214,7 @@ def _body(call: Call, *, removal: bool) -> tuple[str | None, str | None]:
         raise refuse("Either subnet_id or port_id must be specified.")
     for name in ("port_id", "subnet_id"):
         if name in body:
-            look.uuid(name, body[name])
+            look.uuid(name, body[name], "BadRequest")
     if not removal and "port_id" in body and "subnet_id" in body:
         raise refuse("Cannot specify both subnet-id and port-id.")
     return body.get("port_id"), body.get("subnet_id")
@@ -236,7 +237,7 @@ def add_interface(call: Call) -> Row:
 
 def _interface(row: Row, port: Row, subnets: Sequence[str]) -> Row:
     return {
-        "id": row["id"], "tenant_id": row["project_id"], "project_id": row["project_id"], "port_id": port["id"],
+        "id": row["id"], "project_id": row["project_id"], "port_id": port["id"],
         "network_id": port["network_id"], "subnet_id": subnets[0], "subnet_ids": list(subnets),
     }  # fmt: skip
 
@@ -304,7 +305,7 @@ def remove_interface(call: Call) -> Row:
         ips = look.addresses_of(tx, port_id)
         if subnet_id is not None and subnet_id not in [ip["subnet_id"] for ip in ips]:
             text = f"Subnet on port {port_id} does not match the requested subnet {subnet_id}."
-            raise conflict(text, "SubnetMismatchForPort")
+            raise bad_request(text, "SubnetMismatchForPort")
         going = ips
     else:
         look.seen(call.cloud, tx, call.creds, Subnet, str(subnet_id))
@@ -429,9 +430,17 @@ def scope(call: Call, q: ListQuery) -> list[Any]:
 
 
 HOOKS = Hooks(
-    prepare=prepare, created=created, prepare_update=prepare_update, updated=updated, deleting=deleting,
-    deleted=deleted, present=present, scope=scope, own_filters=tags.FILTERS,
-)  # fmt: skip
+    target=look.own_project,
+    prepare=prepare,
+    created=created,
+    prepare_update=prepare_update,
+    updated=updated,
+    deleting=deleting,
+    deleted=deleted,
+    present=present,
+    scope=scope,
+    own_filters=tags.FILTERS,
+)
 _ONE = "/v2.0/routers/{id}"
 ROUTES = [
     Route(method="PUT", path=f"{_ONE}/add_router_interface", handler=add_interface, tx="write",

@@ -36,7 +36,7 @@ def check(settings: Settings, values: Row) -> None:
             values["physical_network"] = physnet = settings.physical_networks[0]
         if physnet is None:
             raise _refuse(f"provider:physical_network required for a {kind} network.")
-        if physnet not in settings.physical_networks:
+        if kind == "vlan" and physnet not in settings.physical_networks:
             raise _refuse(f"physical_network '{physnet}' unknown for a {kind} network.")
     elif physnet is not None:
         raise _refuse(f"provider:physical_network prohibited for a {kind} network.")

@@ -37,6 +37,7 @@ _LAST_PLACE = sa.select(sa.func.max(_A.place)).where(_A.port_id == sa.bindparam(
 
 def target(call: Call, row: Row) -> Row:
     """A subnet belongs to its network: a new one takes over who owns and sees the network."""
+    look.own_project(call, row)
     if not row.get("network_owner") and row.get("network_id"):
         _copy(call, row)
     return {}
@@ -100,9 +101,16 @@ def finish(tx: Reader, values: Row) -> None:
     else:
         values["allocation_pools"] = subnet_checks.pools(values, asked)
     values["dns_nameservers"] = subnet_checks.servers(values["dns_nameservers"] or [], values["ip_version"])
+    values["service_types"] = _service_types(values["service_types"] or [])
     values["host_routes"] = subnet_checks.routes(
         values["host_routes"] or [], values["ip_version"], "host_routes", subnet_checks.MAX_ROUTES
     )
+
+
+def _service_types(given: list[str]) -> list[str]:
+    if len(set(given)) != len(given) or not all(":" in one for one in given):
+        raise refuse("service_types are different device owners such as compute:nova.", "InvalidServiceType")
+    return given
 
 
 def created(call: Call, row: Row) -> None:
@@ -142,12 +150,19 @@ def prepare_update(call: Call, before: Row, values: Row) -> None:
         values["allocation_pools"] = subnet_checks.pools(after, values["allocation_pools"])
     elif "gateway_ip" in values:
         subnet_checks.pools(after, before["allocation_pools"])
+    _lists(before, after, values)
+
+
+def _lists(before: Row, after: Row, values: Row) -> None:
+    """What is told to guests, and whether DHCP may be switched."""
     if "dns_nameservers" in values:
         values["dns_nameservers"] = subnet_checks.servers(values["dns_nameservers"] or [], before["ip_version"])
     if "host_routes" in values:
         values["host_routes"] = subnet_checks.routes(
             values["host_routes"] or [], before["ip_version"], "host_routes", subnet_checks.MAX_ROUTES
         )
+    if "service_types" in values:
+        values["service_types"] = _service_types(values["service_types"] or [])
     if values.get("enable_dhcp") is False:
         subnet_checks.modes(after)
     elif values.get("enable_dhcp"):
@@ -207,9 +222,16 @@ def scope(call: Call, q: ListQuery) -> list[Any]:
 
 
 HOOKS = Hooks(
-    prepare=prepare, created=created, prepare_update=prepare_update, updated=updated, deleting=deleting,
-    deleted=deleted, target=target, scope=scope, own_filters=tags.FILTERS,
-)  # fmt: skip
+    prepare=prepare,
+    created=created,
+    prepare_update=prepare_update,
+    updated=updated,
+    deleting=deleting,
+    deleted=deleted,
+    target=target,
+    scope=scope,
+    own_filters=tags.FILTERS,
+)
 
 
 def insert(cloud: Any, tx: Tx, net: Row, values: Row) -> Row:
@@ -219,7 +241,8 @@ def insert(cloud: Any, tx: Tx, net: Row, values: Row) -> Row:
         "id": clock.new_id(), "project_id": net["project_id"], "description": "", "created_at": now, "updated_at": now,
         "revision_number": 0, "name": "", "network_id": net["id"], "ip_version": 4, "gateway_ip": AUTO,
         "allocation_pools": None, "enable_dhcp": True, "dns_nameservers": [], "host_routes": [], "ipv6_ra_mode": None,
-        "ipv6_address_mode": None, "subnetpool_id": None, "tags": [], "network_owner": net["project_id"],
+        "ipv6_address_mode": None, "subnetpool_id": None, "service_types": [], "tags": [],
+        "network_owner": net["project_id"],
         "shared": net["shared"], "external": net["external"], **values,
     }  # fmt: skip
     finish(tx, row)
