@@ -144,10 +144,12 @@ class Theatre:
         self._store = Store(url)
         self._store.create_all(play.tables)
         self._other = Store(url, busy_timeout_s=0)  # shares our thread: it must never wait for us
+        self._desk = Store(url)  # ours, between the acts: passes no points, and may wait
 
     def close(self) -> None:
         self._store.close()
         self._other.close()
+        self._desk.close()
 
     def rehearse(self) -> tuple[list[str], list[str]]:
         """Perform without an accident; return the points passed and the complaints (there should be none)."""
@@ -189,7 +191,7 @@ class Theatre:
 
     def _second_process(self, scene: Scene) -> bool:
         try:
-            self._let_leases_run_out()
+            _let_leases_run_out(self._other)
             cast = {s: r for s, r in self._play.start(scene, self._other).items() if self._play.stalls(s)}
             _work(self._other, cast)
         except Busy:
@@ -230,19 +232,15 @@ class Theatre:
 
     def _settle_down(self, scene: Scene, rounds: int = 40) -> None:
         """Work until nothing is due; then let time pass, until there is no debt."""
-        self._let_leases_run_out()
+        _let_leases_run_out(self._desk)
         for _ in range(rounds):
             _work(self._store, self._play.start(scene, self._store))
-            debts = [d for d in work.pending(self._other) if not self._play.may_wait(d)]
+            debts = [d for d in work.pending(self._desk) if not self._play.may_wait(d)]
             if not debts:
                 return
-            self._let_leases_run_out()
-            with self._other.write() as tx:
+            _let_leases_run_out(self._desk)
+            with self._desk.write() as tx:
                 tx.execute(_TIME_PASSES)
-
-    def _let_leases_run_out(self) -> None:
-        with self._other.write() as tx:
-            tx.execute(_LEASES_END)
 
     def _judge(self, scene: Scene) -> list[str]:
         trace, self._store.trace = self._store.trace, None  # looking is not a point
@@ -252,14 +250,13 @@ class Theatre:
             self._store.trace = trace
         complaints += [
             f"left in the queue: {d['kind']} {d['id']} on {d['shard']!r}: {d['note']}"
-            for d in work.pending(self._other)
+            for d in work.pending(self._desk)
             if not self._play.may_wait(d)
         ]
-        return complaints + work.invariants(self._other)
+        return complaints + work.invariants(self._desk)
 
     def _empty(self) -> None:
-        self._store.trace = None
-        with self._store.write() as tx:
+        with self._desk.write() as tx:
             if tx.dialect == "mysql":  # it checks row by row, so a table that refers to itself could not be emptied
                 tx.execute(sa.text("SET FOREIGN_KEY_CHECKS = 0"))
             tables = {t.name: t for t in (*self._play.tables.sorted_tables, work.work, *quota.TABLES)}
@@ -274,6 +271,11 @@ _LEASES_END = sa.update(work.work).where(work.c.lease > 0, work.c.lease < now() 
 _TIME_PASSES = (
     sa.update(work.work).where(work.c.gen != work.c.done, work.c.due < work.FAR, work.c.due > now()).values(due=now())
 )
+
+
+def _let_leases_run_out(store: Store) -> None:
+    with store.write() as tx:
+        tx.execute(_LEASES_END)
 
 
 def _intrude(intruder: Callable[[Store], None], store: Store) -> bool:
