@@ -256,7 +256,7 @@ def test_expired_token(cloud: TestCloud) -> None:
 
 
 def test_what_can_be_scoped_to(cloud: TestCloud) -> None:
-    user, project = make_user(cloud, "scopes")
+    user, _ = make_user(cloud, "scopes")
     token = login(cloud, user, None)
     assert [p["name"] for p in cloud.request("GET", "/v3/auth/projects", token=token).json["projects"]] == ["scopes"]
     assert cloud.request("GET", "/v3/auth/domains", token=token).json["domains"] == []

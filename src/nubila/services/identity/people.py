@@ -39,7 +39,8 @@ def _hashed(call: Call, body: Row) -> Row:
 
 def _target(call: Call, row: Row) -> Row:
     domain = row.get("domain_id") or shape.default_domain(call)
-    return {"target": {"user": {**row, "domain_id": domain}}, "user_id": row.get("id"), "domain_id": domain}
+    named = {"target": {"user": {**row, "domain_id": domain}}, "target.user.domain_id": domain}
+    return {**named, "user_id": row.get("id"), "domain_id": domain}
 
 
 def _shown(call: Call, row: Row) -> Row:
@@ -186,7 +187,8 @@ def _known(call: Call, rule: str) -> Row:
 
 def _group_target(call: Call, row: Row) -> Row:
     domain = row.get("domain_id") or shape.default_domain(call)
-    return {"target": {"group": {**row, "domain_id": domain}}, "group_id": row.get("id"), "domain_id": domain}
+    named = {"target": {"group": {**row, "domain_id": domain}}, "target.group.domain_id": domain}
+    return {**named, "group_id": row.get("id"), "domain_id": domain}
 
 
 def _new_group(call: Call, values: Row) -> None:

@@ -64,7 +64,7 @@ def _scope(call: Call, q: ListQuery) -> list[Any]:
 
 
 def _target(call: Call, row: Row) -> Row:
-    return {"target": {"role": {**row, "domain_id": row.get("domain_id") or None}}, "role_id": row.get("id")}
+    return {"target.role.domain_id": row.get("domain_id") or None, "role_id": row.get("id")}
 
 
 HOOKS = Hooks(
