@@ -68,7 +68,7 @@ for path in /sys/class/net/eth*; do
   [ -e "$path" ] && nics=$((nics + 1)) && nic-up "${path##*/}" && say "${path##*/}: asking for an address"
 done
 uevent /bin/hotplug >/dev/null 2>&1 &
-acpid -f -c /etc/acpi -a /etc/acpid.conf -M /etc/acpi.map -l /dev/null &
+acpid -f -c /etc/acpi -l /dev/null &
 dropbear -R
 /bin/metadata &
 [ $nics = 0 ] || read -t 3 -r lease <&5
@@ -122,17 +122,20 @@ case "$1" in
         ip -4 address flush dev "$interface"
         ip address add "$ip/$mask" broadcast "${broadcast:-+}" dev "$interface" ;;
     esac
-    ip -4 route flush dev "$interface" proto 16
+    # busybox does not flush by protocol: take away what goes through a gateway, keep what the address brought
+    ip -4 route show dev "$interface" | while read -r to how rest; do
+      [ "$how" != via ] || ip route del "$to" $how $rest dev "$interface"
+    done
     if [ -n "$staticroutes" ]; then
       set -- $staticroutes
       while [ $# -ge 2 ]; do
         via="via $2"; [ "$2" = 0.0.0.0 ] && via="scope link"
-        ip route add "$1" $via dev "$interface" metric "$metric" proto 16
+        ip route add "$1" $via dev "$interface" metric "$metric"
         shift 2
       done
     elif [ -n "$router" ]; then
       set -- $router
-      ip route add default via "$1" dev "$interface" metric "$metric" proto 16
+      ip route add default via "$1" dev "$interface" metric "$metric"
     fi
     if [ -n "$dns$domain$search" ]; then
       {
@@ -241,9 +244,11 @@ while :; do
 done
 """,
     ),
-    "etc/acpid.conf": (0o644, "PWRF poweroff\nPWRB poweroff\n"),
-    "etc/acpi.map": (0o644, ""),
-    "etc/acpi/poweroff": (0o755, "#!/bin/sh\necho 'tiny: power button pressed' >/dev/console\nexec /bin/poweroff\n"),
+    # where busybox acpid looks for what to do when the power button is pressed
+    "etc/acpi/PWRF/00000080": (
+        0o755,
+        "#!/bin/sh\necho 'tiny: power button pressed' >/dev/console\nexec /bin/poweroff\n",
+    ),
     "bin/poweroff": (0o755, "#!/bin/sh\nsync\numount -a -r 2>/dev/null\nexec busybox poweroff -f\n"),
     "bin/halt": (0o755, "#!/bin/sh\nexec /bin/poweroff\n"),
     "bin/reboot": (0o755, "#!/bin/sh\nsync\numount -a -r 2>/dev/null\nexec busybox reboot -f\n"),
@@ -360,6 +365,7 @@ DIRECTORIES: dict[str, int] = {
     "dev": 0o755,
     "etc": 0o755,
     "etc/acpi": 0o755,
+    "etc/acpi/PWRF": 0o755,
     "etc/pam.d": 0o755,
     "home": 0o755,
     f"home/{USER}": 0o755,
