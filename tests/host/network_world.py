@@ -38,7 +38,7 @@ class Guest:
         self.run("ip", "link", "set", spec.device, "name", "eth0")
         with links.entered(self.namespace):
             links.plain_frames("eth0")
-        self.run("ip", "link", "set", "eth0", "up")
+        self.run("ip", "link", "set", "eth0", "mtu", str(spec.mtu), "up")
 
     @property
     def ip(self) -> str:

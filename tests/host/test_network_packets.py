@@ -14,9 +14,10 @@ import pytest
 from contract_network import PING, WEB, external, fixed, network, port, replace, router, with_hosts
 from network_world import Guest, Host, ask_in, until
 
-from nubila.core.ports import FloatingSpec, RuleSpec, Segment, SubnetSpec
+from nubila.core.ports import FixedIp, FloatingSpec, RuleSpec, Segment, SubnetSpec
 from nubila.drivers import links, processes
 from nubila.drivers.network import RealNetwork
+from nubila.drivers.ovs_flows import link_local
 
 pytestmark = pytest.mark.host
 
@@ -166,6 +167,29 @@ def test_ipv6_is_filtered_the_same_way(host: Host) -> None:
     opened, closed = six(3, ping6), six(4)
     until(lambda: closed.pings("fd00:1::3"), "IPv6 echo")
     assert not opened.pings("fd00:1::4")
+
+
+def test_fragments_pass_with_their_first(host: Host) -> None:
+    net = network(dhcp=False)
+    host.driver.ensure_network(net)
+    a = host.guest(port(net, 3, PING)).configure()
+    b = host.guest(port(net, 4)).configure()
+    assert b.run("ping", "-c", "1", "-W", "2", "-s", "4000", a.ip, check=False).returncode == 0
+
+
+def test_a_device_that_was_deleted_is_made_and_plugged_again(host: Host) -> None:
+    net = network(dhcp=False)
+    host.driver.ensure_network(net)
+    a = host.guest(port(net, 3, PING)).configure()
+    lost = host.guest(port(net, 4, PING)).configure()
+    assert a.pings(lost.ip)
+    host.run("ip", "link", "del", lost.spec.device)
+    again = host.guest(lost.spec).configure()
+    assert a.pings(again.ip)
+    spec = port(net, 5)
+    host.driver.ensure_port(spec)
+    made = json.loads(host.run("ip", "-j", "-d", "link", "show", spec.device))[0]
+    assert made["linkinfo"]["info_data"]["persist"] is True
 
 
 # --- spoofing and isolation ---------------------------------------------------------------------------------------
@@ -403,7 +427,7 @@ def test_losing_a_floating_address_cuts_its_connections(host: Host) -> None:
         until(lambda: "bytes from" in pinging.stdout.readline(), "first echo")
         host.driver.ensure_router(gate)
         table = host.inside(host.driver.router_namespace(gate.id), "conntrack", "-L")
-        assert "172.24.4.101" not in table
+        assert f"src={a.ip}" not in table, "no connection is translated any longer"
     finally:
         pinging.kill()
         pinging.communicate()
@@ -433,6 +457,30 @@ def test_metadata_through_a_router(host: Host) -> None:
     assert (asked["router_id"], asked["address"]) == (gate.id, a.ip)
     with pytest.raises(OSError, match=r"timed out|refused|unreach"):
         ask_in(host.place.namespace, "172.24.4.10", 9697, "/")
+
+
+def test_ipv6_addresses_by_router_advertisement(host: Host) -> None:
+    net = network(dhcp=False)
+    six = SubnetSpec(
+        id="six",
+        cidr="fd00:6::/64",
+        ip_version=6,
+        gateway_ip="fd00:6::1",
+        ipv6_ra_mode="slaac",
+        ipv6_address_mode="slaac",
+    )
+    net = replace(net, subnets=(six,))
+    host.driver.ensure_network(net)
+    gate = router(replace(net, subnets=network().subnets))
+    inside = replace(gate.interfaces[0], fixed_ips=(FixedIp(subnet_id="six", ip_address="fd00:6::1", prefixlen=64),))
+    host.driver.ensure_router(replace(gate, interfaces=(inside,)))
+    spec = port(replace(net, subnets=network().subnets), 3)
+    last = link_local(spec.mac).removeprefix("fe80::")
+    spec = replace(spec, fixed_ips=(FixedIp(subnet_id="six", ip_address=f"fd00:6::{last}", prefixlen=64),))
+    guest = host.guest(spec)
+    until(lambda: f"fd00:6::{last}" in guest.run("ip", "-6", "addr").stdout, "an address by SLAAC")
+    until(lambda: "default via fe80::" in guest.run("ip", "-6", "route").stdout, "a default route")
+    until(lambda: guest.pings("fd00:6::1"), "the router answers")
 
 
 def test_masquerade_lets_guests_out_by_the_host(host: Host, tmp_path: Path) -> None:

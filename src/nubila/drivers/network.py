@@ -37,7 +37,7 @@ from nubila.drivers.dhcp import METADATA_ADDRESS, Dhcp
 from nubila.drivers.files import read_json, write_json
 from nubila.drivers.metadata import Door, MetadataServer
 from nubila.drivers.ovs_flows import Uplink
-from nubila.drivers.ovs_switch import ID, NETWORK, OWNER, Interface, Switch, Wish
+from nubila.drivers.ovs_switch import ID, INDEX, NETWORK, OWNER, Interface, Switch, Wish
 from nubila.drivers.router import Routers
 
 
@@ -210,7 +210,9 @@ class RealNetwork:
                 raise NeedsOperator(f"The device {name} belongs to somebody else: VXLAN number {vni} is taken here.")
             device = net.give_to_switch(name, alias, spec.mtu)
             net.set_flood(device.index, spec.peers)
-        return self._uplink(Wish(name=name, kind="uplink", id=spec.id, network_id=spec.id))
+        return self._uplink(
+            Wish(name=name, kind="uplink", id=spec.id, network_id=spec.id, ids={INDEX: str(device.index)})
+        )
 
     def _tunnel(self, spec: NetworkSpec, peer: str) -> int:
         digest = hashlib.sha256(f"{spec.id}/{peer}".encode()).hexdigest()[:8]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from nubila.core.ports import HostPlace, PortSpec, TryAgain
 from nubila.drivers import links, ovs_flows
-from nubila.drivers.ovs_switch import FLOWS, MACS, OPEN, OWNER, UP, Interface, LocalNetwork, Switch, View, Wish
+from nubila.drivers.ovs_switch import FLOWS, INDEX, MACS, OPEN, OWNER, UP, Interface, LocalNetwork, Switch, View, Wish
 
 
 def mark(place: HostPlace, kind: str, id: str) -> str:
@@ -37,7 +37,7 @@ def ensure_guest(switch: Switch, spec: PortSpec) -> None:
         alias = mark(place, "port", spec.id)
         if net.device(spec.device) is None:
             net.add_tap(spec.device, alias)
-        net.give_to_switch(spec.device, alias, spec.mtu)
+        index = net.give_to_switch(spec.device, alias, spec.mtu).index
     macs = sorted({spec.mac.lower(), *(mac.lower() for _, mac in spec.allowed_pairs if mac)})
     wish = Wish(
         name=spec.device,
@@ -46,6 +46,7 @@ def ensure_guest(switch: Switch, spec: PortSpec) -> None:
         network_id=spec.network_id,
         tag=network.vlan,
         ids={
+            INDEX: str(index),
             MACS: json.dumps(macs),
             OPEN: "0" if spec.port_security else "1",
             UP: "1" if spec.admin_state_up else "0",
@@ -78,13 +79,14 @@ def ensure_inner(
     with links.opened(place.namespace) as net:
         if net.device(device) is None:
             net.add_veth(device, namespace, mac)
-        net.give_to_switch(device, mark(place, kind, port_id), mtu)
+        index = net.give_to_switch(device, mark(place, kind, port_id), mtu).index
     with links.opened(namespace) as net:
         links.plain_frames(device)
+        links.sysctl(f"net/ipv6/conf/{device}/accept_ra", "0")
         inner = net.must(device)
         net.change(inner, up=True, mtu=mtu, mac=mac)
         new = net.set_addresses(inner.index, addresses)
-    ids = {MACS: json.dumps([mac.lower()]), OWNER: owner, "iface-id": port_id, "attached-mac": mac}
+    ids = {INDEX: str(index), MACS: json.dumps([mac.lower()]), OWNER: owner, "iface-id": port_id, "attached-mac": mac}
     wish = Wish(name=device, kind=kind, id=port_id, network_id=network_id, tag=network.vlan, ids=ids)
     interface = switch.plug(wish, view)
     _wire(switch, interface, network_id, ovs_flows.trusted_flows(interface.ofport or 0, network.vlan))

@@ -31,7 +31,7 @@ from nubila.drivers.ovs_daemons import Daemons
 from nubila.drivers.ovs_db import Operation, Row
 
 CLOUD, KIND, ID, NETWORK, OWNER = "nubila-cloud", "nubila-kind", "nubila-id", "nubila-network", "nubila-owner"
-MACS, OPEN, UP, FLOWS = "nubila-macs", "nubila-open", "nubila-up", "nubila-flows"
+MACS, OPEN, UP, FLOWS, INDEX = "nubila-macs", "nubila-open", "nubila-up", "nubila-flows", "nubila-ifindex"
 _SWITCH, _NET = "nubila-switch", "net:"
 _LOCAL_PORT = 65534
 
@@ -230,27 +230,30 @@ class Switch:
         """An OpenFlow port number that is free in the whole database: it is a conntrack zone as well."""
         return next(number for number in range(1, 65280) if number not in view.numbers)
 
-    def plug(self, wish: Wish, view: View, timeout_s: float = 5.0) -> Interface:
+    def plug(self, wish: Wish, view: View, timeout_s: float = 4.0) -> Interface:
         """Have an interface in br-int and know its OpenFlow number.
 
+        Open vSwitch opens a device only when its row is new: when the device has been made again under the same name
+        (its index differs from the recorded one), the row is replaced.
         Raises TryAgain when Open vSwitch cannot open the device.
         """
         ids = self._ids(wish)
         present = view.interfaces.get(wish.name)
-        if present is not None and present.error:
-            self._unplug([present], view)  # Open vSwitch looks at a device again only when its row is new
+        if present is not None and (present.error or present.ids.get(INDEX) != ids.get(INDEX)):
+            self._unplug([present], view)
             present = None
         if present is None:
-            self.db.transact(*self._plug_operations(wish, ids, self.free_number(view), view))
+            number = self.free_number(view)
+            if wish.kind == "guest":
+                self.flush(number)  # the number is the conntrack zone, and somebody may have had it before
+            self.db.transact(*self._plug_operations(wish, ids, number, view))
         elif {key: present.ids.get(key) for key in ids} != ids:
             self.set_ids(present, ids)
         if present is not None and present.ofport:
             return msgspec.structs.replace(present, ids={**present.ids, **ids})
         where = [["name", "==", wish.name]]
         with contextlib.suppress(ovs_db.OvsRefused):  # a timeout shows in the row
-            self.db.transact(
-                ovs_db.wait_changed("Interface", where, ["ofport"], {"ofport": ["set", []]}, min(timeout_s, 4.0))
-            )
+            self.db.transact(ovs_db.wait_changed("Interface", where, ["ofport"], {"ofport": ["set", []]}, timeout_s))
         plugged = self.view().interfaces.get(wish.name)
         if plugged is None or not plugged.ofport:
             why = plugged.error if plugged and plugged.error else "no answer"
@@ -262,14 +265,11 @@ class Switch:
         self.db.transact(ovs_db.mutate("Interface", interface.uuid, *ovs_db.put("external_ids", ids)))
 
     def unplug(self, interfaces: Sequence[Interface]) -> None:
-        """Take interfaces out of br-int, then their flows and tracked connections."""
+        """Take interfaces out of br-int, then their flows."""
         if not interfaces:
             return
         self._unplug(interfaces, self.view())
         self.replace_flows({(interface.kind, interface.ids.get(ID, "")): [] for interface in interfaces})
-        for interface in interfaces:
-            if interface.ofport and interface.kind == "guest":
-                self.flush(interface.ofport)
 
     def flush(self, zone: int) -> None:
         """Forget all tracked connections of one port."""

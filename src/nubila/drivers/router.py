@@ -55,22 +55,23 @@ class Routers:
         ``subnets`` are those known on this host, by id: they say which want router advertisements.
         """
         self._fence(spec)
+        up = spec.admin_state_up
+        interfaces = spec.interfaces if up else ()
+        gateway = spec.gateway if up else None
         where = namespace(self.place, spec.id)
         links.ensure_namespace(where, ovs_ports.mark(self.place, "router", spec.id))
         with links.entered(where):
             links.sysctl("net/ipv4/ip_forward", "1")
             links.sysctl("net/ipv6/conf/all/forwarding", "1")
-        up = spec.admin_state_up
-        interfaces = spec.interfaces if up else ()
-        gateway = spec.gateway if up else None
+            # Translation comes before the devices: nothing may leave with an inside address.
+            inside = [inside_device(port) for port in interfaces]
+            nft.load(nft.router_table(spec, inside, outside_device(gateway) if gateway else None))
         self._remove_ports(spec.id, [port.port_id for port in (*interfaces, *([gateway] if gateway else []))])
         for port in interfaces:
             self._plug(spec, port, inside_device(port), _addresses(port))
         gone = self._outside(spec, gateway) if gateway else set()
         with links.opened(where) as net:
             refused = net.set_routes(_routes(spec) if up else [])
-            inside = [inside_device(port) for port in interfaces]
-            nft.load(nft.router_table(spec, inside, outside_device(gateway) if gateway else None))
             for address in gone:
                 nft.forget_connections(address)
         self._advertise(spec.id, where, interfaces, subnets)

@@ -1,0 +1,106 @@
+"""What dnsmasq and nft are given, as text; hostile names must not become syntax."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from contract_network import external, fixed, network, port, replace, router, with_hosts
+
+from nubila.core.ports import DhcpHost, FloatingSpec, HostPlace, SubnetSpec
+from nubila.drivers import dhcp, nft
+from nubila.drivers.ovs_daemons import Daemons
+from nubila.drivers.ovs_ports import mark, marked
+from nubila.drivers.ovs_switch import bridge_name
+
+
+def render(net: object) -> dict[str, str]:
+    return dhcp.render(net, net.dhcp, Path("/run/x"))  # type: ignore[attr-defined, arg-type]
+
+
+def test_dhcp_hosts_and_options() -> None:
+    net = network(gateway="10.0.0.1")
+    files = render(with_hosts(net, port(net, 3), port(net, 4)))
+    assert [line.split(",", 1)[1] for line in files["hosts"].splitlines()] == ["web-0,10.0.0.3", "web-1,10.0.0.4"]
+    assert "10.0.0.3 web-0.openstack.test web-0\n" in files["names"]
+    tag = f"tag:subnet-{net.subnets[0].id}"
+    assert files["opts"].splitlines() == [f"{tag},option:dns-server,9.9.9.9", f"{tag},26,1450", f"{tag},3,10.0.0.1"]
+    assert f"dhcp-range=set:subnet-{net.subnets[0].id},10.0.0.0,static,255.255.255.0,86400s\n" in files["config"]
+
+
+def test_no_gateway_means_no_router_option_and_a_metadata_route() -> None:
+    net = network()
+    opts = render(net)["opts"].splitlines()
+    tag = f"tag:subnet-{net.subnets[0].id}"
+    assert f"{tag},option:classless-static-route,169.254.169.254/32,10.0.0.2" in opts
+    assert f"{tag},3" in opts
+    assert net.dhcp is not None
+    quiet = replace(net, dhcp=replace(net.dhcp, metadata=False))
+    assert "169.254.169.254" not in render(quiet)["opts"]
+    assert dhcp.addresses(net.dhcp) == ["10.0.0.2/24", "169.254.169.254/32"]
+
+
+def test_hostile_names_and_options_are_left_out() -> None:
+    net = network()
+    assert net.dhcp is not None
+    bad = DhcpHost(
+        port_id="p",
+        mac="fa:16:3e:00:00:01",
+        hostname="x\n00:00:00:00:00:00,10.0.0.9",
+        fixed_ips=(fixed(net, 3),),
+        options=(("26\nx", "1"), ("tftp-server", "a\ntag:all,3,6.6.6.6"), ("150", "10.0.0.9")),
+    )
+    files = render(replace(net, dhcp=replace(net.dhcp, hosts=(bad,), dns_domain="a\nuser=evil")))
+    assert files["hosts"] == "fa:16:3e:00:00:01,set:port-p,host-10-0-0-3,10.0.0.3\n"
+    assert "6.6.6.6" not in files["opts"]
+    assert files["opts"].splitlines()[-1] == "tag:port-p,150,10.0.0.9"
+    assert "evil" not in files["config"]
+
+
+def test_ipv6_subnets_are_served_by_their_mode() -> None:
+    net = network()
+    stateful = SubnetSpec(id="a", cidr="fd00::/64", ip_version=6, ipv6_address_mode="dhcpv6-stateful")
+    slaac = SubnetSpec(id="b", cidr="fd01::/64", ip_version=6, ipv6_address_mode="slaac")
+    config = render(replace(net, subnets=(stateful, slaac)))["config"]
+    assert "dhcp-range=set:subnet-a,fd00::,static,64,86400s\n" in config
+    assert "fd01::" not in config
+
+
+def test_router_translations() -> None:
+    inner, outside = network(), external()
+    floating = FloatingSpec(id="1", floating_ip="172.24.4.99", fixed_ip="10.0.0.3")
+    spec = router(inner, outside=outside, floating_ips=(floating,))
+    table = nft.router_table(spec, ["qr-1"], "qg-1")
+    assert 'iifname "qr-1" ip daddr 169.254.169.254 tcp dport 80 redirect to :9697' in table
+    assert "ip daddr 172.24.4.99 dnat to 10.0.0.3" in table
+    own = table.index('oifname "qg-1" ip saddr 10.0.0.3 snat to 172.24.4.99')
+    assert own < table.index('oifname "qg-1" meta mark != 0x2 snat to 172.24.4.10')
+    without = nft.router_table(replace(spec, snat=False), ["qr-1"], "qg-1")
+    assert 'oifname "qg-1" meta mark != 0x2 snat' not in without
+    inside_only = nft.router_table(replace(spec, gateway=None), ["qr-1"], None)
+    assert "snat" not in inside_only.replace("srcnat", "")
+    assert "172.24.4.99" not in inside_only
+
+
+def test_marks_are_of_one_cloud_and_one_played_host(tmp_path: Path) -> None:
+    place = HostPlace(cloud="a", host="h", root=tmp_path)
+    other = replace(place, namespace="h2")
+    assert marked(place, mark(place, "port", "1")) == ("port", "1")
+    assert marked(place, mark(other, "port", "1")) is None
+    assert marked(place, mark(replace(place, cloud="b"), "port", "1")) is None
+    assert marked(place, "uplink to the rack") is None
+
+
+def test_bridge_names_fit_and_differ_by_cloud() -> None:
+    assert bridge_name("br-int", "nubila") == "br-int"
+    assert bridge_name("br-int", "two") == "br-int-two"
+    long = bridge_name("br-int", "a-cloud-with-a-long-name")
+    assert len(long) <= 15
+    assert long != bridge_name("br-int", "a-cloud-with-a-long-name-2")
+
+
+def test_played_hosts_have_daemons_of_their_own(tmp_path: Path) -> None:
+    place = HostPlace(cloud="a", host="h", root=tmp_path, namespace="played")
+    daemons = Daemons(place, system=tmp_path / "none", own=tmp_path / "own")
+    assert daemons.private
+    assert daemons.run_dir == tmp_path / "own" / "ovs.played"
+    assert daemons.datapath_type == "netdev"
