@@ -136,7 +136,7 @@ def create(call: Call) -> Reply:
     _sizes(body)
     core = {k: body[k] for k in CORE if k in body}
     properties = {k: v for k, v in body.items() if k not in CORE and k not in ("id", "tags")}
-    tags = list(dict.fromkeys(body.get("tags", [])))
+    tags = sorted(set(body.get("tags", [])))
     _limits(tags, properties)
     owner = core.pop("owner", call.creds.project_id) if call.creds.is_admin else core.pop("owner", None)
     if not call.creds.is_admin:
@@ -404,7 +404,7 @@ def update(call: Call) -> Row:
     properties, tags = dict(row["properties"]), list(row["tags"])
     for op, name, value in changes:
         if name == "tags":
-            tags = [] if op == "remove" else list(dict.fromkeys(value))
+            tags = [] if op == "remove" else sorted(set(value))
         elif name in CORE:
             values[_column(name)] = _core(call, row, op, name, value)
         elif op == "add" or (op == "replace" and name in properties):
