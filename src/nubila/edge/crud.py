@@ -128,7 +128,7 @@ class _Crud:
     def attr_rules(self, call: Call, verb: str, values: Mapping[str, Any], target: Mapping[str, Any]) -> None:
         for name in values:
             a: Attr | None = self.cls.attrs.get(name)
-            if a is not None and a.set:
+            if a is not None and a.set and not (verb == "create" and values[name] == a.default):
                 call.enforce(f"{verb}_{self.rest.item}:{a.api}", target)
 
     # --- verbs ----------------------------------------------------------------------------------------------------

@@ -80,10 +80,17 @@ class Identity(Dialect):
 class Network(Dialect):
     """Neutron: NeutronError, and ``<items>_links`` when a limit was given."""
 
+    # Neutron's exception names where they do not follow from ours.
+    KINDS = {
+        "ValidationError": "HTTPBadRequest", "MethodNotAllowed": "HTTPMethodNotAllowed",
+        "FloatingipNotFound": "FloatingIPNotFound", "SubnetpoolNotFound": "SubnetPoolNotFound",
+    }  # fmt: skip
+
     def error(self, fault: Fault, request_id: str, version: Version) -> tuple[str, Any]:
         if fault.status == 401:
             return super().error(fault, request_id, version)
         kind = fault.type or TITLES.get(fault.status, "Error").replace(" ", "")
+        kind = self.KINDS.get(kind, kind)
         return JSON, {"NeutronError": {"type": kind, "message": fault.message, "detail": fault.detail}}
 
     def list_links(self, body: dict[str, Any], items: str, url: str, query: list[tuple[str, str]], page: Page) -> None:

@@ -60,7 +60,7 @@ def usable(cidr: str, address_text: str) -> bool:
 def overlap(one: str, other: str) -> bool:
     """Whether two CIDRs share an address."""
     a, b = network(one), network(other)
-    return a.version == b.version and a.overlaps(b)  # type: ignore[arg-type]  # same family checked
+    return a.version == b.version and a.overlaps(b)
 
 
 def default_gateway(cidr: str) -> str:

@@ -164,12 +164,11 @@ def release_segments(tx: Tx, network_id: str) -> None:
 def set_columns(tx: Tx, cls: type[Resource], id: str, values: Mapping[str, Any]) -> None:
     """Change columns of one row outside a user's update (observations, placements, follow-ups)."""
     if values:
-        tx.execute(_update(cls, tuple(values)), {"b_id": id, **{f"b_{k}": v for k, v in values.items()}})
+        tx.execute(_update(cls.table, tuple(values)), {"b_id": id, **{f"b_{k}": v for k, v in values.items()}})
 
 
 @functools.cache
-def _update(cls: type[Resource], names: tuple[str, ...]) -> sa.Update:
-    table = cls.table
+def _update(table: sa.Table, names: tuple[str, ...]) -> sa.Update:
     return (
         sa.update(table)
         .where(table.c.id == sa.bindparam("b_id"))
@@ -180,12 +179,11 @@ def _update(cls: type[Resource], names: tuple[str, ...]) -> sa.Update:
 def bump(tx: Tx, cls: type[Resource], ids: Iterable[str], now: str) -> None:
     """Raise the revision of rows whose parts changed."""
     for id in ids:
-        tx.execute(_bump(cls), {"b_id": id, "b_now": now})
+        tx.execute(_bump(cls.table), {"b_id": id, "b_now": now})
 
 
 @functools.cache
-def _bump(cls: type[Resource]) -> sa.Update:
-    table = cls.table
+def _bump(table: sa.Table) -> sa.Update:
     return (
         sa.update(table)
         .where(table.c.id == sa.bindparam("b_id"))

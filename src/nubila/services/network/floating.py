@@ -12,7 +12,7 @@ from nubila.core.db import Tx
 from nubila.core.faults import Fault, bad_request, conflict
 from nubila.core.query import ListQuery
 from nubila.core.service import Hooks
-from nubila.services.network import asks, fixed, look, ports, tags
+from nubila.services.network import asks, fixed, look, paging, ports, tags
 from nubila.services.network.asks import FLOATING, GATEWAY, INTERFACE
 from nubila.services.network.kinds import FloatingIP, Network, Subnet
 from nubila.services.network.kinds_port import Port
@@ -184,7 +184,7 @@ def present(call: Call, rows: list[Row]) -> None:
 
 
 def scope(call: Call, q: ListQuery) -> list[Any]:
-    return tags.clauses(FloatingIP, q)
+    return paging.adapt(call, FloatingIP, q)
 
 
 HOOKS = Hooks(

@@ -12,7 +12,7 @@ from nubila.core.call import Call
 from nubila.core.faults import bad_request, conflict
 from nubila.core.query import ListQuery
 from nubila.core.service import Hooks
-from nubila.services.network import allocate, asks, groups, look, tags
+from nubila.services.network import allocate, asks, groups, look, paging, tags
 from nubila.services.network.groups import DEFAULT
 from nubila.services.network.kinds_port import SecurityGroup, SecurityGroupRule
 from nubila.services.network.tables import DEFAULT_GROUP, PORT_GROUP
@@ -118,7 +118,7 @@ def rule_view(rule: Row) -> Row:
 
 def scope(call: Call, q: ListQuery) -> list[Any]:
     groups.ensure_default(call.cloud, call.tx, call.creds.project_id or "")
-    return tags.clauses(SecurityGroup, q)
+    return paging.adapt(call, SecurityGroup, q)
 
 
 HOOKS = Hooks(
@@ -255,7 +255,7 @@ def rule_deleted(call: Call, row: Row) -> None:
 
 def rule_scope(call: Call, q: ListQuery) -> list[Any]:
     groups.ensure_default(call.cloud, call.tx, call.creds.project_id or "")
-    return []
+    return paging.adapt(call, SecurityGroupRule, q)
 
 
 RULE_HOOKS = Hooks(

@@ -33,7 +33,7 @@ _LEAVE = sa.delete(PORT_GROUP).where(PORT_GROUP.c.port_id == sa.bindparam("b_por
 
 @functools.cache
 def _claim_default(dialect: str) -> sa.Insert:
-    values = {"project_id": sa.bindparam("b_project"), "security_group_id": sa.bindparam("b_group")}
+    values: dict[str, Any] = {"project_id": sa.bindparam("b_project"), "security_group_id": sa.bindparam("b_group")}
     return upsert(dialect, DEFAULT_GROUP, values, {})
 
 

@@ -12,17 +12,20 @@ from nubila.core.db import Reader, Tx
 from nubila.core.declare import Resource
 from nubila.core.faults import Fault, bad_request, conflict, not_found
 from nubila.core.types import is_uuid
-from nubila.services.network.kinds import FloatingIP, Network, Router, Subnet, SubnetPool, by_id
-from nubila.services.network.kinds_port import Port, SecurityGroup
+from nubila.services.network.kinds import AddressScope, FloatingIP, Network, Router, Subnet, SubnetPool, by_id
+from nubila.services.network.kinds_port import Port, SecurityGroup, SecurityGroupRule
 from nubila.services.network.tables import IP_ALLOCATION
 
 Row = dict[str, Any]
 
-_BY_ID = {cls: by_id(cls) for cls in (Network, Subnet, Port, Router, FloatingIP, SecurityGroup, SubnetPool)}
+NOT_FOUND: dict[type[Resource], str] = {
+    Port: "PortNotFound", Network: "NetworkNotFound", Subnet: "SubnetNotFound", Router: "RouterNotFound",
+    FloatingIP: "FloatingIPNotFound", SecurityGroup: "SecurityGroupNotFound", SubnetPool: "SubnetPoolNotFound",
+    SecurityGroupRule: "SecurityGroupRuleNotFound", AddressScope: "AddressScopeNotFound",
+}  # fmt: skip
+_BY_ID = {cls: by_id(cls) for cls in NOT_FOUND}
 _LOCK = {cls: sa.select(cls.table.c.id).where(cls.table.c.id == sa.bindparam("id")).with_for_update() for cls in _BY_ID}
-NOT_FOUND = {Port: "PortNotFound", Network: "NetworkNotFound", Subnet: "SubnetNotFound", Router: "RouterNotFound",
-             FloatingIP: "FloatingIPNotFound", SecurityGroup: "SecurityGroupNotFound",
-             SubnetPool: "SubnetPoolNotFound"}  # fmt: skip
+
 _SUBNETS = (
     sa.select(Subnet.table)
     .where(Subnet.table.c.network_id == sa.bindparam("network"))

@@ -12,7 +12,19 @@ from nubila.core.db import Reader, Tx
 from nubila.core.faults import Fault, bad_request, conflict
 from nubila.core.query import ListQuery
 from nubila.core.service import Hooks
-from nubila.services.network import allocate, asks, floating, groups, look, placing, ports, segments, subnets, tags
+from nubila.services.network import (
+    allocate,
+    asks,
+    floating,
+    groups,
+    look,
+    paging,
+    placing,
+    ports,
+    segments,
+    subnets,
+    tags,
+)
 from nubila.services.network.asks import DHCP, FLOATING, GATEWAY
 from nubila.services.network.kinds import AddressScope, Network, Subnet, SubnetPool
 from nubila.services.network.kinds_port import Port
@@ -167,7 +179,7 @@ def present(call: Call, rows: list[Row]) -> None:
 
 
 def scope(call: Call, q: ListQuery) -> list[Any]:
-    return tags.clauses(Network, q)
+    return paging.adapt(call, Network, q)
 
 
 HOOKS = Hooks(

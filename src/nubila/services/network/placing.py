@@ -170,7 +170,7 @@ def router(cloud: Cloud, tx: Tx, router_id: str, *, tell: bool = True) -> str | 
     if row is None:
         return None
     mine = tx.all(_ROUTER_PORTS, {"router": router_id})
-    host = row["host"]
+    host: str | None = row["host"]
     if host is not None and host not in _staying(tx):
         tx.ask("router", router_id, host)
         host = None

@@ -10,12 +10,11 @@ from nubila.core.call import Call
 from nubila.core.faults import bad_request, conflict
 from nubila.core.query import ListQuery
 from nubila.core.service import Hooks
-from nubila.services.network import addresses, look, tags
-from nubila.services.network.kinds import AddressScope, Subnet, SubnetPool, by_id
+from nubila.services.network import addresses, look, paging, tags
+from nubila.services.network.kinds import AddressScope, Subnet, SubnetPool
 
 Row = dict[str, Any]
 _O, _S = SubnetPool.table.c, Subnet.table.c
-_SCOPE = by_id(AddressScope)
 _CUT = sa.select(_S.cidr, _S.project_id).where(_S.subnetpool_id == sa.bindparam("pool"))
 _DEFAULTS = sa.select(SubnetPool.table).where(_O.is_default.is_(True), _O.ip_version == sa.bindparam("version"))
 _SCOPED = sa.select(SubnetPool.table).where(_O.address_scope_id == sa.bindparam("scope"))
@@ -135,7 +134,7 @@ def _scope(call: Call, row: Row) -> None:
     scope_id = row.get("address_scope_id")
     if not scope_id:
         return
-    scope = call.tx.one(_SCOPE, {"id": scope_id})
+    scope = look.row(call.tx, AddressScope, scope_id)
     if scope is None or not look.visible(call.cloud, call.creds, AddressScope, scope):
         raise look.missing(AddressScope, scope_id)
     if scope["ip_version"] != row["ip_version"]:
@@ -196,7 +195,7 @@ def deleting(call: Call, row: Row) -> None:
 
 
 def scope(call: Call, q: ListQuery) -> list[Any]:
-    return tags.clauses(SubnetPool, q)
+    return paging.adapt(call, SubnetPool, q)
 
 
 HOOKS = Hooks(
@@ -232,4 +231,14 @@ def scope_deleting(call: Call, row: Row) -> None:
         raise conflict(text, "AddressScopeInUse")
 
 
-SCOPE_HOOKS = Hooks(prepare=scope_prepare, prepare_update=scope_update, deleting=scope_deleting)
+def scope_scope(call: Call, q: ListQuery) -> list[Any]:
+    return paging.adapt(call, AddressScope, q)
+
+
+SCOPE_HOOKS = Hooks(
+    scope=scope_scope,
+    target=look.own_project,
+    prepare=scope_prepare,
+    prepare_update=scope_update,
+    deleting=scope_deleting,
+)

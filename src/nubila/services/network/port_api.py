@@ -10,7 +10,7 @@ from nubila.core.call import Call
 from nubila.core.faults import bad_request, conflict
 from nubila.core.query import ListQuery
 from nubila.core.service import Hooks
-from nubila.services.network import look, ports, tags
+from nubila.services.network import look, paging, ports, tags
 from nubila.services.network.asks import DHCP, FLOATING, GATEWAY, INTERFACE, ROUTER_OWNERS
 from nubila.services.network.kinds import FloatingIP, Network, Router
 from nubila.services.network.kinds_port import Port
@@ -179,7 +179,7 @@ def _named(address: str, name: str, domain: str) -> Row:
 
 def scope(call: Call, q: ListQuery) -> list[Any]:
     """The filters of child tables: fixed_ips, security_groups, tags."""
-    out = tags.clauses(Port, q)
+    out = paging.adapt(call, Port, q)
     for text in q.extra.get("fixed_ips", []):
         name, sep, value = text.partition("=")
         column = {"ip_address": _A.ip_address, "subnet_id": _A.subnet_id, "ip_address_substr": _A.ip_address}.get(name)

@@ -21,7 +21,7 @@ from nubila.core.gates import ALWAYS
 from nubila.services.network import allocate, asks, fixed, floating_links, groups, look, tags
 from nubila.services.network.kinds import Network
 from nubila.services.network.kinds_port import Port
-from nubila.services.network.tables import DHCP_BINDING
+from nubila.services.network.tables import DHCP_BINDING, PORT_GROUP
 
 Row = dict[str, Any]
 MAX_PAIRS = 10
@@ -57,7 +57,7 @@ def made(cloud: Cloud, tx: Tx, row: Row) -> None:
     row["fixed_ips"] = fixed.claim(tx, row, row.pop("_wishes"))
     ids = row.pop("_groups")
     for id in ids:
-        tx.insert(groups.PORT_GROUP, {"port_id": row["id"], "security_group_id": id})
+        tx.insert(PORT_GROUP, {"port_id": row["id"], "security_group_id": id})
     row["security_groups"] = ids
     tags.store(tx, row["id"], row["tags"], fresh=True)
     if row["bound_host"]:

@@ -20,6 +20,7 @@ from nubila.services.network import (
     fixed,
     floating_links,
     look,
+    paging,
     placing,
     ports,
     subnet_checks,
@@ -426,7 +427,7 @@ def present(call: Call, rows: list[Row]) -> None:
 
 
 def scope(call: Call, q: ListQuery) -> list[Any]:
-    return tags.clauses(Router, q)
+    return paging.adapt(call, Router, q)
 
 
 HOOKS = Hooks(

@@ -120,7 +120,7 @@ def routes(values: Sequence[Mapping[str, str]], ip_version: int | None, what: st
             destination = addresses.network(one["destination"])
             hop = ipaddress.ip_address(one["nexthop"])
         except ValueError:
-            raise refuse(f"{what} need a CIDR as destination and an IP address as nexthop, not {dict(one)}.") from None
+            raise refuse(f"{what} need a CIDR as destination and an IP address as nexthop.", "HTTPBadRequest") from None
         if destination.version != hop.version or (ip_version is not None and destination.version != ip_version):
             raise refuse(f"route {dict(one)} in {what} mixes IP versions.")
         route = {"destination": str(destination), "nexthop": str(hop)}

@@ -12,7 +12,7 @@ from nubila.core.db import Reader, Tx
 from nubila.core.faults import bad_request, conflict
 from nubila.core.query import ListQuery
 from nubila.core.service import Hooks
-from nubila.services.network import addresses, allocate, asks, fixed, look, placing, pools, subnet_checks, tags
+from nubila.services.network import addresses, allocate, asks, fixed, look, paging, placing, pools, subnet_checks, tags
 from nubila.services.network.asks import DHCP, FLOATING, INTERFACE, ROUTER_OWNERS
 from nubila.services.network.kinds import AUTO, Network, Subnet
 from nubila.services.network.kinds_port import Port
@@ -218,7 +218,12 @@ def remove(tx: Tx, row: Row) -> None:
 
 
 def scope(call: Call, q: ListQuery) -> list[Any]:
-    return tags.clauses(Subnet, q)
+    """Neutron lists the subnets of external networks to their owners only, though each can be shown by id."""
+    out = paging.adapt(call, Subnet, q)
+    if not (call.may("context_is_admin") or call.may("service_api")):
+        mine = call.creds.project_id
+        out.append(sa.or_(_S.project_id == mine, _S.network_owner == mine, _S.shared.is_(True)))
+    return out
 
 
 HOOKS = Hooks(
