@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import re
-import subprocess
 from collections.abc import Iterable
 
 from msgspec import Struct
 
-from nubila.core.ports import NeedsOperator, RouterSpec, TryAgain
+from nubila.core.ports import RouterSpec
+from nubila.drivers import programs
 from nubila.drivers.links import GROUP
 
 ROUTER_TABLE = "nubila-router"
@@ -46,16 +46,7 @@ def remove_table(family: str, name: str) -> None:
 
 
 def _nft(arguments: list[str], script: str, timeout_s: float) -> str:
-    try:
-        done = subprocess.run(["nft", *arguments], input=script, capture_output=True, text=True, timeout=timeout_s)
-    except FileNotFoundError:
-        raise NeedsOperator("The program nft is not installed on this host (package nftables).") from None
-    except subprocess.TimeoutExpired:
-        raise TryAgain(f"nft took more than {timeout_s:.0f} s.") from None
-    if done.returncode != 0:
-        said = done.stderr.strip().splitlines()
-        raise TryAgain(f"nft refused a table: {said[0] if said else done.returncode}.")
-    return done.stdout
+    return programs.run(["nft", *arguments], package="nftables", text=script, timeout_s=timeout_s)
 
 
 def _replace(family: str, name: str, chains: dict[str, tuple[str, Iterable[str]]]) -> str:
@@ -122,12 +113,8 @@ def forget_connections(address: str, timeout_s: float = 5.0) -> None:
     Otherwise they would keep the translation after its rule is gone.
     """
     for side in ("--orig-dst", "--reply-dst"):
-        try:
-            subprocess.run(["conntrack", "-D", side, address], capture_output=True, timeout=timeout_s)
-        except FileNotFoundError:
-            raise NeedsOperator("The program conntrack is not installed on this host (package conntrack).") from None
-        except subprocess.TimeoutExpired:
-            raise TryAgain(f"conntrack took more than {timeout_s:.0f} s.") from None
+        argv = ["conntrack", "-D", side, address]  # fails when there is none
+        programs.run(argv, package="conntrack", timeout_s=timeout_s, check=False)
 
 
 # --- the host -----------------------------------------------------------------------------------------------------

@@ -13,13 +13,12 @@ import contextlib
 import fcntl
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from nubila.core.ports import HostPlace, NeedsOperator, TryAgain
-from nubila.drivers import ovs_db, processes
+from nubila.drivers import ovs_db, processes, programs
 from nubila.drivers.ovs_db import Database
 
 _SYSTEM = Path("/run/openvswitch")
@@ -76,16 +75,7 @@ class Daemons:
         """Run ovs-ofctl against a bridge; ``lines`` go to its standard input."""
         target = f"unix:{self.run_dir}/{bridge}.mgmt"
         argv = ["ovs-ofctl", "-O", "OpenFlow14", *command.split(), target, *arguments]
-        try:
-            done = subprocess.run(argv, input=lines, capture_output=True, text=True, timeout=timeout_s)
-        except FileNotFoundError:
-            raise NeedsOperator("The program ovs-ofctl is not installed on this host.") from None
-        except subprocess.TimeoutExpired:
-            raise TryAgain(f"ovs-ofctl {command} on {bridge} took more than {timeout_s:.0f} s.") from None
-        if done.returncode != 0:
-            said = done.stderr.strip().splitlines()
-            raise TryAgain(f"ovs-ofctl {command} on {bridge} failed: {said[-1] if said else done.returncode}.")
-        return done.stdout
+        return programs.run(argv, package="openvswitch-switch", text=lines, timeout_s=timeout_s)
 
     def stop(self) -> None:
         """End our own daemons and forget their database, unless another cloud has a bridge there."""
@@ -145,7 +135,7 @@ class Daemons:
         if not data.exists():
             fresh = self.run_dir / "conf.db.new"
             fresh.unlink(missing_ok=True)
-            _run(["ovsdb-tool", "create", str(fresh), str(_SCHEMA)])
+            programs.run(["ovsdb-tool", "create", str(fresh), str(_SCHEMA)], package="openvswitch-common")
             fresh.replace(data)
         self.database.path.unlink(missing_ok=True)
         self._spawn(
@@ -176,15 +166,6 @@ def _answers(database: Database) -> bool:
     except TryAgain:
         return False
     return True
-
-
-def _run(argv: list[str], timeout_s: float = 10.0) -> None:
-    try:
-        subprocess.run(argv, check=True, capture_output=True, text=True, timeout=timeout_s)
-    except FileNotFoundError:
-        raise NeedsOperator(f"The program {argv[0]} is not installed on this host.") from None
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as failure:
-        raise TryAgain(f"{argv[0]} failed: {getattr(failure, 'stderr', '') or failure}.") from failure
 
 
 def _until(ready: Callable[[], bool], what: str, timeout_s: float = 10.0) -> None:

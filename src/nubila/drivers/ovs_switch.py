@@ -392,7 +392,7 @@ class Switch:
     def _check_flows(self) -> None:
         """Drop flows that no row owns, and forget the fingerprints of sets that are not whole."""
         view = self.view()
-        present = self._count_flows()
+        present = self.count_flows()
         static = ovs_flows.static_flows()
         owners = {ovs_flows.cookie(self.place.cloud, "static", ""): len(static), 0: present[0]}
         partial = []
@@ -417,7 +417,8 @@ class Switch:
         if present[ovs_flows.cookie(self.place.cloud, "static", "")] != len(static):
             self.replace_flows({("static", ""): static})
 
-    def _count_flows(self) -> Counter[int]:
+    def count_flows(self) -> Counter[int]:
+        """How many flows br-int has, by cookie."""
         shown = self.daemons.openflow("dump-flows --no-stats", self.bridge)
         counts: Counter[int] = Counter()
         for line in shown.splitlines():
