@@ -5,6 +5,7 @@ Validators are compiled once per (schema); a failure says which field and what w
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -101,5 +102,5 @@ def defaults(cls: type[Resource], values: dict[str, Any], version: Version) -> d
     """Fill in what a create body left out. Callables are called."""
     for name, value in _plan(cls, "create", epoch(cls, version))[2]:
         if name not in values:
-            values[name] = value() if callable(value) else ([*value] if isinstance(value, list) else value)
+            values[name] = value() if callable(value) else copy.copy(value)
     return values

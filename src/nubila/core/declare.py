@@ -8,13 +8,13 @@ A declaration that cannot mean anything stops at import, naming class and attrib
 from __future__ import annotations
 
 import dataclasses as dc
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import sqlalchemy as sa
 
 from nubila.core.gates import ALWAYS, CLOSED, NEVER, OPEN, Gate, Version
+from nubila.core.remember import remembered
 from nubila.core.sql import core_meta
 from nubila.core.types import Type
 
@@ -132,7 +132,7 @@ class Resource:
             cls.table = _table(cls)
 
 
-@functools.cache
+@remembered
 def epochs(cls: type[Resource]) -> tuple[Version, ...]:
     """Versions at which anything about a kind changes."""
     marks = {ALWAYS}

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -79,9 +80,16 @@ def LooseInt(lo: int | None = 0, hi: int = 2**31 - 1) -> Type:
     return Type(sa.BigInteger, {"anyOf": [strict, {"type": "string", "pattern": r"^-?[0-9]{1,18}$"}]}, _int, load)
 
 
+def _float(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError("not a number")
+    return number
+
+
 def Float(lo: float = 0.0) -> Type:
     """A number."""
-    return Type(lambda: sa.Double, {"type": "number", "minimum": lo}, float, float)
+    return Type(lambda: sa.Double, {"type": "number", "minimum": lo}, _float, _float)
 
 
 _TRUE, _FALSE = ("true", "1", "yes", "on", "t", "y"), ("false", "0", "no", "off", "f", "n")
@@ -160,13 +168,21 @@ def _mac(text: str) -> str:
     return clean
 
 
+def _ip(text: str) -> str:
+    if "%" in text:
+        raise ValueError(f"'{text}' has a zone index, which means something on one host only")
+    return str(ipaddress.ip_address(text))
+
+
 def cidr(text: str) -> str:
     """Normalise a CIDR (host bits cleared); ValueError otherwise."""
+    if "%" in text:
+        raise ValueError(f"'{text}' has a zone index, which means something on one host only")
     return str(ipaddress.ip_network(text, strict=False))
 
 
 # A ``load`` that raises ValueError becomes a 400 naming the attribute.
-Ip = Type(lambda: sa.String(64), {"type": "string"}, load=_checked(ipaddress.ip_address))
+Ip = Type(lambda: sa.String(64), {"type": "string"}, load=_checked(_ip))
 Cidr = Type(lambda: sa.String(64), {"type": "string"}, load=_checked(cidr))
 Mac = Type(lambda: sa.String(32), {"type": "string"}, load=_checked(_mac), parse=lambda s: s.lower())
 

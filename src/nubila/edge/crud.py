@@ -187,6 +187,8 @@ class _Crud:
         self.attr_rules(call, "update", values, self.target(call, {**before, **values}))
         if self.hooks.prepare_update:
             self.hooks.prepare_update(call, before, values)
+        if values:  # nobody may make a thing into what he could not have changed: another user's, another project's
+            call.enforce(self.rest.rules["update"], self.target(call, {**before, **values}))
         if "updated_at" in self.cls.attrs:
             values["updated_at"] = clock.now()
         if "revision_number" in self.cls.attrs:
