@@ -1,4 +1,4 @@
-"""Runs `openstack` commands one after another in one process: importing the client takes longer than most commands.
+"""Runs `openstack` commands, each in a fork of one process: importing the client takes longer than most commands.
 
 Reads one JSON object a line from standard input, `{"argv": [...], "env": {...}, "answers": [...]}` (answers to password
 prompts), and writes one a line: `{"status": n, "out": "...", "err": "..."}`. The client itself is unmodified.
@@ -15,7 +15,18 @@ import sys
 import traceback
 from collections.abc import Iterator
 
+import openstackclient.compute.client
+import openstackclient.identity.client
+import openstackclient.image.client
+import openstackclient.network.client  # noqa: F401  # All imported once, before the forks.
 from openstackclient.shell import OpenStackShell
+
+
+class _Terminal(io.StringIO):
+    """Standard input that says it is a terminal, since the client prompts for passwords only there."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 def run(argv: list[str], env: dict[str, str], answers: list[str]) -> dict[str, object]:
@@ -26,6 +37,7 @@ def run(argv: list[str], env: dict[str, str], answers: list[str]) -> dict[str, o
     left: Iterator[str] = iter(answers)
     getpass.getpass = lambda prompt="", stream=None: next(left)  # type: ignore[assignment]
     out, err = io.StringIO(), io.StringIO()
+    sys.stdin = _Terminal()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             status = OpenStackShell().run(argv)
@@ -42,7 +54,11 @@ def main() -> None:
     replies = sys.stdout
     for line in sys.stdin:
         wish = json.loads(line)
-        print(json.dumps(run(wish["argv"], wish["env"], wish.get("answers", []))), file=replies, flush=True)
+        child = os.fork()  # The client keeps sessions of the first user it served.
+        if child == 0:
+            print(json.dumps(run(wish["argv"], wish["env"], wish.get("answers", []))), file=replies, flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
 
 
 if __name__ == "__main__":
