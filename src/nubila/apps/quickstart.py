@@ -275,7 +275,7 @@ def _prove(s: Story) -> None:
         by_name = {g.name: g for g in s.guests}
         for a, b in (("web_1a", "web_1b"), ("web_2b", "web_2a")):
             _ssh(s, by_name[a], f"ping -c 2 -W 2 {by_name[b].fixed}")
-            _ssh(s, by_name[a], f"wget -q -T 5 -O - http://{by_name[b].fixed}/")
+            _ssh(s, by_name[a], f"timeout 5 wget -q -O - http://{by_name[b].fixed}/")
     with s.step("console log shows the login prompt"):
         for g in s.guests:
             c, path = s.clients[g.project], f"/servers/{g.id}/action"

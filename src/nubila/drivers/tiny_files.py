@@ -175,7 +175,8 @@ mv /run/config-copy /run/config-drive
 url=http://169.254.169.254
 work=/run/metadata
 mkdir -m 700 -p $work
-get() { wget -q -T 4 -O "$work/$2" "$url/$1" 2>/dev/null || { rm -f "$work/$2"; return 1; }; }
+# Debian's busybox crashes on wget -T: bound the whole program instead
+get() { timeout 4 wget -q -O "$work/$2" "$url/$1" 2>/dev/null || { rm -f "$work/$2"; return 1; }; }
 text() { sed -n 's/.*"'"$1"'": *"\\([^"]*\\)".*/\\1/p' "$work/meta_data.json" | head -n 1; }
 
 apply() {
@@ -266,7 +267,7 @@ while [ $# -gt 0 ]; do
     -d|--data|--data-raw|--data-binary) shift; data="$1"; set_data=1 ;;
     -H|--header) shift; echo "$1" >>"$headers" ;;
     -o|--output) shift; out="$1" ;;
-    -m|--max-time|--connect-timeout) shift; timeout="-T $1" ;;
+    -m|--max-time|--connect-timeout) shift; timeout="timeout $1" ;;
     -s|-S|-f|-L|-g|-k|-sS|-sf|-fsS|-sSf|-sL|--silent|--fail|--show-error|--location|--globoff) ;;
     --) ;;
     -*) echo "curl: option $1 is not known to this small curl" >&2; rm -f "$headers"; exit 2 ;;
@@ -274,11 +275,11 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-set -- -q -O "$out" $timeout
+set -- -q -O "$out"
 [ -z "$set_data" ] || set -- "$@" --post-data "$data"
 while read -r header; do set -- "$@" --header "$header"; done <"$headers"
 rm -f "$headers"
-wget "$@" "$url"
+$timeout wget "$@" "$url"
 """,
     ),
     "bin/nc": (
