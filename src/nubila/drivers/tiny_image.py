@@ -207,6 +207,8 @@ def _root(pool: Mapping[str, Entry], modules: Mapping[str, bytes]) -> dict[str, 
     for place, entry in pool.items():
         if any(fnmatch.fnmatchcase(place, pattern) for pattern in patterns):
             root[place] = entry
+    # setuid, as distributions for tests do: ping works for everybody, other applets drop the privilege by themselves
+    root["bin/busybox"] = Entry(stat.S_IFREG | 0o4755, pool["bin/busybox"].data)
     for applet in _applets(pool["bin/busybox"].data):
         root.setdefault(f"bin/{applet}", Entry(stat.S_IFLNK | 0o777, b"busybox"))
     for name, target in {
