@@ -106,7 +106,7 @@ def _role_views(call: Call, ids: list[str], *, links: bool = False) -> list[Row]
 def _view(call: Call, row: Row, secret: str | None = None) -> Row:
     out = {
         "id": row["id"], "name": row["name"], "description": row["description"], "user_id": row["user_id"],
-        "project_id": row["project_id"], "system": None, "expires_at": clock.zulu_us(row["expires_at"]),
+        "project_id": row["project_id"], "system": None, "expires_at": row["expires_at"],  # as the original: no Z
         "unrestricted": bool(row["unrestricted"]), "roles": _role_views(call, [r["id"] for r in row["roles"]]),
         "links": {"self": f"{call.base}/v3/users/{row['user_id']}/application_credentials/{row['id']}"},
     }  # fmt: skip

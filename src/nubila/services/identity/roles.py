@@ -102,8 +102,8 @@ def imply(call: Call) -> Reply:
     prior, implied = _both(call, "identity:create_implied_role")
     if implied["name"] == "admin" and not implied["domain_id"]:
         raise forbidden("The role admin cannot be implied by another.", "InvalidImpliedRole")
-    if implied["domain_id"] and implied["domain_id"] != prior["domain_id"]:
-        raise forbidden("A domain role can be implied only by roles of its domain.", "InvalidImpliedRole")
+    if implied["domain_id"] and not prior["domain_id"]:
+        raise forbidden("A global role cannot imply a domain role.", "InvalidImpliedRole")
     below = assignments.expand([implied["id"]], assignments.implied_roles(fresh(call.cloud, call.tx), call.tx))
     if prior["id"] in below:
         raise bad_request("A role cannot imply itself, not even through others.", "ValidationError")

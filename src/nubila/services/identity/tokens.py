@@ -16,19 +16,18 @@ _encode = msgspec.json.Encoder().encode
 
 
 def _subject(call: Call, rule: str, window_s: float = 0.0) -> auth.Meaning:
-    """The token of X-Subject-Token if the caller may ask about it: 403 before 404, as a stranger must not learn."""
+    """The token of X-Subject-Token if the caller may ask about it; one that is not valid is 404 for everybody."""
     token = call.headers.get("x-subject-token", "")
-    why = "There is no token in X-Subject-Token."
     found: auth.Meaning | None = None
     if token:
         try:
             found = auth.meaning(call.cloud, call.tx, token, window_s=window_s)
         except auth.Refused as e:
-            why = str(e)
+            raise auth.not_valid(str(e)) from None
     user_id = found.user["id"] if found else None
     call.enforce(rule, {"target.token.user_id": user_id, "user_id": user_id})
     if found is None:
-        raise auth.not_valid(why)
+        raise auth.not_valid("There is no token in X-Subject-Token.")
     return found
 
 
