@@ -388,7 +388,8 @@ def rows_of(world: World, who: str) -> Rows:
             keys = [c.name for c in tables[name].primary_key.columns] or [c.name for c in tables[name].columns]
             for row in rows:
                 place = (name, tuple(str(row[k]) for k in keys))
-                if place not in found and any(isinstance(v, str) and v in mine for v in row.values()):
+                names = [row["user_id"]] if name == "credential" else row.values()  # it may name any project
+                if place not in found and any(isinstance(v, str) and v in mine for v in names):
                     found[place] = row
                     if len(keys) == 1 and isinstance(row[keys[0]], str) and ID.fullmatch(row[keys[0]]):
                         mine.add(row[keys[0]])  # a link between two things is not a thing of its own
@@ -401,7 +402,6 @@ def owned_additions(world: World, who: str, before: Rows) -> list[str]:
     return [
         f"{place} was made" for place, row in rows_of(world, who).items()
         if place not in before and row.get("project_id") == world.projects[who]
-        and place[0] != "credential"  # a user's own; it may name any project
     ]  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nubila.core.faults import forbidden
 from nubila.core.gates import ALWAYS, OPEN, Gate, Version
@@ -95,6 +95,20 @@ class Call:
 
 Handler = Callable[[Call], Answer]
 AsyncHandler = Callable[[Call], Awaitable[Answer]]
+
+
+Schema = Mapping[str, Any]
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def takes(schema: Schema | Callable[[Version], Schema]) -> Callable[[F], F]:
+    """Say which JSON Schema a handler checks its body with (it may depend on the version): the documents show it."""
+
+    def mark(handler: F) -> F:
+        handler.takes = schema  # type: ignore[attr-defined]
+        return handler
+
+    return mark
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -162,8 +162,10 @@ def _query(service: Service, operation: Operation, version: Version) -> Iterator
                     continue
                 yield _parameter(name + suffix, query_schema(a), a.doc)
     hooks = service.hooks.get(cls)
+    declared = {n for a in cls.attrs.values() if a.filter for n in a.wire}
     for name in hooks.own_filters if hooks else ():
-        yield _parameter(name, {"type": "string"}, "")
+        if name not in declared:
+            yield _parameter(name, {"type": "string"}, "")
     sortable = [n for a in cls.attrs.values() if a.sort for n in a.wire]
     yield _parameter("limit", {"type": "integer", "minimum": 0}, "At most so many.")
     yield _parameter("marker", {"type": "string"}, "Only what comes after this one.")
@@ -191,8 +193,9 @@ def _body(operation: Operation, version: Version) -> dict[str, Any]:
             }  # fmt: skip
             return {"application/json": {"schema": {"oneOf": [one, many]}}}
         return {"application/json": {"schema": one}}
-    if given.schema is not None:
-        return {"application/json": {"schema": dict(given.schema)}}
+    schema = given.schema or getattr(given.handler, "takes", None)
+    if schema is not None:
+        return {"application/json": {"schema": dict(schema(version) if callable(schema) else schema)}}
     if given.method in ("POST", "PUT", "PATCH"):
         if given.stream or given.raw:
             return {"application/octet-stream": {"schema": {}}}
@@ -203,7 +206,7 @@ def _body(operation: Operation, version: Version) -> dict[str, Any]:
 def _responses(operation: Operation, version: Version) -> dict[str, Any]:
     cls = operation.kind
     if cls is None or cls.rest is None:
-        out: dict[str, Any] = {str(operation.route.status): {"description": operation.route.doc}}
+        out: dict[str, Any] = {success(operation.route): {"description": operation.route.doc}}
         codes = [400, 403, 404, 409] if operation.route.method != "GET" else [400, 403, 404]
     else:
         rest, reference = cls.rest, {"$ref": f"#/components/schemas/{cls.kind}"}
@@ -218,6 +221,11 @@ def _responses(operation: Operation, version: Version) -> dict[str, Any]:
     if operation.route.auth:
         codes = sorted({*codes, 401})
     return out | {str(code): {"description": ERRORS[code]} for code in codes}
+
+
+def success(route: Route) -> str:
+    """The status of a success; 2XX where the handler chooses it."""
+    return "2XX" if route.status == 200 and route.method != "GET" else str(route.status)
 
 
 def verb_errors(verb: str) -> list[int]:

@@ -15,10 +15,11 @@ from nubila.core.config import Settings
 from nubila.core.declare import UNSET, Attr, Resource, Rest
 from nubila.core.gates import ALWAYS, CLOSED, NEVER, OPEN, Gate, Version, show
 from nubila.core.service import Service
-from nubila.edge.openapi import ERRORS, Operation, newest, operations, policy_of, sentence, verb_errors
+from nubila.edge.openapi import ERRORS, Operation, newest, operations, policy_of, sentence, success, verb_errors
 from nubila.edge.views import attr_rules
 
 GENERATED = "Generated from the declarations by `python -m nubila.apps.documents`; do not edit."
+KEPT = "Answers arrange these under the names of the original API; which of them a version shows is as that API says."
 WRITE = {"c": "create", "u": "update", "cu": "create, update", "": ""}
 
 
@@ -37,11 +38,21 @@ def page(service: Service) -> str:
         if cls.rest is not None:
             lines += _kind(service, cls, cls.rest, of_kind.get(cls.kind, []))
     if others:
-        lines += ["## Further operations", "", *_operations(service, others), ""]
+        title = "Further operations" if of_kind else "Operations"
+        lines += [f"## {title}", "", *_operations(service, others), ""]
+    if stored := [cls for cls in service.kinds if cls.rest is None]:
+        lines += ["## What is kept", "", KEPT, ""]
+        for cls in stored:
+            lines += [f"### {cls.kind}", "", sentence(cls), "", *_kept(cls), ""]
     if service.rules:
         lines += ["## Policy rules", "", *_rules(service), ""]
     lines += ["## Refusals", "", *_table(("Status", "Meaning"), ((str(c), t) for c, t in ERRORS.items()))]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _kept(cls: type[Resource]) -> list[str]:
+    rows = ((f"`{a.name}`", _type(a), a.doc) for a in cls.attrs.values() if not a.hidden)
+    return _table(("Attribute", "Type", "Description"), rows)
 
 
 def _facts(service: Service) -> Iterator[str]:
@@ -157,7 +168,7 @@ def _operation(service: Service, o: Operation, version: Version) -> tuple[str, .
         status = str(o.kind.rest.status(o.verb, version))
         refusals = ", ".join(map(str, verb_errors(o.verb)))
     else:
-        status, refusals = str(o.route.status), ""
+        status, refusals = success(o.route), ""
     policy = ", ".join(f"`{name}`" for name in policy_of(service, o))
     gate = _gate(o.route.gate) if o.route.gate != OPEN else ""
     return f"`{o.route.method} {service.prefix}{o.route.path}`", o.route.doc, status, refusals, policy, gate
@@ -235,8 +246,7 @@ def missing(services: Iterable[Service]) -> list[str]:
     out = [f"setting {f.name}" for f in dc.fields(Settings) if not f.metadata.get("doc")]
     for service in services:
         for cls in service.kinds:
-            if cls.rest is not None:
-                out += [f"{service.name} {cls.kind}.{a.name}" for a in cls.attrs.values() if not a.hidden and not a.doc]
+            out += [f"{service.name} {cls.kind}.{a.name}" for a in cls.attrs.values() if not a.hidden and not a.doc]
         out += [f"{service.name} {o.route.method} {o.route.path}" for o in operations(service) if not o.route.doc]
         out += [f"{service.name} rule {r.name}" for r in _all_rules(service) if r.operations and not r.doc]
     return out

@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from nubila.core import clock
-from nubila.core.call import Call, Reply, Route
+from nubila.core.call import Call, Reply, Route, takes
 from nubila.core.db import Conflict
 from nubila.core.faults import Fault, bad_request, conflict
 from nubila.services.compute import hypervisors, wire, zones
@@ -79,6 +79,7 @@ def show(call: Call) -> Row:
     return {"aggregate": _view(call, row, _members(call).get(row["id"], []))}
 
 
+@takes(CREATE)
 def create(call: Call) -> Row:
     """Create an aggregate."""
     given = wire.body(call, CREATE)["aggregate"]
@@ -111,6 +112,7 @@ def _write(call: Call, row: Row, **values: Any) -> None:
     row.update(values)
 
 
+@takes(UPDATE)
 def update(call: Call) -> Row:
     """Rename an aggregate or change its availability zone."""
     given = wire.body(call, UPDATE)["aggregate"]

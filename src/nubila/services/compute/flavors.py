@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from nubila.core import clock, query
-from nubila.core.call import Call, Reply, Route
+from nubila.core.call import Call, Reply, Route, takes
 from nubila.core.db import Conflict
 from nubila.core.faults import Fault, bad_request, conflict
 from nubila.core.gates import Version, since
@@ -179,6 +179,7 @@ def show(call: Call) -> Row:
     return {"flavor": _view(call, _visible(call))}
 
 
+@takes(create_schema)
 def create(call: Call) -> Row:
     """Create a flavor."""
     body = wire.body(call, create_schema)["flavor"]
@@ -203,6 +204,7 @@ def create(call: Call) -> Row:
     return {"flavor": _view(call, row)}
 
 
+@takes(UPDATE)
 def update(call: Call) -> Row:
     """Change a flavor's description."""
     body = wire.body(call, UPDATE)["flavor"]
@@ -272,6 +274,7 @@ def _write_specs(call: Call, row: Row, changed: Row) -> None:
     )
 
 
+@takes(SPECS)
 def add_specs(call: Call) -> Row:
     """Set extra specs of a flavor, keeping the others."""
     given = wire.body(call, SPECS)["extra_specs"]

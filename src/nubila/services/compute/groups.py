@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from nubila.core import clock
-from nubila.core.call import Call, Reply, Route
+from nubila.core.call import Call, Reply, Route, takes
 from nubila.core.faults import Fault
 from nubila.core.gates import Version
 from nubila.services.compute import quotas, wire
@@ -84,6 +84,7 @@ def show(call: Call) -> Row:
     return {"server_group": _views(call, [_find(call, "show")])[0]}
 
 
+@takes(_schema)
 def create(call: Call) -> Row:
     """Create a server group."""
     call.enforce(f"{RULE}:create", wire.mine(call))

@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from nubila.core import clock, hosts
-from nubila.core.call import Call, Reply, Route
+from nubila.core.call import Call, Reply, Route, takes
 from nubila.core.faults import Fault, bad_request, conflict
 from nubila.core.gates import OPEN, Gate, Version, until
 from nubila.core.sql import upsert
@@ -320,6 +320,7 @@ def _new_schema(version: Version) -> dict[str, Any]:
     return obj({"status": {"enum": ["enabled", "disabled"]}, "disabled_reason": _REASON, "forced_down": wire.BOOL})
 
 
+@takes(_new_schema)
 def _update_by_id(call: Call) -> Row:
     id = call.params["id"]
     if not is_uuid(id):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from nubila.core.call import Call, Reply, Route
+from nubila.core.call import Call, Reply, Route, takes
 from nubila.core.faults import Fault, bad_request, conflict
 from nubila.core.gates import Version
 from nubila.services.compute import history, nics, rows, views, wire
@@ -58,6 +58,7 @@ def _schema(version: Version) -> dict[str, Any]:
     return obj({"interfaceAttachment": obj(inner)})
 
 
+@takes(_schema)
 def attach(call: Call) -> Row:
     """Plug a port into a server: an existing one, or a new one on a network."""
     asked = wire.body(call, _schema).get("interfaceAttachment") or {}

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from nubila.core import clock
-from nubila.core.call import Call, Reply, Route
+from nubila.core.call import Call, Reply, Route, takes
 from nubila.core.db import Conflict
 from nubila.core.faults import Fault, bad_request, conflict, over_quota
 from nubila.core.gates import Version
@@ -82,6 +82,7 @@ def _view(call: Call, row: Row) -> Row:
     return out
 
 
+@takes(_schema)
 def create(call: Call) -> Reply:
     """Import a key, or generate one (before 2.92)."""
     given = wire.body(call, _schema)["keypair"]

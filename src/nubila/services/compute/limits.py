@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 import sqlalchemy as sa
 
 from nubila.core import clock
-from nubila.core.call import Call, Reply, Route
+from nubila.core.call import Call, Reply, Route, takes
 from nubila.core.faults import bad_request
 from nubila.core.gates import Version
 from nubila.core.sql import upsert
@@ -138,6 +138,7 @@ def _update_schema(version: Version) -> dict[str, Any]:
     return obj({"quota_set": obj(inner)}, ["quota_set"])
 
 
+@takes(_update_schema)
 def update_quotas(call: Call) -> Row:
     """Set a project's quotas."""
     wire.known_query(call, ("user_id",))
@@ -194,6 +195,7 @@ def _class_schema(version: Version) -> dict[str, Any]:
     return obj({"quota_class_set": obj({n: _LIMIT for n in names})}, ["quota_class_set"])
 
 
+@takes(_class_schema)
 def update_class(call: Call) -> Row:
     """Change the default quotas."""
     given = wire.body(call, _class_schema)["quota_class_set"]

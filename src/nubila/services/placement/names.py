@@ -9,7 +9,7 @@ import os_resource_classes
 import os_traits
 import sqlalchemy as sa
 
-from nubila.core.call import Call, Reply, Route
+from nubila.core.call import Call, Reply, Route, takes
 from nubila.core.faults import Fault, bad_request
 from nubila.core.gates import since
 from nubila.core.sql import upsert
@@ -48,6 +48,7 @@ def show_class(call: Call) -> Reply:
     return answer(call, _class(call, name))
 
 
+@takes(_NAMED)
 def create_class(call: Call) -> Reply:
     """Create a resource class of the cloud's own."""
     name = body(call, _NAMED)["name"]
@@ -69,6 +70,7 @@ def put_class(call: Call) -> Reply:
     return Reply(None, status, {"Location": f"{call.base}/resource_classes/{name}"})
 
 
+@takes(_NAMED)
 def _rename(call: Call, name: str) -> Reply:
     wanted = body(call, _NAMED)["name"]
     if not known_class(call.tx, name):

@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from nubila.core import clock
-from nubila.core.call import Call, Reply, Route
+from nubila.core.call import Call, Reply, Route, takes
 from nubila.core.db import Conflict, Reader
 from nubila.core.faults import Fault, bad_request
 from nubila.core.gates import OPEN, Gate, since
@@ -305,6 +305,7 @@ def _begin(call: Call, row: Row, generation: int | None = None) -> Row:
     return now
 
 
+@takes(ALL)
 def set_inventories(call: Call) -> Reply:
     """Replace all inventories of a provider."""
     row, wanted = replace_inventories(call, call.params["uuid"], body(call, ALL))
@@ -335,6 +336,7 @@ def _drop(call: Call, row: Row, name: str) -> None:
     )
 
 
+@takes(POST_ONE)
 def add_inventory(call: Call) -> Reply:
     """Add one inventory to a provider."""
     row = provider(call)
@@ -372,6 +374,7 @@ def inventory(call: Call) -> Reply:
     return answer(call, {**_shown(_inventory(call, row)), "resource_provider_generation": row["generation"]})
 
 
+@takes(ONE)
 def set_inventory(call: Call) -> Reply:
     """Replace one inventory of a provider."""
     row = provider(call)
@@ -483,6 +486,7 @@ _TRAITS = obj(
 )  # fmt: skip
 
 
+@takes(_TRAITS)
 def set_traits(call: Call) -> Reply:
     """Give a provider exactly these traits."""
     row = provider(call)
