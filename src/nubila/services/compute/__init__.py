@@ -19,6 +19,7 @@ from nubila.services.compute import (
     limits,
     quotas,
     reconcile,
+    secgroup_proxy,
     secgroups,
     servers,
     versions,
@@ -50,6 +51,20 @@ def healthy(cloud: Cloud, reader: Reader) -> str:
     return "" if zones.available(reader) else "no compute host is up and enabled"
 
 
+ROUTES = (
+    *versions.ROUTES,
+    *flavors.ROUTES,
+    *keypairs.ROUTES,
+    *servers.ROUTES,
+    *interfaces.ROUTES,
+    *secgroups.ROUTES,
+    *secgroup_proxy.ROUTES,
+    *groups.ROUTES,
+    *limits.ROUTES,
+    *hypervisors.ROUTES,
+    *aggregates.ROUTES,
+)
+
 SERVICE = Service(
     name="compute",
     type="compute",
@@ -58,18 +73,7 @@ SERVICE = Service(
     catalog_path="/v2.1",
     classic_port=8774,
     kinds=(Flavor, Keypair, Server, ServerGroup, Aggregate, InstanceAction, InstanceEvent),
-    routes=(
-        *versions.ROUTES,
-        *flavors.ROUTES,
-        *keypairs.ROUTES,
-        *servers.ROUTES,
-        *interfaces.ROUTES,
-        *secgroups.ROUTES,
-        *groups.ROUTES,
-        *limits.ROUTES,
-        *hypervisors.ROUTES,
-        *aggregates.ROUTES,
-    ),
+    routes=(*ROUTES, *(versions.without_microversions(r) for r in ROUTES if r.path.startswith("/v2.1/"))),
     rules=RULES,
     reconcilers={"server": reconcile.server},
     host_items={"guest": hosting.ITEM},

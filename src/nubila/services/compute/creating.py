@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from nubila.core import clock
 from nubila.core.call import Call, Reply
 from nubila.core.config import Settings
-from nubila.core.faults import Fault, bad_request, forbidden, over_quota
+from nubila.core.faults import Fault, bad_request, conflict, forbidden, over_quota
 from nubila.core.gates import Version
 from nubila.core.types import boolean
 from nubila.services.compute import flavors, history, nics, place, quotas, wire, zones
@@ -169,7 +169,7 @@ def create(call: Call) -> Reply:
             "disk": disk_gb, "image_id": image_id, "image": image, "key_name": key["name"] if key else None,
             "keypair": key, "user_data": user_data,
             "config_drive": boolean(body.get("config_drive", False)), "files": files,
-            "access_ip_v4": body.get("accessIPv4") or None, "access_ip_v6": body.get("accessIPv6") or None,
+            "access_ip_v4": wire.address(body.get("accessIPv4")), "access_ip_v6": wire.address(body.get("accessIPv6")),
             "auto_disk": body.get("OS-DCF:diskConfig") == "AUTO", "zone_wanted": zone, "host_wanted": host,
             "hints": hints, "group_id": group_id, "networks": networks, "security_groups": groups,
             "group_names": names, "trusted_certs": body.get("trusted_image_certificates"),
@@ -292,6 +292,11 @@ def _networks(call: Call, body: Row) -> list[Row] | str:
     """Requested NICs checked as far as they can be now, or "auto" / "none"."""
     asked = body.get("networks")
     if asked is None or asked == "auto" or asked == []:
+        usable = plug.networks_for(call.tx, wire.project_of(call))
+        if len(usable) > 1:
+            raise conflict("Multiple possible networks found, use a Network ID to be more specific.")
+        if asked == "auto" and not usable:
+            raise bad_request("Unable to automatically allocate a network: create one, or say none.")
         return "auto"
     if asked == "none":
         return "none"

@@ -43,7 +43,8 @@ def _rule(rule: Row, names: dict[str, Row]) -> Row:
     }  # fmt: skip
 
 
-def _shown(reader: Reader, groups: list[Row]) -> list[Row]:
+def shown(reader: Reader, groups: list[Row]) -> list[Row]:
+    """Groups with their ingress rules, as Compute shows them."""
     if not groups:
         return []
     rules = reader.all(_RULES, {"ids": [g["id"] for g in groups]})
@@ -58,19 +59,26 @@ def _shown(reader: Reader, groups: list[Row]) -> list[Row]:
     ]  # fmt: skip
 
 
+def shown_rule(reader: Reader, rule: Row) -> Row:
+    """One rule."""
+    remote = rule["remote_group_id"]
+    names = {g["id"]: g for g in reader.all(_BY_ID, {"ids": [remote]})} if remote else {}
+    return _rule(rule, names)
+
+
 def of_server(call: Call) -> Row:
     """List the security groups of a server's ports."""
     row = rows.find(call, "os_compute_api:os-security-groups:list")
     ids = {id for port in interfaces.ports_of(call, row) for id in plug.groups_of_port(call.tx, port["id"])}
     groups = call.tx.all(_BY_ID, {"ids": sorted(ids)}) if ids else []
-    return {"security_groups": _shown(call.tx, groups)}
+    return {"security_groups": shown(call.tx, groups)}
 
 
 def of_project(call: Call) -> Row:
     """List the project's security groups."""
     call.enforce("os_compute_api:os-security-groups:get", wire.mine(call))
     groups = call.tx.all(_OF_PROJECT, {"project": wire.project_of(call)})
-    return {"security_groups": _shown(call.tx, groups)}
+    return {"security_groups": shown(call.tx, groups)}
 
 
 def _change(call: Call, action: str, rule: str) -> Answer:

@@ -44,9 +44,9 @@ def update(call: Call) -> Row:
     columns = {"name": "name", "description": "description", "hostname": "hostname"}
     changes = {columns[k]: v for k, v in given.items() if k in columns}
     if "accessIPv4" in given:
-        changes["access_ip_v4"] = given["accessIPv4"] or None
+        changes["access_ip_v4"] = wire.address(given["accessIPv4"])
     if "accessIPv6" in given:
-        changes["access_ip_v6"] = given["accessIPv6"] or None
+        changes["access_ip_v6"] = wire.address(given["accessIPv6"])
     if "OS-DCF:diskConfig" in given:
         changes["auto_disk"] = given["OS-DCF:diskConfig"] == "AUTO"
     if changes:

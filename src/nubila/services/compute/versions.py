@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import replace
+from typing import Any
+
 from nubila.core.call import Call, Route
 from nubila.core.faults import Fault
 from nubila.core.gates import Version, show
@@ -19,9 +23,36 @@ def _document(call: Call) -> Row:
     }  # fmt: skip
 
 
+def _old(call: Call) -> Row:
+    return {
+        "id": "v2.0", "status": "DEPRECATED", "version": "", "min_version": "", "updated": "2025-07-04T12:00:00Z",
+        "links": [{"rel": "self", "href": f"{call.base}/v2/"}],
+    }  # fmt: skip
+
+
 def versions(call: Call) -> Row:
     """List the versions of the Compute API."""
-    return {"versions": [_document(call)]}
+    return {"versions": [_old(call), _document(call)]}
+
+
+def old_version(call: Call) -> Row:
+    """Show the version 2.0 of the Compute API: 2.1 without microversions."""
+    return {"version": {**_old(call), "media-types": [{**_MEDIA[0], "type": _MEDIA[0]["type"].replace("2.1", "2")}]}}
+
+
+def without_microversions(route: Route) -> Route:
+    """The same route under /v2: whatever version is asked for, it is 2.1."""
+
+    def handler(call: Call) -> Any:
+        call.version = LOWEST
+        return route.handler(call)
+
+    async def later(call: Call) -> Any:
+        call.version = LOWEST
+        return await route.handler(call)  # type: ignore[misc]  # chosen only for coroutine functions
+
+    chosen = later if inspect.iscoroutinefunction(route.handler) else handler
+    return replace(route, path=route.path.replace("/v2.1", "/v2", 1), handler=chosen)
 
 
 def version(call: Call) -> Row:
@@ -71,6 +102,7 @@ def extension(call: Call) -> Row:
 
 ROUTES = (
     Route(method="GET", path="/", handler=versions, doc="List the versions of the Compute API.", tx="", auth=False),
+    Route(method="GET", path="/v2", handler=old_version, doc="Show version 2.0 of the Compute API.", tx="", auth=False),
     Route(method="GET", path="/v2.1", handler=version, doc="Show version 2.1 of the Compute API.", tx="", auth=False),
     Route(method="GET", path="/v2.1/extensions", handler=extensions, doc="List extensions.", tx="",
           rule="os_compute_api:extensions"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import ipaddress
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -161,6 +162,11 @@ def project_of(call: Call) -> str:
 def plain(text: str | None) -> str | None:
     """A time as the parts of the API show it that never learned the Z: 2026-11-21T09:40:00.000000."""
     return None if text is None else text[:26]
+
+
+def address(text: str | None) -> str | None:
+    """A checked IP address in its shortest form; None for nothing."""
+    return str(ipaddress.ip_address(text)) if text else None
 
 
 def parse_time(text: str, name: str) -> str:
