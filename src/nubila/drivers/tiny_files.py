@@ -328,6 +328,11 @@ fi
 exec busybox nc ${wait:+-w $wait} ${port:+-p $port} "$@"
 """,
     ),
+    **{
+        # raw sockets need root, and a set-user-id busybox would make every program of the guest root
+        f"bin/{name}": (0o755, f'#!/bin/sh\n[ "$(id -u)" = 0 ] || exec sudo "$0" "$@"\nexec busybox {name} "$@"\n')
+        for name in ("ping", "ping6", "traceroute", "traceroute6")
+    },
     "bin/mkfs": (
         0o755,
         '#!/bin/sh\nkind=ext4\n[ "$1" = -t ] && kind="$2" && shift 2\nexec "mkfs.$kind" "$@"\n',
@@ -353,7 +358,7 @@ exec busybox nc ${wait:+-w $wait} ${port:+-p $port} "$@"
     ),
     "etc/nsswitch.conf": (0o644, "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nservices: files\n"),
     "etc/profile": (0o644, "export PATH=/bin\nPS1='$ '\n"),
-    "etc/hosts": (0o644, "127.0.0.1 localhost\n::1 localhost\n"),
+    "etc/hosts": (0o644, "127.0.0.1 localhost tiny\n::1 localhost\n"),
     "etc/hostname": (0o644, "tiny\n"),
     "etc/issue": (0o644, "\nTiny test guest (\\r). Log in as cirros with password gocubsgo, or with your SSH key.\n"),
     "etc/filesystems": (0o644, "ext4\nvfat\niso9660\n"),
