@@ -9,12 +9,13 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 from contract_network import PING, WEB, external, fixed, network, port, replace, router, with_hosts
 from network_world import Guest, Host, ask_in, until
 
-from nubila.core.ports import FixedIp, FloatingSpec, RuleSpec, Segment, SubnetSpec
+from nubila.core.ports import FixedIp, FloatingSpec, RouterSpec, RuleSpec, Segment, SubnetSpec
 from nubila.drivers import links, processes
 from nubila.drivers.network import RealNetwork
 from nubila.drivers.ovs_flows import link_local
@@ -37,25 +38,27 @@ def host(tmp_path: Path) -> Iterator[Host]:
     host.close()
 
 
-def capture(guest: Guest, count: int, condition: str) -> list[str]:
-    """Frames that reach a guest within two seconds."""
-    argv = ["timeout", "2", "tcpdump", "-i", "eth0", "-n", "-e", "-Q", "in", "-c", str(count), "--immediate-mode"]
-    done = guest.run(*argv, condition, check=False)
-    return done.stdout.splitlines()
-
-
-def listen(guest: Guest, condition: str) -> tuple[Guest, object]:
+def listen(guest: Guest, condition: str) -> subprocess.Popen[str]:
+    """Start to capture what reaches a guest."""
     child = guest.spawn("tcpdump", "-i", "eth0", "-l", "-n", "-e", "-Q", "in", "--immediate-mode", condition)
-    assert child.stdout is not None
-    until(lambda: "listening on" in child.stdout.readline(), "tcpdump")
-    return guest, child
+    await_line(child.stdout, "listening on")
+    return child
 
 
-def heard(listening: tuple[Guest, object]) -> str:
-    _, child = listening
-    time.sleep(0.2)
-    child.terminate()
-    return str(child.communicate(timeout=10)[0])
+def await_line(stream: IO[str] | None, text: str) -> None:
+    """Read lines until one has a text."""
+    assert stream is not None
+    for line in stream:
+        if text in line:
+            return
+    raise AssertionError(f"never said: {text}")
+
+
+def heard(listening: subprocess.Popen[str]) -> str:
+    """What was captured until now."""
+    time.sleep(0.2)  # there is nothing to wait for when nothing should arrive
+    listening.terminate()
+    return listening.communicate(timeout=10)[0]
 
 
 def send_frame(guest: Guest, frame: bytes) -> None:
@@ -127,10 +130,10 @@ def test_rules_apply_while_the_guest_runs_and_cut_what_they_revoke(host: Host) -
         session = subprocess.Popen(
             ["bash", "-c", talk, web.ip], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
-    assert session.stdin is not None
-    assert session.stdout is not None
 
     def say(word: str) -> str:
+        assert session.stdin is not None
+        assert session.stdout is not None
         session.stdin.write(word + "\n")
         session.stdin.flush()
         return session.stdout.readline().strip()
@@ -362,7 +365,7 @@ def test_dhcp_of_a_stranger_gets_nothing(host: Host) -> None:
 # --- routers ------------------------------------------------------------------------------------------------------
 
 
-def routed(host: Host) -> tuple[Guest, Guest, object, object, object]:
+def routed(host: Host) -> tuple[Guest, Guest, RouterSpec]:
     """Two networks behind a router with an external gateway, a guest in each."""
     one, two, outside = network(dhcp=False, vni=7), network("10.1.0.0/24", dhcp=False, vni=8), external()
     for net in (one, two, outside):
@@ -371,11 +374,11 @@ def routed(host: Host) -> tuple[Guest, Guest, object, object, object]:
     host.driver.ensure_router(gate)
     a = host.guest(port(one, 3, PING, WEB)).configure("10.0.0.1")
     b = host.guest(port(two, 4, PING, WEB)).configure("10.1.0.1")
-    return a, b, gate, one, outside
+    return a, b, gate
 
 
 def test_a_router_joins_networks_and_translates(host: Host) -> None:
-    a, b, _, _, _ = routed(host)
+    a, b, _ = routed(host)
     assert a.pings(b.ip)
     assert b.pings(a.ip)
     b.serve(80, "from b")
@@ -394,7 +397,7 @@ def test_a_router_joins_networks_and_translates(host: Host) -> None:
 
 
 def test_floating_addresses_in_out_and_round(host: Host) -> None:
-    a, b, gate, _, _ = routed(host)
+    a, b, gate = routed(host)
     floats = (
         FloatingSpec(id="1", floating_ip="172.24.4.101", fixed_ip=a.ip),
         FloatingSpec(id="2", floating_ip="172.24.4.102", fixed_ip=b.ip),
@@ -417,14 +420,13 @@ def test_floating_addresses_in_out_and_round(host: Host) -> None:
 
 
 def test_losing_a_floating_address_cuts_its_connections(host: Host) -> None:
-    a, _, gate, _, _ = routed(host)
+    a, _, gate = routed(host)
     floats = (FloatingSpec(id="1", floating_ip="172.24.4.101", fixed_ip=a.ip),)
     host.driver.ensure_router(replace(gate, floating_ips=floats))
     with links.entered(host.place.namespace):
         pinging = subprocess.Popen(["ping", "-i", "0.1", "172.24.4.101"], stdout=subprocess.PIPE, text=True)
     try:
-        assert pinging.stdout is not None
-        until(lambda: "bytes from" in pinging.stdout.readline(), "first echo")
+        await_line(pinging.stdout, "bytes from")
         host.driver.ensure_router(gate)
         table = host.inside(host.driver.router_namespace(gate.id), "conntrack", "-L")
         assert f"src={a.ip}" not in table, "no connection is translated any longer"
@@ -434,7 +436,7 @@ def test_losing_a_floating_address_cuts_its_connections(host: Host) -> None:
 
 
 def test_extra_routes_and_a_removed_interface(host: Host) -> None:
-    a, b, gate, _, _ = routed(host)
+    a, b, gate = routed(host)
     where = host.driver.router_namespace(gate.id)
     host.driver.ensure_router(replace(gate, routes=(("198.51.100.0/24", "10.0.0.3"),)))
     assert "198.51.100.0/24 via 10.0.0.3" in host.inside(where, "ip", "route")
@@ -450,7 +452,7 @@ def test_extra_routes_and_a_removed_interface(host: Host) -> None:
 
 def test_metadata_through_a_router(host: Host) -> None:
     host.driver.serve_metadata(lambda **request: (200, "text/plain", json.dumps(request, default=str).encode()))
-    a, _, gate, _, _ = routed(host)
+    a, _, gate = routed(host)
     status, body = ask_in(a.namespace, "169.254.169.254", 80, "/openstack/latest/meta_data.json")
     asked = json.loads(body)
     assert status == 200
@@ -565,8 +567,7 @@ def test_a_vlan_network_reaches_the_physical_bridge_tagged(host: Host) -> None:
             ["timeout", "3", "tcpdump", "-i", "br-ex", "-c", "1", "-n", "-e", "--immediate-mode", "vlan 123 and arp"],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        assert listening.stderr is not None
-        until(lambda: "listening on" in listening.stderr.readline(), "tcpdump")
+    await_line(listening.stderr, "listening on")
     a.pings("10.0.0.200")
     assert "vlan 123" in listening.communicate(timeout=10)[0]
 
@@ -652,7 +653,7 @@ def test_destroy_leaves_the_host_as_it_was(tmp_path: Path) -> None:
     def _ours(command: str) -> bool:
         return str(tmp_path) in command or f"ovs.{host.place.namespace}/" in command
 
-    def world() -> dict[str, object]:
+    def world() -> dict[str, Any]:
         ours = [p for p in Path("/proc").iterdir() if p.name.isdigit() and _ours(_command(p))]
         return {
             "namespaces": [name for name in links.namespaces() if name.endswith(f".{host.place.namespace}")],

@@ -60,6 +60,7 @@ class RealNetwork:
         self.router = Routers(place, self.switch)
         self._lock = threading.RLock()
         self._metadata: MetadataServer | None = None
+        self._marks: dict[tuple[str, int], str] = {}  # read already: (namespace, inode) -> mark
 
     # --- life
 
@@ -160,7 +161,7 @@ class RealNetwork:
         """Take a network off this host; absent is success."""
         with self._lock:
             self.switch.ready()
-            self._remove_dhcp(id)
+            self._stop_dhcp(id)
             kept = self._kept(id)
             if kept.host_address:
                 with links.opened(self.place.namespace) as net:
@@ -171,8 +172,9 @@ class RealNetwork:
             if kept.masquerade:
                 self._host_rules()
             of = [i for i in self.switch.view().interfaces.values() if i.ids.get(NETWORK) == id]
-            ovs_ports.remove(self.switch, [i for i in of if i.kind in ("uplink", "dhcp")])
-            self.switch.forget_network(id)
+            gone = ovs_ports.take_out(self.switch, [i for i in of if i.kind in ("uplink", "dhcp")])
+            self.switch.forget_network(id, gone)
+            links.remove_namespace(self.dhcp_namespace(id))
 
     def _uplinks(self, spec: NetworkSpec) -> tuple[Uplink, ...]:
         """The network's ways to other hosts, made; those it does not need any more are removed."""
@@ -259,11 +261,14 @@ class RealNetwork:
             else:
                 self._metadata.close_namespace(where)
 
+    def _stop_dhcp(self, network_id: str) -> None:
+        if self._metadata is not None:
+            self._metadata.close_namespace(self.dhcp_namespace(network_id))
+        self.dhcp.remove(network_id)
+
     def _remove_dhcp(self, network_id: str) -> None:
         where = self.dhcp_namespace(network_id)
-        if self._metadata is not None:
-            self._metadata.close_namespace(where)
-        self.dhcp.remove(network_id)
+        self._stop_dhcp(network_id)
         ovs_ports.remove(self.switch, self._dhcp_interfaces(network_id))
         links.remove_namespace(where)
 
@@ -418,9 +423,16 @@ class RealNetwork:
     def _namespaces(self) -> list[tuple[str, str, str]]:
         """(name, kind, id) of the namespaces that carry our mark."""
         found = []
+        seen = {}
         for name in links.namespaces():
-            if name.startswith(("qdhcp-", "qrouter-")):
-                mark = ovs_ports.marked(self.place, links.namespace_mark(name))
+            if not name.startswith(("qdhcp-", "qrouter-")):
+                continue
+            with contextlib.suppress(FileNotFoundError):  # another cloud's, removed just now
+                # A mark never changes; reading one takes a millisecond, and there may be hundreds.
+                key = (name, (links.NETNS / name).stat().st_ino)
+                seen[key] = self._marks.get(key) or links.namespace_mark(name)
+                mark = ovs_ports.marked(self.place, seen[key])
                 if mark:
                     found.append((name, *mark))
+        self._marks = seen
         return found

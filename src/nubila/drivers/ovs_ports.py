@@ -11,7 +11,20 @@ from collections.abc import Sequence
 
 from nubila.core.ports import HostPlace, PortSpec, TryAgain
 from nubila.drivers import links, ovs_flows
-from nubila.drivers.ovs_switch import FLOWS, INDEX, MACS, OPEN, OWNER, UP, Interface, LocalNetwork, Switch, View, Wish
+from nubila.drivers.ovs_switch import (
+    FLOWS,
+    INDEX,
+    MACS,
+    NETWORK,
+    OPEN,
+    OWNER,
+    UP,
+    Interface,
+    LocalNetwork,
+    Switch,
+    View,
+    Wish,
+)
 
 
 def mark(place: HostPlace, kind: str, id: str) -> str:
@@ -95,14 +108,21 @@ def ensure_inner(
 
 def remove(switch: Switch, interfaces: Sequence[Interface]) -> None:
     """Unplug interfaces, delete their devices, and bring their networks' flows up to date; absent is success."""
-    if not interfaces:
-        return
-    switch.unplug(interfaces)
-    with links.opened(switch.place.namespace) as net:
-        for interface in interfaces:
-            net.remove(interface.name)
-    for network_id in sorted({interface.ids.get("nubila-network", "") for interface in interfaces} - {""}):
-        switch.wire(network_id)
+    gone = take_out(switch, interfaces)
+    networks = sorted({interface.ids.get(NETWORK, "") for interface in interfaces})
+    for network_id in networks:
+        switch.wire(network_id, gone)
+        gone = {}
+
+
+def take_out(switch: Switch, interfaces: Sequence[Interface]) -> dict[tuple[str, str], Sequence[str]]:
+    """Unplug interfaces and delete their devices; returns the flow sets that the caller must replace by nothing."""
+    gone = switch.unplug(interfaces)
+    if interfaces:
+        with links.opened(switch.place.namespace) as net:
+            for interface in interfaces:
+                net.remove(interface.name)
+    return gone
 
 
 def _network(view: View, network_id: str) -> LocalNetwork:

@@ -201,10 +201,11 @@ class Switch:
         value = {_NET + id: msgspec.json.encode(network).decode()}
         self.db.transact(ovs_db.mutate("Bridge", view.bridge_uuid, *ovs_db.put("external_ids", value)))
 
-    def forget_network(self, id: str) -> None:
-        """Remove a network's flows and br-int's memory of it; its ports must be gone."""
+    def forget_network(self, id: str, gone: Mapping[tuple[str, str], Sequence[str]]) -> None:
+        """Remove a network's flows and those of its ``gone`` ports, and br-int's memory of it."""
         view = self.view()
-        self.replace_flows({("network", id): []}, [view.networks[id].vlan] if id in view.networks else [])
+        known = view.networks.get(id)
+        self.replace_flows({**gone, ("network", id): ()}, [known.vlan] if known else [])
         forget = ["external_ids", "delete", ["set", [_NET + id]]]
         self.db.transact(ovs_db.mutate("Bridge", view.bridge_uuid, forget))
 
@@ -264,12 +265,12 @@ class Switch:
         """Write external_ids of one interface."""
         self.db.transact(ovs_db.mutate("Interface", interface.uuid, *ovs_db.put("external_ids", ids)))
 
-    def unplug(self, interfaces: Sequence[Interface]) -> None:
-        """Take interfaces out of br-int, then their flows."""
+    def unplug(self, interfaces: Sequence[Interface]) -> dict[tuple[str, str], Sequence[str]]:
+        """Take interfaces out of br-int; returns the flow sets that must be replaced by nothing."""
         if not interfaces:
-            return
+            return {}
         self._unplug(interfaces, self.view())
-        self.replace_flows({(interface.kind, interface.ids.get(ID, "")): [] for interface in interfaces})
+        return {(interface.kind, interface.ids.get(ID, "")): () for interface in interfaces}
 
     def flush(self, zone: int) -> None:
         """Forget all tracked connections of one port."""
