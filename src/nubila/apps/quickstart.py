@@ -292,14 +292,14 @@ def _isolation(s: Story) -> None:
                 raise Failed(f"{a} reached {b} on its private address {by_name[b].fixed}")
     with s.step("nothing through a port that the security group closes"):
         g = by_name["web_1a"]
-        _ssh(s, g, "(nc -lk -p 81 -e /bin/cat >/dev/null 2>&1 &) ; sleep 0.2")
+        _ssh(s, g, "(nc -lk -p 8081 -e /bin/cat >/dev/null 2>&1 &) ; sleep 0.2")
         import socket
 
         with socket.socket() as probe:
             probe.settimeout(2)
-            if probe.connect_ex((g.floating, 81)) == 0:
-                raise Failed(f"port 81 of {g.name} answers although no rule opens it")
-        if "OPEN" not in _ssh(s, g, "nc -w 1 127.0.0.1 81 </dev/null && echo OPEN"):
+            if probe.connect_ex((g.floating, 8081)) == 0:
+                raise Failed(f"port 8081 of {g.name} answers although no rule opens it")
+        if "OPEN" not in _ssh(s, g, "nc -w 1 127.0.0.1 8081 </dev/null && echo OPEN"):
             raise Failed("the listener for this check did not start, so the check says nothing")
 
 
