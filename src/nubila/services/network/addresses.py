@@ -47,14 +47,14 @@ def contains(cidr: str, address_text: str) -> bool:
 
 
 def usable(cidr: str, address_text: str) -> bool:
-    """Whether a host can have this address in the subnet: inside, and not the network or broadcast address."""
+    """Whether a host can have this address in the subnet: inside, and no IPv4 network or broadcast address."""
     net = network(cidr)
     if not contains(cidr, address_text):
         return False
     given = ipaddress.ip_address(address_text)
     if net.version == 4:
         return net.prefixlen >= 31 or given not in (net.network_address, net.broadcast_address)
-    return net.prefixlen >= 127 or given != net.network_address
+    return True
 
 
 def overlap(one: str, other: str) -> bool:
@@ -64,9 +64,12 @@ def overlap(one: str, other: str) -> bool:
 
 
 def default_gateway(cidr: str) -> str:
-    """The address a subnet's gateway has unless the user says otherwise: the first after the network's own."""
+    """The address a subnet's gateway has unless the user says otherwise.
+
+    IPv4: the first after the network's own. IPv6: the network's own, which belongs to its routers (RFC 4291, 2.6.1).
+    """
     net = network(cidr)
-    alone = net.num_addresses == 1
+    alone = net.num_addresses == 1 or net.version == 6
     return str(net.network_address if alone else net.network_address + 1)
 
 

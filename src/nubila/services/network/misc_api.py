@@ -118,7 +118,7 @@ def update_quota(call: Call) -> Row:
             number = None
         if number is None or not -1 <= number <= MAX_LIMIT:
             text = f"Invalid input for {name}: '{value}' must be a whole number from -1 to {MAX_LIMIT}."
-            raise bad_request(text, "InvalidInput")
+            raise bad_request(text, "InvalidInput" if number is None else "HTTPBadRequest")
         if check and 0 <= number < used.get(name, 0):
             text = f"Invalid input for {name}: {used[name]} are in use already."
             raise bad_request(text, "HTTPBadRequest")

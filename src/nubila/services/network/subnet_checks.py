@@ -22,9 +22,9 @@ def version(values: Row) -> int:
     """4 or 6, given or from the CIDR."""
     given = values.get("ip_version")
     if given is None and values.get("cidr"):
-        raise refuse("ip_version is required: 4 or 6.")
+        raise refuse("ip_version is required: 4 or 6.", "HTTPBadRequest")
     if given is not None and given not in (4, 6):
-        raise refuse(f"ip_version {given} is not one of 4 and 6.")
+        raise refuse(f"ip_version {given} is not one of 4 and 6.", "HTTPBadRequest")
     return int(given or 4)
 
 
@@ -101,11 +101,11 @@ def servers(values: Sequence[str], ip_version: int) -> list[str]:
         try:
             out.append(str(ipaddress.ip_address(text)))
         except ValueError:
-            raise refuse(f"'{text}' in dns_nameservers is not a valid IP address.") from None
+            raise refuse(f"'{text}' in dns_nameservers is not a valid IP address.", "HTTPBadRequest") from None
         if ipaddress.ip_address(text).version != ip_version and ip_version == 4:
             raise refuse(f"'{text}' in dns_nameservers is not of ip_version {ip_version}.")
     if len(set(out)) != len(out):
-        raise refuse("dns_nameservers holds an address twice.")
+        raise refuse("dns_nameservers holds an address twice.", "HTTPBadRequest")
     return out
 
 

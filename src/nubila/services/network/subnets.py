@@ -46,7 +46,7 @@ def target(call: Call, row: Row) -> Row:
 def _copy(call: Call, row: Row) -> None:
     net = call.memo.get(row["network_id"])
     if net is None:
-        net = look.seen(call.cloud, call.tx, call.creds, Network, look.uuid("network_id", row["network_id"]))
+        net = look.need(call.tx, Network, look.uuid("network_id", row["network_id"]))
         call.memo[row["network_id"]] = net
     row["network_owner"], row["shared"], row["external"] = net["project_id"], net["shared"], net["external"]
 

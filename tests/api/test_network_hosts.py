@@ -1,0 +1,289 @@
+"""What hosts are told: specs, placement, and that every change reaches exactly those it concerns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from nubila.core import work
+from nubila.core.ports import NetworkSpec, PortSpec, RouterSpec
+from nubila.services.network import asks, hosting, placing, plug
+from nubila.services.network.place import choose
+from nubila.testing.cloud import TestCloud
+
+
+class Play:
+    """A cloud with three hosts, ports put on them as Compute does."""
+
+    def __init__(self, cloud: TestCloud) -> None:
+        self.test, self.cloud = cloud, cloud.cloud
+        self.project = self.scalar("select id from project where name = 'demo'")
+
+    def scalar(self, sql: str) -> Any:
+        with self.cloud.store.read() as r:
+            return r.scalar(sa.text(sql).columns(x=sa.String))
+
+    def post(self, items: str, item: str, user: str = "demo", **values: Any) -> dict[str, Any]:
+        got = self.test.request("POST", f"/network/v2.0/{items}", {item: values}, token=self.test.token(user))
+        assert got.status == 201, got.body
+        found: dict[str, Any] = got.json[item]
+        return found
+
+    def put(self, path: str, body: Any, user: str = "demo") -> Any:
+        got = self.test.request("PUT", f"/network/v2.0/{path}", body, token=self.test.token(user))
+        assert got.status == 200, got.body
+        return got.json
+
+    def delete(self, path: str, user: str = "demo") -> None:
+        got = self.test.request("DELETE", f"/network/v2.0/{path}", token=self.test.token(user))
+        assert got.status == 204, got.body
+
+    def network(self, cidr: str = "10.0.0.0/24") -> tuple[str, str]:
+        net = self.post("networks", "network", name="n")["id"]
+        return net, self.post("subnets", "subnet", network_id=net, ip_version=4, cidr=cidr)["id"]
+
+    def plug(self, net: str, host: str, **more: Any) -> dict[str, Any]:
+        with self.cloud.store.write() as tx:
+            return plug.create_port(
+                self.cloud, tx, project_id=self.project, network_id=net, fixed_ip=more.get("fixed_ip"),
+                security_group_ids=more.get("groups"), device_id=more.get("device", "guest"),
+                device_owner="compute:nova", host=host,
+            )  # fmt: skip
+
+    def spec(self, kind: str, id: str, host: str) -> Any:
+        with self.cloud.store.read() as r:
+            return hosting.HOST_ITEMS[kind].describe(self.cloud, r, id, host)
+
+    def debts(self) -> set[tuple[str, str, str]]:
+        """(kind, id, shard) of everything that waits, network kinds only."""
+        with self.cloud.store.read() as r:
+            rows = r.rows(sa.select(work.work.c.kind, work.work.c.id, work.work.c.shard).where(
+                work.work.c.gen != work.work.c.done))  # fmt: skip
+        return {(k, i, s) for k, i, s in rows if k != "server"}
+
+    def status(self, port: str) -> str:
+        got = self.test.request("GET", f"/network/v2.0/ports/{port}")
+        return str(got.json["port"]["status"])
+
+
+@pytest.fixture
+def play(tmp_path: Path) -> Any:
+    cloud = TestCloud(tmp_path / "cloud", hosts=3)
+    yield Play(cloud)
+    cloud.close()
+
+
+def dhcp_host(play: Play, net: str) -> str:
+    with play.cloud.store.read() as r:
+        return next(iter(placing.bindings(r, net)))
+
+
+def test_a_port_is_told_to_its_host_and_to_dhcp(play: Play) -> None:
+    net, _ = play.network()
+    play.test.settle()
+    serving = dhcp_host(play, net)
+    other = next(h for h in ("host1", "host2", "host3") if h != serving)
+    port = play.plug(net, other)
+    group = port["security_groups"][0]
+    assert play.debts() == {
+        ("port", port["id"], other), ("network", net, other), ("network", net, serving), ("security_group", group, ""),
+    }  # fmt: skip
+    play.test.settle()
+    assert play.status(port["id"]) == "ACTIVE"
+    second = play.plug(net, other)
+    assert play.debts() == {
+        ("port", second["id"], other), ("network", net, serving), ("security_group", group, ""),
+    }  # fmt: skip  # the network was there already: only DHCP has to learn of it
+
+
+def test_peers_follow_the_hosts_of_a_network(play: Play) -> None:
+    net, _ = play.network()
+    play.test.settle()
+    serving = dhcp_host(play, net)
+    others = sorted({"host1", "host2", "host3"} - {serving})
+    ports = [play.plug(net, h) for h in others]
+    spec = play.spec("network", net, others[0])
+    assert isinstance(spec, NetworkSpec)
+    with play.cloud.store.read() as r:
+        from nubila.core import hosts
+
+        tunnels = {h["name"]: h["tunnel_ip"] for h in hosts.every(r)}
+    assert set(spec.peers) == {tunnels[serving], tunnels[others[1]]}
+    assert spec.dhcp is None
+    assert play.spec("network", net, serving).dhcp is not None
+    play.test.settle()
+    with play.cloud.store.write() as tx:
+        plug.delete_port(play.cloud, tx, ports[1]["id"])
+    assert {("network", net, h) for h in ("host1", "host2", "host3")} <= play.debts()
+    assert play.spec("network", net, others[1]) is None
+    assert play.spec("port", ports[1]["id"], others[1]) is None
+    play.test.settle()
+    names = {a.host if hasattr(a, "host") else a.place.host: a.drivers.network.networks() for a in play.test.agents}
+    assert net not in names[others[1]]
+
+
+def test_remote_groups_become_addresses(play: Play) -> None:
+    net, _ = play.network()
+    a = play.plug(net, "host1", fixed_ip="10.0.0.10")
+    play.plug(net, "host2", fixed_ip="10.0.0.11")
+    play.test.settle()
+    spec = play.spec("port", a["id"], "host1")
+    assert isinstance(spec, PortSpec)
+    ingress = [r for r in spec.rules if r.direction == "ingress" and r.ethertype == "IPv4"]
+    assert [r.remote for r in ingress] == [("10.0.0.10/31",)]
+    assert {(r.direction, r.ethertype) for r in spec.rules if r.remote is None} == {
+        ("egress", "IPv4"),
+        ("egress", "IPv6"),
+    }
+    play.plug(net, "host3", fixed_ip="10.0.0.40")
+    play.test.settle()
+    told = play.test.agents[0].drivers.network
+    assert a["id"] in told.ports()
+    again = play.spec("port", a["id"], "host1")
+    assert [r.remote for r in again.rules if r.direction == "ingress" and r.ethertype == "IPv4"] == [
+        ("10.0.0.10/31", "10.0.0.40/32")
+    ]
+
+
+def test_a_new_rule_reaches_every_port_of_the_group(play: Play) -> None:
+    net, _ = play.network()
+    ports = [play.plug(net, f"host{i}") for i in (1, 2, 3)]
+    play.test.settle()
+    group = ports[0]["security_groups"][0]
+    play.post("security-group-rules", "security_group_rule", security_group_id=group, direction="ingress",
+              protocol="tcp", port_range_min=22, port_range_max=22)  # fmt: skip
+    assert play.debts() == {("security_group", group, "")}
+    with play.cloud.store.read() as r:
+        concerned = asks.concerned(r, group)
+    assert sorted(concerned) == sorted((p["id"], f"host{i}") for i, p in enumerate(ports, 1))
+
+
+def test_dhcp_hands_out_what_ports_have(play: Play) -> None:
+    net, subnet = play.network()
+    made = play.post("ports", "port", network_id=net, mac_address="fa:16:3e:00:00:09", dns_name="web",
+                     fixed_ips=[{"ip_address": "10.0.0.9"}],
+                     extra_dhcp_opts=[{"opt_name": "bootfile-name", "opt_value": "x"}])  # fmt: skip
+    dhcp = play.spec("network", net, dhcp_host(play, net)).dhcp
+    host = next(h for h in dhcp.hosts if h.port_id == made["id"])
+    assert (host.mac, host.hostname, host.options) == ("fa:16:3e:00:00:09", "web", (("bootfile-name", "x"),))
+    assert [(i.ip_address, i.prefixlen, i.subnet_id) for i in host.fixed_ips] == [("10.0.0.9", 24, subnet)]
+    play.put(f"subnets/{subnet}", {"subnet": {"enable_dhcp": False}})
+    play.test.settle()
+    got = play.test.request("GET", "/network/v2.0/ports", query={"network_id": net, "device_owner": "network:dhcp"})
+    assert got.json["ports"] == []
+    play.put(f"subnets/{subnet}", {"subnet": {"enable_dhcp": True}})
+    assert play.spec("network", net, dhcp_host(play, net)).dhcp is not None
+
+
+def test_a_router_spec_is_whole(play: Play) -> None:
+    net, subnet = play.network()
+    public = play.test.request("GET", "/network/v2.0/networks", query={"router:external": True}).json["networks"][0]
+    router = play.post("routers", "router", external_gateway_info={"network_id": public["id"]})["id"]
+    play.put(f"routers/{router}/add_router_interface", {"subnet_id": subnet})
+    port = play.plug(net, "host3", fixed_ip="10.0.0.30")
+    fip = play.post("floatingips", "floatingip", floating_network_id=public["id"], port_id=port["id"])
+    route = {"destination": "192.168.0.0/24", "nexthop": "10.0.0.30"}
+    play.put(f"routers/{router}", {"router": {"routes": [route]}})
+    with play.cloud.store.read() as r:
+        host = hosting.look.row(r, hosting.Router, router)["host"]  # type: ignore[index]
+    spec = play.spec("router", router, host)
+    assert isinstance(spec, RouterSpec)
+    assert [i.ip_address for p in spec.interfaces for i in p.fixed_ips] == ["10.0.0.1"]
+    assert spec.gateway is not None
+    assert spec.gateway_ips == ("172.24.4.1",)
+    assert [(f.floating_ip, f.fixed_ip) for f in spec.floating_ips] == [(fip["floating_ip_address"], "10.0.0.30")]
+    assert spec.routes == (("192.168.0.0/24", "10.0.0.30"),)
+    assert all(play.spec("router", router, h) is None for h in {"host1", "host2", "host3"} - {host})
+    play.test.settle()
+    play.put(f"floatingips/{fip['id']}", {"floatingip": {"port_id": None}})
+    assert play.debts() == {("router", router, host)}
+
+
+def test_the_external_network_is_on_every_network_host(play: Play) -> None:
+    public = play.cloud.bootstrap_ids.get("external_network") or play.scalar(
+        "select id from network where name = 'public'"
+    )
+    for host in ("host1", "host2", "host3"):
+        spec = play.spec("network", public, host)
+        assert (spec.host_address, spec.masquerade) == ("172.24.4.1/24", True)
+        assert spec.segment.network_type == "flat"
+
+
+def test_a_router_and_dhcp_leave_a_host_that_is_removed(play: Play) -> None:
+    from nubila.core import hosts
+
+    net, subnet = play.network()
+    router = play.post("routers", "router")["id"]
+    play.put(f"routers/{router}/add_router_interface", {"subnet_id": subnet})
+    play.test.settle()
+    old = dhcp_host(play, net)
+    with play.cloud.store.write() as tx:
+        row = hosting.look.need(tx, hosting.Router, router)
+        for name in {old, row["host"]}:
+            tx.execute(sa.update(hosts.TABLE).where(hosts.TABLE.c.name == name).values(state="draining"))
+    play.test.sweep()
+    assert dhcp_host(play, net) != old
+    with play.cloud.store.read() as r:
+        now = hosting.look.need(r, hosting.Router, router)
+    assert now["host"] != row["host"]
+    assert now["fence"] > row["fence"]
+    left = next(a for a in play.test.agents if a.place.host == row["host"])
+    assert router not in left.drivers.network.routers()
+
+
+def test_without_a_network_host_things_wait_and_then_come(tmp_path: Path) -> None:
+    cloud = TestCloud(tmp_path / "cloud", hosts=0)
+    play = Play(cloud)
+    net, subnet = play.network()
+    router = play.post("routers", "router")["id"]
+    made = play.put(f"routers/{router}/add_router_interface", {"subnet_id": subnet})
+    waiting = {(k, i) for k, i, s in play.debts() if s == ""}
+    assert waiting == {("dhcp", net), ("router_place", router)}
+    assert play.status(made["port_id"]) == "DOWN"
+    cloud.add_host("host1")
+    cloud.sweep()
+    assert play.status(made["port_id"]) == "ACTIVE"
+    assert dhcp_host(play, net) == "host1"
+    cloud.close()
+
+
+def test_an_unknown_host_binds_nothing(play: Play) -> None:
+    net, _ = play.network()
+    port = play.post("ports", "port", user="admin", network_id=net, **{"binding:host_id": "nowhere"})
+    assert (port["binding:host_id"], port["binding:vif_type"]) == ("nowhere", "binding_failed")
+    assert not any(s == "nowhere" for _, _, s in play.debts())
+
+
+def test_plug_detach_and_look_up(play: Play) -> None:
+    net, _ = play.network()
+    port = play.post("ports", "port", network_id=net, name="mine", fixed_ips=[{"ip_address": "10.0.0.44"}])
+    with play.cloud.store.write() as tx:
+        got = plug.attach_port(play.cloud, tx, port["id"], device_id="vm", device_owner="compute:nova", host="host2")
+        assert got["fixed_ips"][0]["ip_address"] == "10.0.0.44"
+    play.test.settle()
+    with play.cloud.store.read() as r:
+        assert plug.wired(r, [port["id"]], "host2")
+        shown = plug.ports_of(r, ["vm", "none"])
+        assert shown["none"] == []
+        assert [(p["network_name"], p["fixed_ips"][0]["version"]) for p in shown["vm"]] == [("n", 4)]
+        assert shown["vm"][0]["security_groups"] == ["default"]
+        found = plug.port_at(r, network_id=net, router_id=None, address="10.0.0.44")
+        assert found is not None
+        assert found["device_id"] == "vm"
+        assert [n["id"] for n in plug.networks_for(r, play.project)] == [net]
+    with play.cloud.store.write() as tx:
+        plug.detach_port(play.cloud, tx, port["id"])
+    play.test.settle()
+    assert play.status(port["id"]) == "DOWN"
+
+
+def test_hosts_are_chosen_by_load_and_spread_over_zones() -> None:
+    hosts = [{"name": n, "zone": z} for n, z in (("a", "x"), ("b", "x"), ("c", "y"))]
+    assert choose(hosts, {"a": 3, "b": 1, "c": 2}, 1) == ["b"]
+    assert choose(hosts, {"a": 0, "b": 0, "c": 9}, 2) == ["a", "c"]
+    assert choose(hosts, {}, 2, zones=["y"]) == ["c"]
+    assert choose(hosts, {}, 9, have=["a"]) == ["b", "c"]
+    assert choose([], {}, 1) == []
