@@ -17,6 +17,7 @@ from nubila.services.compute import (
     interfaces,
     keypairs,
     limits,
+    old_hosts,
     quotas,
     reconcile,
     secgroup_proxy,
@@ -62,6 +63,7 @@ ROUTES = (
     *groups.ROUTES,
     *limits.ROUTES,
     *hypervisors.ROUTES,
+    *old_hosts.ROUTES,
     *aggregates.ROUTES,
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import sqlalchemy as sa
@@ -59,7 +60,7 @@ def _view(call: Call, row: Row, members: list[str] | None) -> Row:
 
 def _find(call: Call) -> Row:
     text = call.params["id"]
-    if not text.isdigit():
+    if not re.fullmatch(r"-?[0-9]+", text):
         raise bad_request(f"id must be a whole number, not {text}")
     row = call.tx.one(_ONE, {"id": int(text)}) if len(text) < 19 else None
     if row is None:

@@ -301,30 +301,31 @@ def _networks(call: Call, body: Row) -> list[Row] | str:
     if asked == "none":
         return "none"
     call.enforce("os_compute_api:servers:create:attach_network", mine(call))
-    out: list[Row] = []
-    seen: set[str] = set()
-    for nic in asked:
-        port, network, fixed = nic.get("port"), nic.get("uuid"), nic.get("fixed_ip")
-        if port:
-            if fixed and not network:
-                raise bad_request(f"Specified Fixed IP '{fixed}' cannot be used with port '{port}': choose one.")
-            if port in seen:
-                raise bad_request(f"Port {port} is named twice.")
-            seen.add(port)
-            row = nics.usable_port(call, port)
-            out.append({"port": port, "uuid": row["network_id"], "tag": nic.get("tag")})
-            continue
-        if not network:
-            raise bad_request("Bad networks format: network uuid is not in proper format (None)")
-        if plug.network_visible(call.tx, call.creds, network, call.cloud) is None:
-            raise bad_request(f"Network {network} could not be found.")
-        out.append({"uuid": network, "fixed_ip": fixed, "tag": nic.get("tag")})
+    out = [_nic(call, nic) for nic in asked]
+    ports = [n["port"] for n in out if "port" in n]
+    if len(set(ports)) < len(ports):
+        raise bad_request("A port is named twice.")
     if wire.number(body.get("max_count", body.get("min_count", 1)), "max_count", 1) > 1:
-        if seen:
+        if ports:
             raise bad_request("A port can be used by one server only: create one server at a time.")
         if any(n.get("fixed_ip") for n in out):
             raise bad_request("A fixed IP can be used by one server only: create one server at a time.")
     return out
+
+
+def _nic(call: Call, nic: Row) -> Row:
+    """One requested NIC: an existing port, or a network."""
+    port, network, fixed = nic.get("port"), nic.get("uuid"), nic.get("fixed_ip")
+    if port:
+        if fixed and not network:
+            raise bad_request(f"Specified Fixed IP '{fixed}' cannot be used with port '{port}': choose one.")
+        row = nics.usable_port(call, port)
+        return {"port": port, "uuid": row["network_id"], "tag": nic.get("tag")}
+    if not network:
+        raise bad_request("Bad networks format: network uuid is not in proper format (None)")
+    if plug.network_visible(call.tx, call.creds, network, call.cloud) is None:
+        raise bad_request(f"Network {network} could not be found.")
+    return {"uuid": network, "fixed_ip": fixed, "tag": nic.get("tag")}
 
 
 def _security_groups(

@@ -6,12 +6,16 @@ import base64
 import binascii
 import functools
 import hashlib
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
+from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from nubila.core import clock
 from nubila.core.call import Call, Reply, Route, takes
@@ -68,6 +72,35 @@ def generate() -> tuple[str, str]:
     return private.decode(), public.decode()
 
 
+def certificate(user: str) -> tuple[str, str]:
+    """A fresh certificate of a user for logging in to Windows: (private key, certificate), both PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, user[:64])])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now)
+        .not_valid_after(now + timedelta(days=3650))
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return private.decode(), made.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def certificate_fingerprint(pem: str) -> str:
+    """SHA-1 of a PEM certificate as pairs of hexadecimal digits. Raises 400 when it is not one."""
+    try:
+        digest = x509.load_pem_x509_certificate(pem.encode()).fingerprint(hashes.SHA1()).hex()
+    except ValueError as e:
+        raise bad_request(
+            f"Keypair data is invalid: public_key is not an X.509 certificate in PEM form ({e})"
+        ) from None
+    return ":".join(digest[i : i + 2] for i in range(0, 40, 2))
+
+
 def _user(call: Call, rule: str, asked: str | None) -> str:
     """Whose keys are meant; another user's (from 2.10) needs the rule."""
     user = asked if asked is not None and call.version >= (2, 10) else str(call.creds.user_id)
@@ -92,19 +125,21 @@ def create(call: Call) -> Reply:
     name = given["name"]
     if name.strip() != name and call.version >= (2, 1):
         raise bad_request("Keypair data is invalid: name has leading or trailing blanks")
-    if given.get("type") == "x509":
-        raise bad_request("Keypair data is invalid: type x509 is not supported by this cloud, use ssh.")
     most = quotas.limits(call.tx, wire.project_of(call))["key_pairs"]
     if 0 <= most <= int(call.tx.scalar(_COUNT, {"user": user}) or 0):
         raise over_quota("Quota exceeded, too many key pairs.", status=403)
     private = None
-    if given.get("public_key") is None:
-        private, public = generate()
-    else:
+    kind = given.get("type") or "ssh"
+    if given.get("public_key") is not None:
         public = given["public_key"].strip()
+    elif kind == "x509":
+        private, public = certificate(user)
+    else:
+        private, public = generate()
     row = {
-        "id": clock.new_id(), "user_id": user, "name": name, "type": "ssh", "public_key": public,
-        "fingerprint": fingerprint(public), "created_at": clock.now(),
+        "id": clock.new_id(), "user_id": user, "name": name, "type": kind, "public_key": public,
+        "fingerprint": certificate_fingerprint(public) if kind == "x509" else fingerprint(public),
+        "created_at": clock.now(),
     }  # fmt: skip
     try:
         call.tx.insert(KEYPAIR, row)

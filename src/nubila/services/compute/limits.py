@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from nubila.core import clock
 from nubila.core.call import Call, Reply, Route, takes
-from nubila.core.faults import bad_request
+from nubila.core.faults import Fault, bad_request
 from nubila.core.gates import Version
 from nubila.core.sql import upsert
 from nubila.core.types import boolean
@@ -68,7 +68,7 @@ def limits(call: Call) -> Row:
     if other is not None:
         call.enforce("os_compute_api:limits:other_project", {})
         project = other
-    most = {**quotas.NETWORK, **quotas.limits(call.tx, project)}
+    most = quotas.limits(call.tx, project)
     used = _usage(call, project)
     out = {name: most[key] for name, key in _ABSOLUTE.items()}
     out |= {name: used[key] for name, key in _USED.items()}
@@ -107,7 +107,7 @@ def show_quotas(call: Call) -> Row:
     wire.known_query(call, ("user_id",))
     call.enforce("os_compute_api:os-quota-sets:show", {"project_id": call.params["id"]})
     project = _project(call)
-    return _set(call, {**quotas.NETWORK, **quotas.limits(call.tx, project)}, project)
+    return _set(call, quotas.limits(call.tx, project), project)
 
 
 def quota_detail(call: Call) -> Row:
@@ -115,14 +115,14 @@ def quota_detail(call: Call) -> Row:
     wire.known_query(call, ("user_id",))
     call.enforce("os_compute_api:os-quota-sets:detail", {"project_id": call.params["id"]})
     project = _project(call)
-    most, used = {**quotas.NETWORK, **quotas.limits(call.tx, project)}, _usage(call, project)
+    most, used = quotas.limits(call.tx, project), _usage(call, project)
     return _set(call, {n: {"limit": most[n], "in_use": used[n], "reserved": 0} for n in most}, project)
 
 
 def default_quotas(call: Call) -> Row:
     """Show the quotas of projects that have none of their own."""
     call.enforce("os_compute_api:os-quota-sets:defaults", {"project_id": call.params["id"]})
-    return _set(call, {**quotas.NETWORK, **quotas.defaults(call.tx)}, _project(call))
+    return _set(call, quotas.defaults(call.tx), _project(call))
 
 
 _LIMIT = {"anyOf": [
@@ -155,9 +155,8 @@ def update_quotas(call: Call) -> Row:
                 f"already used and reserved {used[name]}."
             )
     for name, limit in checked.items():
-        if name not in quotas.NETWORK:
-            quotas.set_limit(call.tx, project, name, limit)
-    return _set(call, {**quotas.NETWORK, **quotas.limits(call.tx, project)}, None)
+        quotas.set_limit(call.tx, project, name, limit)
+    return _set(call, quotas.limits(call.tx, project), None)
 
 
 def reset_quotas(call: Call) -> Reply:
@@ -179,7 +178,7 @@ def _class_names(version: Version) -> list[str]:
 
 
 def _class(call: Call, id: str | None) -> Row:
-    values = {**quotas.NETWORK, **quotas.defaults(call.tx)}
+    values = quotas.defaults(call.tx)
     out: Row = {} if id is None else {"id": id}
     return {"quota_class_set": out | {n: values[n] for n in _class_names(call.version)}}
 
@@ -202,7 +201,7 @@ def update_class(call: Call) -> Row:
     if call.params["id"] != "default":
         raise bad_request("Only the quota class default can be changed: it is the one in force.")
     for name, value in given.items():
-        if value is None or name in quotas.NETWORK:
+        if value is None:
             continue
         limit = wire.number(value, name, -1)
         call.tx.execute(upsert(call.tx.dialect, QUOTA_CLASS, {"resource": name, "limit": limit}, {"limit": limit}))
@@ -271,6 +270,8 @@ _USAGE_QUERY = ("start", "end", "detailed", "limit", "marker")
 
 def list_usage(call: Call) -> Row:
     """Sum up what every project used in a period."""
+    if call.path.endswith("/"):
+        raise Fault(404, "The project's id is missing in the path.")
     wire.known_query(call, _USAGE_QUERY)
     paged = call.version >= (2, 40)
     sums, found, limit = _usages(call, None, _period(call)[2], paged=paged)

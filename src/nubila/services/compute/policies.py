@@ -17,6 +17,7 @@ BASE: tuple[Rule, ...] = (
 
 _TABLE: tuple[tuple[str, str, str, str], ...] = (
     ("os-admin-actions:reset_state", "POST", "/servers/{server_id}/action (os-resetState)", ADMIN),
+    ("os-admin-actions:inject_network_info", "POST", "/servers/{server_id}/action (injectNetworkInfo)", ADMIN),
     ("os-aggregates:set_metadata", "POST", "/os-aggregates/{aggregate_id}/action (set_metadata)", ADMIN),
     ("os-aggregates:add_host", "POST", "/os-aggregates/{aggregate_id}/action (add_host)", ADMIN),
     ("os-aggregates:create", "POST", "/os-aggregates", ADMIN),
@@ -45,6 +46,8 @@ _TABLE: tuple[tuple[str, str, str, str], ...] = (
     ("os-flavor-manage:create", "POST", "/flavors", ADMIN),
     ("os-flavor-manage:update", "PUT", "/flavors/{flavor_id}", ADMIN),
     ("os-flavor-manage:delete", "DELETE", "/flavors/{flavor_id}", ADMIN),
+    ("os-hosts:list", "GET", "/os-hosts", ADMIN),
+    ("os-hosts:show", "GET", "/os-hosts/{host_name}", ADMIN),
     ("os-hypervisors:list", "GET", "/os-hypervisors", ADMIN),
     ("os-hypervisors:list-detail", "GET", "/os-hypervisors/detail", ADMIN),
     ("os-hypervisors:statistics", "GET", "/os-hypervisors/statistics", ADMIN),

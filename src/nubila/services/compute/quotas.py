@@ -23,14 +23,14 @@ DEFAULTS: dict[str, int] = {
 NETWORK: dict[str, int] = {
     "fixed_ips": -1, "floating_ips": -1, "security_groups": -1, "security_group_rules": -1,
 }  # fmt: skip
-"""Shown before 2.36 only; Network counts these itself."""
+"""Kept and shown before 2.36 only, without effect: Network counts these itself."""
 COUNTED = ("instances", "cores", "ram", "server_groups")
 _CLASS = sa.select(QUOTA_CLASS.c.resource, QUOTA_CLASS.c.limit)
 
 
 def defaults(reader: Reader) -> dict[str, int]:
     """The limits of projects without their own: the built-in ones under the operator's default class."""
-    return {**DEFAULTS, **{name: int(most) for name, most in reader.rows(_CLASS)}}
+    return {**NETWORK, **DEFAULTS, **{name: int(most) for name, most in reader.rows(_CLASS)}}
 
 
 def _stored(limits: Mapping[str, int]) -> dict[str, int]:

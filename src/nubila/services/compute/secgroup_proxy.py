@@ -163,7 +163,13 @@ def _route(method: str, path: str, handler: Any) -> Route:
     )  # fmt: skip
 
 
+def nothing(call: Call) -> Reply:
+    """Refuse to delete a security group that is not named."""
+    raise Fault(404, "The security group's id is missing in the path.")
+
+
 ROUTES = (
+    _route("DELETE", "/os-security-groups", nothing),
     _route("POST", "/os-security-groups", create),
     _route("GET", "/os-security-groups/{id}", show),
     _route("PUT", "/os-security-groups/{id}", update),

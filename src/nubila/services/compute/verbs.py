@@ -129,6 +129,19 @@ def reset_state(call: Call) -> Answer:
     return Reply(None, 202)
 
 
+def inject_network_info(call: Call) -> Answer:
+    """Have the host compare a server's ports and NICs anew."""
+    wire.body(call, _body("injectNetworkInfo", ANY))
+    row = rows.find(call, "os_compute_api:os-admin-actions:inject_network_info")
+    if row["host"] is None:
+        raise conflict(f"Instance {row['id']} is not on any host: it can only be deleted.")
+    for nic in row["nics"] or []:
+        call.tx.ask("port", nic["port_id"], row["host"])
+    _ask(call, row)
+    history.record(call, row["id"], "injectNetworkInfo")
+    return Reply(None, 202)
+
+
 # --- the console ------------------------------------------------------------------------------------------------------
 
 _LENGTH = {"anyOf": [{"type": "null"}, {"type": "integer", "minimum": -1}, {"type": "string", "pattern": "^-?[0-9]+$"}]}
@@ -170,6 +183,7 @@ VERBS: Mapping[str, Callable[[Call], Answer]] = {
     "lock": lock,
     "unlock": unlock,
     "os-resetState": reset_state,
+    "injectNetworkInfo": inject_network_info,
     "addSecurityGroup": secgroups.add,
     "removeSecurityGroup": secgroups.remove,
 }

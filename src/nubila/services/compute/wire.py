@@ -108,7 +108,7 @@ def limit_and_marker(call: Call) -> tuple[int, str | None]:
     """The page asked for. Raises 400 for a limit that is not a number of zero or more."""
     text = call.arg("limit")
     limit = MAX_LIMIT if text is None else number(text, "limit", 0)
-    return min(limit or MAX_LIMIT, MAX_LIMIT), call.arg("marker")
+    return min(limit, MAX_LIMIT), call.arg("marker")
 
 
 def next_link(call: Call, path: str, rows: Sequence[Row], limit: int, key: str = "id") -> list[Row]:
