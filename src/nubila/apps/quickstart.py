@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -292,15 +293,13 @@ def _isolation(s: Story) -> None:
                 raise Failed(f"{a} reached {b} on its private address {by_name[b].fixed}")
     with s.step("nothing through a port that the security group closes"):
         g = by_name["web_1a"]
-        _ssh(s, g, "(nc -lk -p 8081 -e /bin/cat >/dev/null 2>&1 &) ; sleep 0.2")
-        import socket
-
+        _ssh(s, g, "setsid nc -lk -p 8081 -e /bin/cat >/dev/null 2>&1 </dev/null &")
+        inside = "nc -w 1 127.0.0.1 8081 </dev/null && echo OPEN || echo closed"
+        poll("the listener inside the guest", lambda: "OPEN" in _ssh(s, g, inside), 20, 0.3)
         with socket.socket() as probe:
             probe.settimeout(2)
             if probe.connect_ex((g.floating, 8081)) == 0:
                 raise Failed(f"port 8081 of {g.name} answers although no rule opens it")
-        if "OPEN" not in _ssh(s, g, "nc -w 1 127.0.0.1 8081 </dev/null && echo OPEN"):
-            raise Failed("the listener for this check did not start, so the check says nothing")
 
 
 def _cleanup(s: Story) -> None:
