@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 from nubila.core.ports import HostPlace, PortSpec
 from nubila.drivers import links
@@ -160,3 +161,26 @@ def ask_in(namespace: str, address: str, port: int, path: str) -> tuple[int, byt
         connection.request("GET", path)
         answer = connection.getresponse()
         return answer.status, answer.read()
+
+
+def listen(guest: Guest, condition: str) -> subprocess.Popen[str]:
+    """Start to capture what reaches a guest."""
+    child = guest.spawn("tcpdump", "-i", "eth0", "-l", "-n", "-e", "-Q", "in", "--immediate-mode", condition)
+    await_line(child.stdout, "listening on")
+    return child
+
+
+def await_line(stream: IO[str] | None, text: str) -> None:
+    """Read lines until one has a text."""
+    assert stream is not None
+    for line in stream:
+        if text in line:
+            return
+    raise AssertionError(f"never said: {text}")
+
+
+def heard(listening: subprocess.Popen[str]) -> str:
+    """What was captured until now."""
+    time.sleep(0.2)  # there is nothing to wait for when nothing should arrive
+    listening.terminate()
+    return listening.communicate(timeout=10)[0]
