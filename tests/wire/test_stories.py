@@ -14,6 +14,8 @@ STORIES = sorted(path for path in Path(__file__).parent.glob("stories/*/*.yaml")
 @pytest.mark.parametrize("path", STORIES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_answers_as_recorded(path: Path, cloud: Cloud) -> None:
     story = load(path)
+    if story.later:
+        pytest.skip(story.later)
     found = check(story, play(cloud, story), shared_reasons(path))
     assert not found, f"{path.name} differs in {len(found)} of {len(story.steps)} steps\n{report(found)}"
 

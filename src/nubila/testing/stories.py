@@ -21,7 +21,8 @@ request until it holds or 60 s passed); `keep` (path: {key: regex}, drops list i
 here; only this status is checked); `note`; `optional: true` (a helper step that is not compared).
 Variables: captures, `tag`, `fresh1` to `fresh5` (new UUIDs), `host`, `hypervisor`, and of everybody who acts
 `NAME.user_id .user_name .password .project_id .project_name .token`.
-Keys of a story: `story`, `about`, `actors`, `unordered`, `differs`, `steps`.
+Keys of a story: `story`, `about`, `actors`, `unordered`, `differs`, `later` (recorded already, why not yet compared),
+`steps`.
 
 `record` plays a story against any cloud and writes `<story>.answers.json` beside it; `compare` plays it again
 elsewhere and prints what differs. Both make the projects and users they need and remove them afterwards::
@@ -41,6 +42,7 @@ import os
 import re
 import sys
 import time
+import urllib.parse
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -83,6 +85,7 @@ class Story:
     actors: dict[str, list[str]]
     unordered: list[str]
     differs: dict[str, str]
+    later: str
 
     @property
     def answers_path(self) -> Path:
@@ -115,7 +118,14 @@ def load(path: Path) -> Story:
             raise StoryError(f"{path}: step {name!r}: unknown {sorted(unknown)}, name used twice or not one method")
         names.add(name)
     return Story(
-        path, text, doc["story"], doc["steps"], doc.get("actors", {}), doc.get("unordered", []), doc.get("differs", {})
+        path,
+        text,
+        doc["story"],
+        doc["steps"],
+        doc.get("actors", {}),
+        doc.get("unordered", []),
+        doc.get("differs", {}),
+        doc.get("later", ""),
     )
 
 
@@ -136,7 +146,8 @@ class Player:
 
     def __init__(self, cloud: Cloud, story: Story, cast: Cast) -> None:
         self.cloud, self.story, self.cast = cloud, story, cast
-        self.scrub = Scrubber(story.text)
+        mount = urllib.parse.urlsplit(cloud.bases.get("placement", "")).path
+        self.scrub = Scrubber(story.text, mount)
         self.vars: dict[str, Any] = {"tag": cast.tag}
         for number in range(1, 6):
             self.vars[f"fresh{number}"] = str(uuid.uuid4())

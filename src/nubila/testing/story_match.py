@@ -48,20 +48,25 @@ _NUMBERED = re.compile(r"<([a-z]+\d*):(\d+)>")
 class Scrubber:
     """Replaces what differs from run to run; one per story and run, because it numbers what it meets."""
 
-    def __init__(self, story_text: str) -> None:
-        """`story_text` is the story's source: addresses and fingerprints written in it are kept as they are."""
+    def __init__(self, story_text: str, mount: str = "") -> None:
+        """`story_text` is the story's source: addresses and fingerprints written in it are kept as they are. `mount` is
+        the path a service lives below, left out where a root-relative link begins with it.
+        """
         self._text = story_text
+        self._mount = mount
         self._known: dict[str, str] = {}
         self._numbers: dict[str, dict[str, int]] = {}
 
     def know(self, value: object, name: str) -> None:
-        """From now on write `<name>` where `value` stands. Short or non-text values are left alone."""
-        if isinstance(value, str) and len(value) >= 4 and value not in self._known:
+        """From now on write `<name>` where `value` stands; a short value only where it stands alone."""
+        if isinstance(value, str) and len(value) >= 2 and value not in self._known:
             self._known[value] = f"<{name}>"
 
     def answer(self, status: int, headers: Mapping[str, str], body: Any, *, exact: bool = False) -> dict[str, Any]:
         """A recorded answer: status, selected headers and body, all scrubbed."""
         seen = {name: self._header(name, value) for name, value in headers.items()}
+        if body is None:
+            seen.pop("content-type", None)  # Nothing has no type; some servers name one all the same.
         return {"status": status, "headers": seen, "body": self._value(body, "", status >= 400 and not exact)}
 
     def _header(self, name: str, value: str) -> str:
@@ -69,6 +74,8 @@ class Scrubber:
             return "<present>"
         if name == "content-type":
             return "; ".join(part.strip().lower() for part in value.split(";"))
+        if name == "www-authenticate":
+            return self._string(value).replace("/v3", "")
         if name == "vary":
             return ", ".join(sorted({part.strip().lower() for part in value.split(",")}))
         if name in HASH_KEYS:
@@ -108,6 +115,8 @@ class Scrubber:
         return re.search(rf"(?<![\w.:/-]){re.escape(value)}(?![\w:/-]|\.\d)", self._text) is not None
 
     def _string(self, value: str) -> str:
+        if self._mount and value.startswith(self._mount + "/"):
+            value = value.removeprefix(self._mount)
         for known in sorted(self._known, key=len, reverse=True):
             if value == known or (len(known) >= 8 and known in value):
                 value = value.replace(known, self._known[known])
@@ -144,6 +153,10 @@ class Difference:
 
     def __str__(self) -> str:
         return f"{self.path}\n      recorded: {_short(self.recorded)}\n      seen:     {_short(self.seen)}"
+
+
+_NAMES = ("id", "name", "alias", "rel", "binary")
+"""Attributes that say which item of a list one is."""
 
 
 class _Absent:
@@ -251,7 +264,12 @@ def _align(old: list[Any], new: list[Any], path: str, bindings: Bindings, unorde
     def cost(a: Any, b: Any) -> int:
         found: list[Difference] = []
         _walk(a, b, path, copy.deepcopy(bindings), unordered, found)
-        return len(found)
+        others = (
+            isinstance(a, dict)
+            and isinstance(b, dict)
+            and any(f"{path}.{k}" in {o.path for o in found} for k in _NAMES)
+        )
+        return len(found) + (10 if others else 0)
 
     left = list(new)
     aligned: list[Any] = []
