@@ -10,7 +10,8 @@ import sqlalchemy as sa
 
 from nubila.core import work
 from nubila.core.ports import NetworkSpec, PortSpec, RouterSpec
-from nubila.services.network import asks, hosting, placing, plug
+from nubila.services.network import asks, hosting, look, placing, plug
+from nubila.services.network.kinds import Router
 from nubila.services.network.place import choose
 from nubila.testing.cloud import TestCloud
 
@@ -188,7 +189,7 @@ def test_a_router_spec_is_whole(play: Play) -> None:
     route = {"destination": "192.168.0.0/24", "nexthop": "10.0.0.30"}
     play.put(f"routers/{router}", {"router": {"routes": [route]}})
     with play.cloud.store.read() as r:
-        host = hosting.look.row(r, hosting.Router, router)["host"]  # type: ignore[index]
+        host = look.need(r, Router, router)["host"]
     spec = play.spec("router", router, host)
     assert isinstance(spec, RouterSpec)
     assert [i.ip_address for p in spec.interfaces for i in p.fixed_ips] == ["10.0.0.1"]
@@ -221,13 +222,13 @@ def test_a_router_and_dhcp_leave_a_host_that_is_removed(play: Play) -> None:
     play.test.settle()
     old = dhcp_host(play, net)
     with play.cloud.store.write() as tx:
-        row = hosting.look.need(tx, hosting.Router, router)
+        row = look.need(tx, Router, router)
         for name in {old, row["host"]}:
             tx.execute(sa.update(hosts.TABLE).where(hosts.TABLE.c.name == name).values(state="draining"))
     play.test.sweep()
     assert dhcp_host(play, net) != old
     with play.cloud.store.read() as r:
-        now = hosting.look.need(r, hosting.Router, router)
+        now = look.need(r, Router, router)
     assert now["host"] != row["host"]
     assert now["fence"] > row["fence"]
     left = next(a for a in play.test.agents if a.place.host == row["host"])
