@@ -108,6 +108,7 @@ class World:
         ]  # fmt: skip
         self.learned: dict[tuple[str, str, str], list[Schema]] = defaultdict(list)
         self.current = ("", "", "")
+        self.given_away: dict[str, set[str]] = defaultdict(set)  # the other's ids stored as free text (device_id)
         self.weights = [0.3 if o.route.method == "DELETE" else 1.0 for _, o, _, _ in self.operations]
         self.answers: dict[tuple[str, str, str], Counter[int]] = defaultdict(Counter)
         for who in ("a", "b"):
@@ -449,7 +450,7 @@ def run(world: World, who: str, count: int, found: Counter[str], statuses: Count
     logger = logging.getLogger("nubila.edge")
     logger.addHandler(handler)
     mark, theirs = MARKS[other], things_of(world, other)
-    given_away: set[str] = set()  # their ids that this project stored itself (device_id is free text)
+    given_away = world.given_away[who]
     try:
         for i in range(count):
             method, url, headers, body = world.generate(who)
