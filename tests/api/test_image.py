@@ -146,6 +146,11 @@ def test_create_refusals(cloud: TestCloud, body: Any, status: int) -> None:
     assert got.json["message"]
 
 
+def test_missing_id(cloud: TestCloud) -> None:
+    for method in ("GET", "DELETE"):
+        assert cloud.request(method, "/image/v2/images/").status == 404
+
+
 def test_errors_are_pages_for_browsers(cloud: TestCloud) -> None:
     got = cloud.request("GET", "/image/v2/images/none", headers={"Accept": "text/html"})
     assert got.headers["content-type"].startswith("text/html")

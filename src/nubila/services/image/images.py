@@ -312,6 +312,8 @@ def _limit(text: str | None) -> int:
 
 def index(call: Call) -> Row:
     """GET /v2/images."""
+    if call.path.endswith("/"):
+        raise lookup.missing("")
     if not call.may("get_images", {"project_id": call.creds.project_id}):
         raise forbidden("You are not authorized to complete get_images action.", "Forbidden")
     visibility, member_status = call.arg("visibility"), call.arg("member_status") or "accepted"
@@ -455,6 +457,11 @@ def delete(call: Call) -> None:
     call.tx.ask("image", row["id"])
 
 
+def delete_nothing(call: Call) -> None:
+    """DELETE /v2/images/: the id is missing, which must never mean all of them."""
+    raise lookup.missing("")
+
+
 # --- tags and actions ----------------------------------------------------------------------------------------------
 
 
@@ -509,6 +516,7 @@ _TAG, _DO = f"{_ONE}/tags/{{tag}}", f"{_ONE}/actions"
 ROUTES = (
     Route(method="GET", path=_ALL, handler=index, doc="List images."),
     Route(method="POST", path=_ALL, handler=create, doc="Create an image without data.", tx="write", status=201),
+    Route(method="DELETE", path=_ALL, handler=delete_nothing, doc="Refused: the image's id is missing.", tx=""),
     Route(method="GET", path=_ONE, handler=show, doc="Show an image."),
     Route(method="PATCH", path=_ONE, handler=update, doc="Change an image.", tx="write"),
     Route(method="DELETE", path=_ONE, handler=delete, doc="Delete an image.", tx="write", status=204),
