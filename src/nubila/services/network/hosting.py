@@ -227,13 +227,13 @@ def describe_port(cloud: Cloud, reader: Reader, id: str, host: str) -> PortSpec 
         allowed_pairs=tuple(
             (str(addresses.network(p["ip_address"])), p["mac_address"]) for p in port["allowed_address_pairs"] or ()
         ),
-        rules=_rules(reader, id) if port["port_security_enabled"] else (),
+        rules=_rules(cloud, reader, id) if port["port_security_enabled"] else (),
     )
 
 
-def _rules(reader: Reader, port_id: str) -> tuple[RuleSpec, ...]:
+def _rules(cloud: Cloud, reader: Reader, port_id: str) -> tuple[RuleSpec, ...]:
     rows = reader.all(_RULES, {"port": port_id})
-    members = _members(reader, {r["remote_group_id"] for r in rows if r["remote_group_id"]})
+    members = _members(cloud, reader, {r["remote_group_id"] for r in rows if r["remote_group_id"]})
     out = []
     for r in rows:
         remote: tuple[str, ...] | None = None
@@ -255,7 +255,7 @@ def _rules(reader: Reader, port_id: str) -> tuple[RuleSpec, ...]:
     return tuple(dict.fromkeys(out))
 
 
-def _members(reader: Reader, group_ids: set[str]) -> dict[str, list[str]]:
+def _members(cloud: Cloud, reader: Reader, group_ids: set[str]) -> dict[str, list[str]]:
     """group -> the CIDRs of its members: their addresses and the further ones they may send from."""
     if not group_ids:
         return {}
@@ -264,7 +264,20 @@ def _members(reader: Reader, group_ids: set[str]) -> dict[str, list[str]]:
         found.setdefault(group, set()).add(ip)
     for group, pairs in reader.rows(_MEMBER_PAIRS, {"groups": sorted(group_ids)}):
         found.setdefault(group, set()).update(p["ip_address"] for p in pairs or ())
-    return {group: addresses.compact(cidrs) for group, cidrs in found.items()}
+    return {group: _compact(cloud, group, cidrs) for group, cidrs in found.items()}
+
+
+def _compact(cloud: Cloud, group: str, cidrs: set[str]) -> list[str]:
+    """The members in few CIDRs; worked out once for all the ports that are told about one change."""
+    known: dict[str, tuple[set[str], list[str]]] = cloud.memory.setdefault("network group members", {})
+    have = known.get(group)
+    if have is not None and have[0] == cidrs:
+        return have[1]
+    if len(known) > 1000:
+        known.clear()
+    done = addresses.compact(cidrs)
+    known[group] = (cidrs, done)
+    return done
 
 
 def observe_port(cloud: Cloud, tx: Tx, id: str, host: str, observed: Mapping[str, Any]) -> str:

@@ -24,6 +24,7 @@ from nubila.services.network.tables import DHCP_BINDING
 
 Row = dict[str, Any]
 RETRY_S = 5.0
+SMALL_GROUP, PAUSE_PER_PORT_S, MAX_PAUSE_S = 16, 0.005, 5.0
 _D, _P = DHCP_BINDING.c, Port.table.c
 _BINDINGS = sa.select(_D.host, _D.port_id).where(_D.network_id == sa.bindparam("network")).order_by(_D.host)
 _DHCP_LOAD = sa.select(_D.host, sa.func.count()).group_by(_D.host)
@@ -225,9 +226,23 @@ def routers_with_ports(cloud: Cloud, reader: Reader) -> list[str]:
 
 
 def group_item(cloud: Cloud, store: Store, item: Item) -> None:
-    """Reconciler "security_group": pass a change on to every port it concerns."""
+    """Reconciler "security_group": pass a change on to every port it concerns.
+
+    A large group that changes all the time (a project starting a thousand servers) is passed on once in a while, not at
+    every change: each time costs every port a comparison.
+    """
+    told: dict[str, float] = cloud.memory.setdefault("network groups told", {})
     with store.write(item) as tx:
         found = asks.concerned(tx, item.id)
+        pause = min(len(found) * PAUSE_PER_PORT_S, MAX_PAUSE_S) if len(found) > SMALL_GROUP else 0.0
+        wait = told.get(item.id, -MAX_PAUSE_S) + pause - clock.monotonic()
+        if wait > 0:
+            tx.settle(f"{len(found)} ports will be told together", again=wait)
+            return
         for port_id, host in found:
             tx.ask("port", port_id, host)
         tx.settle(f"{len(found)} ports were told")
+    if pause:
+        told[item.id] = clock.monotonic()
+        if len(told) > 10_000:
+            told.clear()

@@ -157,7 +157,9 @@ def changed(cloud: Cloud, tx: Tx, before: Row, after: Row) -> None:
     if new_ips != old_ips:
         floating_links.addresses_changed(tx, id, [i["ip_address"] for i in new_ips])
     asks.moved(tx, after, before["bound_host"], after["bound_host"])
-    asks.port(tx, after)
+    wiring = ("mac_address", "admin_state_up", "port_security_enabled", "allowed_address_pairs", "device_owner")
+    if new_ips != old_ips or after["security_groups"] != old_groups or any(before[n] != after[n] for n in wiring):
+        asks.port(tx, after)
     if before["device_owner"] != after["device_owner"] or before["device_id"] != after["device_id"]:
         asks.port(tx, before)
     if new_ips != old_ips or any(before[n] != after[n] for n in ("mac_address", "dns_name", "extra_dhcp_opts")):
