@@ -120,11 +120,14 @@ class HostApi:
         response = self._send("GET", path, None)
         if response.status != 200:
             raise Refused(response.status, response.read()[:300].decode("utf-8", "replace"))
+        length = response.length
         temp = into.with_name(f"{into.name}.{os.getpid()}.{threading.get_ident()}.part")
         try:
             with temp.open("wb") as f:
                 while data := response.read(1 << 20):
                     f.write(data)
+                if length is not None and f.tell() != length:  # http.client takes a broken connection for the end
+                    raise http.client.IncompleteRead(b"", length - f.tell())
                 f.flush()
                 os.fsync(f.fileno())
             temp.rename(into)

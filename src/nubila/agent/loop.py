@@ -73,6 +73,9 @@ class Agent:
                     restored = True
                 stop.wait(pause)
                 pause = min(pause * 2, 2.0 if restored else 0.2)
+            except Exception:  # an engine that fails must not take the others with it
+                log.exception("starting over")
+                stop.wait(1.0)
         self._pool.shutdown(wait=True)
         self.drivers.network.stop()
 
@@ -99,13 +102,16 @@ class Agent:
         """Remove what carries our mark and nobody knows; only with a complete list in hand."""
         every = self.api.every()
         self.ledger.keep(every)
-        if self.drivers.hypervisor is not None:
-            for id in self.drivers.hypervisor.prune(every.get("guest", [])):
-                log.warning("removed unknown guest %s", id)
-        for name in self.drivers.network.prune(
-            every.get("network", []), every.get("port", []), every.get("router", [])
-        ):
-            log.warning("removed unknown %s", name)
+        try:  # what cannot be removed is tried again at the next sweep; meanwhile there is other work
+            if self.drivers.hypervisor is not None:
+                for id in self.drivers.hypervisor.prune(every.get("guest", [])):
+                    log.warning("removed unknown guest %s", id)
+            for name in self.drivers.network.prune(
+                every.get("network", []), every.get("port", []), every.get("router", [])
+            ):
+                log.warning("removed unknown %s", name)
+        except Exception:
+            log.exception("could not remove what is unknown here")
         self._wired = set(self.drivers.network.ports())
 
     def _restore(self) -> None:
@@ -131,10 +137,10 @@ class Agent:
             outcomes: list[dict[str, Any]] = []
             for item in sequence(fresh):
                 if item["kind"] in ("guest", "query"):
-                    self._busy.add((item["kind"], item["id"]))
                     if outcomes:  # whoever waits for these ports learns of them first
                         self.api.settle(outcomes)
                         outcomes = []
+                    self._busy.add((item["kind"], item["id"]))
                     self._pool.submit(self._in_background, item)
                 else:
                     outcomes.append(self._do(item))
