@@ -72,6 +72,8 @@ def build(out: Path, progress: Progress, cache: Path | None = None) -> None:
         with tempfile.TemporaryDirectory(prefix="build-", dir=cache) as scratch:
             _make(Path(scratch), cache / "packages", progress)
             os.replace(Path(scratch, "disk.qcow2"), made)
+        for older in set(cache.glob("tiny-*.qcow2")) - {made}:
+            older.unlink()
     part = out.with_name(f".{out.name}.part")
     shutil.copyfile(made, part)
     os.replace(part, out)
