@@ -293,7 +293,7 @@ def _isolation(s: Story) -> None:
                 raise Failed(f"{a} reached {b} on its private address {by_name[b].fixed}")
     with s.step("nothing through a port that the security group closes"):
         g = by_name["web_1a"]
-        _ssh(s, g, "setsid nc -lk -p 8081 -e /bin/cat >/dev/null 2>&1 </dev/null &")
+        _ssh(s, g, "setsid nc -ll -p 8081 -e /bin/cat >/dev/null 2>&1 </dev/null &")
         inside = "nc -w 1 127.0.0.1 8081 </dev/null && echo OPEN || echo closed"
         poll("the listener inside the guest", lambda: "OPEN" in _ssh(s, g, inside), 20, 0.3)
         with socket.socket() as probe:

@@ -104,27 +104,6 @@ udhcpc -f -S -i "$1" -p "/run/udhcpc.$1.pid" -s /bin/udhcpc-event -t 4 -T 1 -A 3
   -O mtu -O staticroutes -O search >/dev/null 2>&1 &
 """,
     ),
-    "bin/nc": (
-        0o755,
-        """\
-#!/bin/sh
-# test suites listen with -lk; Debian's busybox says -ll for the same
-n=$#
-while [ $n -gt 0 ]; do
-  case "$1" in
-    -lk|-kl) set -- "$@" -ll ;;
-    -k) set -- "$@" -l ;;
-    -e)  # the program and its arguments stay as they are
-      shift; n=$((n - 1)); set -- "$@" -e
-      while [ $n -gt 0 ]; do set -- "$@" "$1"; shift; n=$((n - 1)); done
-      break ;;
-    *) set -- "$@" "$1" ;;
-  esac
-  shift; n=$((n - 1))
-done
-exec busybox nc "$@"
-""",
-    ),
     "bin/udhcpc-event": (
         0o755,
         """\
@@ -349,11 +328,6 @@ fi
 exec busybox nc ${wait:+-w $wait} ${port:+-p $port} "$@"
 """,
     ),
-    **{
-        # raw sockets need root, and a set-user-id busybox would make every program of the guest root
-        f"bin/{name}": (0o755, f'#!/bin/sh\n[ "$(id -u)" = 0 ] || exec sudo "$0" "$@"\nexec busybox {name} "$@"\n')
-        for name in ("ping", "ping6", "traceroute", "traceroute6")
-    },
     "bin/mkfs": (
         0o755,
         '#!/bin/sh\nkind=ext4\n[ "$1" = -t ] && kind="$2" && shift 2\nexec "mkfs.$kind" "$@"\n',
