@@ -262,6 +262,14 @@ def test_a_guest_on_a_network(net: Net, tiny: Path, tmp_path: Path) -> None:
             while "foolish" not in net.run(sys.executable, "-c", knock.format(address)).stdout:
                 assert time.monotonic() < deadline
 
+        ask = (
+            "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(3);"
+            " s.sendto(b'?', ({!r}, 9090)); print(s.recv(9))"
+        )
+        while "x" not in net.run(sys.executable, "-c", ask.format(address)).stdout:
+            assert time.monotonic() < deadline + 20
+        assert "0% packet loss" in net.ssh(address, "ping -c 1 10.77.0.1")
+
         second = net.tap()
         more = replace(spec, nics=(nic, second))
         assert set(bench.settle(more).nics) == {nic.port_id, second.port_id}
