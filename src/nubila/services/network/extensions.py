@@ -53,6 +53,8 @@ EXTENSIONS: dict[str, tuple[str, str, str]] = {
     "standard-attr-timestamp": ("Resource timestamps", "Times of creation and change.", "2016-09-12"),
     "subnet-service-types": ("Subnet service types", "Subnets for some device owners only.", "2016-03-15"),
     "subnet_allocation": ("Subnet Allocation", "Subnets from pools.", "2015-03-30"),
+    "tag": ("Tag support", "Tags of networks.", "2016-01-01"),
+    "tag-ports-during-bulk-creation": ("Tag Ports During Bulk Creation", "Tags of ports made together.", "2019-12-29"),
 }
 
 
