@@ -91,6 +91,8 @@ def _failed(tx: Tx, row: Row, fault: str) -> str:
     """The host can not make it as asked, and says it never will."""
     text = fault or "The host could not run the guest."
     if row["vm_state"] != "error" or (row["fault"] or {}).get("message") != text[:255]:
+        if row["deadline"] is not None:
+            tx.ask("server", row["id"])
         fail(tx, row, text)
         if row["launched_at"] is None:
             tx.ask("guest", row["id"], row["host"])  # what was half built must go
@@ -117,6 +119,8 @@ def _saw(tx: Tx, row: Row, seen: Mapping[str, Any], fault: str) -> str:
             new["power"] = "off"  # it went off by itself: that is how it is wanted until somebody starts it
         new |= {"booted": row["boots"], "deadline": None}
     changed = {k: v for k, v in new.items() if row[k] != v}
+    if "deadline" in changed:
+        tx.ask("server", row["id"])  # the controller waits for the end of building no longer
     if changed:
         rows.change(tx, row, **changed)
     if views.task_state(row) is None:

@@ -25,7 +25,7 @@ def index(call: Call) -> Row:
     zone = call.arg("zone")
     return {"hosts": [
         {"host_name": s["host"], "service": _SERVICES[s["binary"]], "zone": s["zone"]}
-        for s in hypervisors.services(call) if zone is None or s["zone"] == zone
+        for s in hypervisors.services(call) if not zone or s["zone"] == zone
     ]}  # fmt: skip
 
 
