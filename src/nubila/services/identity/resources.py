@@ -38,6 +38,8 @@ MAX_DEPTH = 5
 _P = Project.table
 _T = PROJECT_TAG.c
 _TAGS = sa.select(_T.project_id, _T.name).order_by(_T.name)
+_TAGS_OF = _TAGS.where(_T.project_id.in_(sa.bindparam("ids", expanding=True)))
+_TAGS_OF_ONE = _TAGS.where(_T.project_id == sa.bindparam("id"))
 listing = shape.listing
 
 
@@ -46,9 +48,12 @@ listing = shape.listing
 
 def tags_of(reader: Reader, ids: list[str]) -> dict[str, list[str]]:
     """project id -> its tags."""
-    statement = _TAGS if len(ids) > 200 else _TAGS.where(_T.project_id.in_(ids))
+    if len(ids) == 1:
+        found = reader.rows(_TAGS_OF_ONE, {"id": ids[0]})
+    else:
+        found = reader.rows(_TAGS) if len(ids) > 200 else reader.rows(_TAGS_OF, {"ids": ids})
     out: dict[str, list[str]] = {}
-    for project, name in reader.rows(statement):
+    for project, name in found:
         out.setdefault(project, []).append(name)
     return out
 

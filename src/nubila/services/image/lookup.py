@@ -20,6 +20,12 @@ Row = dict[str, Any]
 BOOTABLE_CONTAINERS = (None, "bare", "ami", "aki", "ari")
 _I = Image.table
 _ROW = sa.select(_I).where(_I.c.id == sa.bindparam("id"))
+_IDS: sa.BindParameter[list[str]] = sa.bindparam("ids", expanding=True)
+_TAGS = sa.select(TAG.c.image_id, TAG.c.name).order_by(TAG.c.name)
+_TAGS_OF, _TAGS_OF_ONE = _TAGS.where(TAG.c.image_id.in_(_IDS)), _TAGS.where(TAG.c.image_id == sa.bindparam("id"))
+_PROPERTIES = sa.select(PROPERTY.c.image_id, PROPERTY.c.name, PROPERTY.c.value)
+_PROPERTIES_OF = _PROPERTIES.where(PROPERTY.c.image_id.in_(_IDS))
+_PROPERTIES_OF_ONE = _PROPERTIES.where(PROPERTY.c.image_id == sa.bindparam("id"))
 _MEMBER = sa.select(MEMBER.c.status).where(
     MEMBER.c.image_id == sa.bindparam("id"), MEMBER.c.member_id == sa.bindparam("member_id")
 )
@@ -27,16 +33,16 @@ _MEMBER = sa.select(MEMBER.c.status).where(
 
 def with_parts(reader: Reader, rows: list[Row]) -> list[Row]:
     """Fill in ``tags`` (list) and ``properties`` (name -> value) of rows."""
-    ids = [r["id"] for r in rows]
+    if not rows:
+        return rows
     tags: dict[str, list[str]] = {}
     properties: dict[str, dict[str, str]] = {}
-    if ids:
-        found = sa.select(TAG.c.image_id, TAG.c.name).where(TAG.c.image_id.in_(ids)).order_by(TAG.c.name)
-        for id, name in reader.rows(found):
-            tags.setdefault(id, []).append(name)
-        p = PROPERTY.c
-        for id, name, value in reader.rows(sa.select(p.image_id, p.name, p.value).where(p.image_id.in_(ids))):
-            properties.setdefault(id, {})[name] = value
+    one = len(rows) == 1
+    ids: Row = {"id": rows[0]["id"]} if one else {"ids": [r["id"] for r in rows]}
+    for id, name in reader.rows(_TAGS_OF_ONE if one else _TAGS_OF, ids):
+        tags.setdefault(id, []).append(name)
+    for id, name, value in reader.rows(_PROPERTIES_OF_ONE if one else _PROPERTIES_OF, ids):
+        properties.setdefault(id, {})[name] = value
     for r in rows:
         r["tags"], r["properties"] = tags.get(r["id"], []), properties.get(r["id"], {})
     return rows
