@@ -75,6 +75,8 @@ def test_free_finds_an_address_exactly_when_there_is_one(size: int, used: set[in
     left = set(range(1, size + 1)) - used
     assert (found is None) == (not left)
     assert found is None or int(ipaddress.ip_address(found)) - base in left
+    first = addresses.free(pools, taken_from(taken), lowest=True)
+    assert first is None if not left else int(ipaddress.ip_address(str(first))) - base == min(left)
 
 
 @given(st.integers(), st.integers(1, 40))

@@ -168,8 +168,8 @@ def _gap(keys: Sequence[str], first: int, last: int, limit: int) -> tuple[int | 
     return None, expected
 
 
-def free(pools: Iterable[Pool], taken: Taken, pick: random.Random | None = None) -> str | None:
-    """A free address of the pools, chosen at random, or None when there is none.
+def free(pools: Iterable[Pool], taken: Taken, pick: random.Random | None = None, *, lowest: bool = False) -> str | None:
+    """A free address of the pools, chosen at random unless ``lowest``, or None when there is none.
 
     A random place is tried first and the first gap after it taken; a few probes with growing windows find one in any
     pool that is not nearly full, whatever its size. Only then every address is looked at.
@@ -182,6 +182,8 @@ def free(pools: Iterable[Pool], taken: Taken, pick: random.Random | None = None)
     total = sum(last - first + 1 for first, last, _ in spans)
     if not total:
         return None
+    if lowest:
+        return _scan(spans, taken, _PROBES[0])
     for limit in _PROBES:
         offset = dice.randrange(total)
         for first, last, digits in spans:
@@ -199,13 +201,14 @@ def _read(taken: Taken, first: int, last: int, digits: int, limit: int) -> Seque
     return taken(f"{first:0{digits}x}", f"{last:0{digits}x}", limit)
 
 
-def _scan(spans: Sequence[tuple[int, int, int]], taken: Taken) -> str | None:
+def _scan(spans: Sequence[tuple[int, int, int]], taken: Taken, chunk: int = _CHUNK) -> str | None:
     for first, last, digits in spans:
         at = first
         while at <= last:
-            found, at = _gap(_read(taken, at, last, digits, _CHUNK), at, last, _CHUNK)
+            found, at = _gap(_read(taken, at, last, digits, chunk), at, last, chunk)
             if found is not None:
                 return address(f"{found:0{digits}x}")
+            chunk = _CHUNK
     return None
 
 

@@ -58,10 +58,10 @@ def take(tx: Tx, subnet: Mapping[str, Any], address: str, port_id: str, place: i
     return bool(tx.scalar(_HOLDER, {"subnet": subnet["id"], "key": key}) == port_id)
 
 
-def take_free(tx: Tx, subnet: Mapping[str, Any], port_id: str, place: int) -> str | None:
-    """Claim any free address of the subnet's pools for a port; None when the pools are used up."""
+def take_free(tx: Tx, subnet: Mapping[str, Any], port_id: str, place: int, *, lowest: bool = False) -> str | None:
+    """Claim a free address of the subnet's pools (any, or the lowest) for a port; None when they are used up."""
     while True:
-        found = addresses.free(subnet["allocation_pools"], reading(tx, subnet["id"]), _dice)
+        found = addresses.free(subnet["allocation_pools"], reading(tx, subnet["id"]), _dice, lowest=lowest)
         if found is None or take(tx, subnet, found, port_id, place):
             return found
 

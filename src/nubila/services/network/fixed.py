@@ -8,7 +8,7 @@ from typing import Any
 from nubila.core.db import Tx
 from nubila.core.faults import bad_request, conflict
 from nubila.services.network import addresses, allocate, look
-from nubila.services.network.asks import GATEWAY, INTERFACE
+from nubila.services.network.asks import DHCP, GATEWAY, INTERFACE
 from nubila.services.network.kinds import Subnet
 
 Row = dict[str, Any]
@@ -110,7 +110,7 @@ def claim(tx: Tx, port: Mapping[str, Any], wanted: Sequence[Wish], start: int = 
     out = []
     for place, (subnet, ip) in enumerate(wanted, start):
         if ip is None:
-            ip = allocate.take_free(tx, subnet, port["id"], place)
+            ip = allocate.take_free(tx, subnet, port["id"], place, lowest=port["device_owner"] == DHCP)
             if ip is None:
                 text = f"No more IP addresses available on network {port['network_id']}."
                 raise conflict(text, "IpAddressGenerationFailure")
