@@ -43,6 +43,21 @@ def caller(call: Call) -> str:
     raise Fault(404, "The resource could not be found.")
 
 
+def fields(call: Call) -> Mapping[str, Any]:
+    """The body as an object. Raises 400."""
+    if not isinstance(call.body, dict):
+        raise bad_request("The body must be a JSON object.")
+    return call.body
+
+
+def listed(call: Call, name: str) -> list[Any]:
+    """A list in the body. Raises 400."""
+    found = fields(call).get(name) or []
+    if not isinstance(found, list):
+        raise bad_request(f"{name} must be a list.")
+    return found
+
+
 def items(call: Call) -> dict[str, HostItem]:
     """All kinds of host items of all wired services."""
     return {kind: item for s in call.cloud.services for kind, item in s.host_items.items()}
@@ -102,8 +117,8 @@ def changed(call: Call) -> Mapping[str, Any]:
     """Guests whose power changed by itself: look at them."""
     host = caller(call)
     mine = set(items(call)["guest"].every(call.cloud, call.tx, host))
-    for id in call.body.get("guests", []):
-        if id in mine:
+    for id in listed(call, "guests"):
+        if isinstance(id, str) and id in mine:
             call.tx.ask("guest", id, host)
     return {}
 
@@ -111,9 +126,12 @@ def changed(call: Call) -> Mapping[str, Any]:
 async def take(call: Call) -> Mapping[str, Any]:
     """Lease due work of the host, each with its complete desired state; waits up to ``wait_s`` for some."""
     host = caller(call)
-    body = call.body or {}
-    limit = max(1, min(int(body.get("max", 16)), 64))
-    deadline = time.monotonic() + max(0.0, min(float(body.get("wait_s", 20.0)), 30.0))
+    body = fields(call) if call.body is not None else {}
+    try:
+        limit = max(1, min(int(body.get("max", 16)), 64))
+        deadline = time.monotonic() + max(0.0, min(float(body.get("wait_s", 20.0)), 30.0))
+    except (TypeError, ValueError, OverflowError):
+        raise bad_request("max and wait_s are numbers.") from None
     known = items(call)
     store = call.cloud.store
     while True:
@@ -156,9 +174,14 @@ def settle(call: Call) -> Mapping[str, Any]:
     """Take in outcomes: observed state and the end of each lease. A lost lease is told, nothing is written."""
     host, known = caller(call), items(call)
     results = []
-    for one in call.body.get("items", []):
-        kind = known.get(one["kind"])
-        item = Item(one["kind"], one["id"], host, int(one["gen"]), int(one["token"]), int(one.get("tries", 0)))
+    for one in listed(call, "items"):
+        try:
+            item = Item(
+                str(one["kind"]), str(one["id"]), host, int(one["gen"]), int(one["token"]), int(one.get("tries", 0))
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            raise bad_request(f"An item needs kind, id, gen and token: {e}") from None
+        kind = known.get(item.kind)
         try:
             call.cloud.store.transact(lambda tx, k=kind, o=one: _settle(call, tx, k, o, host), item=item)  # type: ignore[misc]
             results.append("ok")
@@ -189,10 +212,12 @@ def image(call: Call) -> StreamReply:
     """The bytes of an image that a guest of this host boots from."""
     from nubila.services.image import lookup as images
 
-    caller(call)
-    path: Path = images.path_of(call.cloud, call.params["id"])
+    host, id = caller(call), call.params["id"]
+    if call.peer != "unix":
+        _only_needed(call, host, id)
+    path: Path = images.path_of(call.cloud, id)
     if not path.exists():
-        raise not_found("image", call.params["id"])
+        raise not_found("image", id)
 
     def chunks() -> Any:
         with path.open("rb") as f:
@@ -202,17 +227,42 @@ def image(call: Call) -> StreamReply:
     return StreamReply(chunks(), path.stat().st_size)
 
 
+def _only_needed(call: Call, host: str, image_id: str) -> None:
+    """A joined host reads only images that a guest of its own boots from. Raises 404."""
+    guest = items(call)["guest"]
+    with call.cloud.store.read() as reader:
+        for id in guest.every(call.cloud, reader, host):
+            spec = guest.describe(call.cloud, reader, id, host)
+            if spec is not None and any(disk.image_id == image_id for disk in spec.disks):
+                return
+    raise not_found("image", image_id)
+
+
+def _only_here(call: Call, host: str, body: Mapping[str, Any]) -> None:
+    """A joined host speaks only for guests on networks and routers that it has. Raises 404."""
+    for kind in ("network", "router"):
+        id = body.get(f"{kind}_id")
+        if id is not None and items(call)[kind].describe(call.cloud, call.tx, str(id), host) is None:
+            raise not_found(kind, str(id))
+
+
 def metadata(call: Call) -> Mapping[str, Any]:
     """Answer a guest's metadata request that arrived on this host."""
     import base64
 
     from nubila.services.compute import metadata as guests
 
-    caller(call)
-    b = call.body
+    host, b = caller(call), fields(call)
+    if call.peer != "unix":
+        _only_here(call, host, b)
+    try:
+        address, method, path = str(b["address"]), str(b["method"]), str(b["path"])
+        sent = base64.b64decode(b.get("body") or "")
+    except (KeyError, TypeError, ValueError) as e:
+        raise bad_request(f"metadata needs address, method, path and body in base64: {e}") from None
     status, kind, data = guests.answer(
-        call.cloud, call.tx, network_id=b.get("network_id"), router_id=b.get("router_id"), address=str(b["address"]),
-        method=str(b["method"]), path=str(b["path"]), body=base64.b64decode(b.get("body") or ""),
+        call.cloud, call.tx, network_id=b.get("network_id"), router_id=b.get("router_id"), address=address,
+        method=method, path=path, body=sent,
     )  # fmt: skip
     data = data.encode() if isinstance(data, str) else data
     return {"status": status, "content_type": kind, "body": base64.b64encode(data).decode()}
