@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -43,6 +42,23 @@ def sweep(cloud: Cloud) -> int:
     return n
 
 
+def steadily(
+    what: str, once: Callable[[], object], stop: threading.Event, pause_s: float, *, again_s: float = 1.0
+) -> None:
+    """Do it again and again until ``stop``; whatever it raises is written down and must not be the end of it."""
+    while not stop.is_set():
+        pause = pause_s
+        try:
+            once()
+        except StoreError as e:  # the database is away: keep trying
+            log.warning("%s: %s", what, e)
+            pause = again_s
+        except Exception:
+            log.exception("%s", what)
+            pause = again_s
+        stop.wait(pause)
+
+
 def controller(cloud: Cloud, *, lease_s: float = 30.0) -> tuple[Callable[[threading.Event], None], Callable[[], None]]:
     """The controller's loop as a function of a stop event, and what wakes it."""
     loop = Loop(cloud.store, "", reconcilers(cloud), lease_s=lease_s, batch=8, idle_s=0.5)
@@ -56,12 +72,7 @@ def controller(cloud: Cloud, *, lease_s: float = 30.0) -> tuple[Callable[[thread
         listener.close()
 
     def sweeper(stop: threading.Event) -> None:
-        while not stop.is_set():
-            try:
-                sweep(cloud)
-            except StoreError as e:
-                log.warning("sweep: %s", e)
-            stop.wait(cloud.settings.sweep_s)
+        steadily("sweep", lambda: sweep(cloud), stop, cloud.settings.sweep_s)
 
     def run(stop: threading.Event) -> None:
         others = [
@@ -70,12 +81,6 @@ def controller(cloud: Cloud, *, lease_s: float = 30.0) -> tuple[Callable[[thread
         ]
         for thread in others:
             thread.start()
-        while not stop.is_set():
-            started = time.monotonic()
-            try:
-                loop.run(stop)
-            except StoreError as e:  # the database is away: keep trying
-                log.warning("controller: %s", e)
-                stop.wait(min(1.0, max(0.1, 1.0 - (time.monotonic() - started))))
+        steadily("controller", lambda: loop.run(stop), stop, 0.0)
 
     return run, loop.wake

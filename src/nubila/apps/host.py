@@ -131,8 +131,9 @@ def run(root: Path) -> None:
     threads = [threading.Thread(target=a.run, args=(stop,), name=a.place.host, daemon=True) for a in agents]
     for thread in threads:
         thread.start()
-    while any(t.is_alive() for t in threads) and not stop.is_set():
+    while all(t.is_alive() for t in threads) and not stop.is_set():
         stop.wait(0.5)
+    stop.set()  # one that ended by itself ends the process, which is then started again
     for thread in threads:
         thread.join(5)
 

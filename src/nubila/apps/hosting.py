@@ -56,7 +56,8 @@ def listing(state: Path) -> list[dict[str, Any]]:
     return [
         {
             "name": h["name"], "alive": h["alive"], "state": h["state"], "roles": h["roles"],
-            "tunnel_ip": h["tunnel_ip"], "accel": h["capabilities"].get("accel"), "guests": guests[h["name"]], "work": debts.get(h["name"], 0),
+            "tunnel_ip": h["tunnel_ip"], "accel": h["capabilities"].get("accel"), "guests": guests[h["name"]],
+            "work": debts.get(h["name"], 0),
         }
         for h in found
     ]  # fmt: skip

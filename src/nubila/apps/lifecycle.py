@@ -60,10 +60,11 @@ def up(state: Path, options: Mapping[str, Any]) -> Up:
         raise Cannot(str(e)) from None
     _check_schema(settings.database or f"sqlite:///{state / 'nubila.db'}")
     listening = {"main": settings.listen}
+    _check_free(settings.listen)
     if settings.classic_ports:
         host = settings.listen.rpartition(":")[0]
         main_port = int(settings.listen.rpartition(":")[2])
-        listening |= {p: f"{host}:{n}" for p, n in CLASSIC.items() if n != main_port and p != "/identity"}
+        listening |= {p: f"{host}:{n}" for p, n in CLASSIC.items() if n != main_port}
     for address in listening.values():
         _check_free(address)
     _make_directories(state)
@@ -190,6 +191,8 @@ def status(state: Path) -> dict[str, Any]:
         out["processes"] = json.loads((state / "run" / "processes.json").read_text())
     try:
         out["health"] = probe(state)
+    except KeyError:  # a joined host serves no API
+        out["health"] = {"status": "an agent only; `nubila status` on the controller shows the cloud"}
     except (OSError, ValueError) as e:
         out["health"] = {"status": f"no answer: {e}"}
     return out

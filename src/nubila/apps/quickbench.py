@@ -1,4 +1,4 @@
-"""``nubila bench``: a quick look at this machine: start-up, memory, requests per second, server creation, simulated gear."""
+"""``nubila bench``: a quick look at this machine in the simulated gear: start-up, memory, requests, servers."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ async def serve(cloud: Cloud, sockets: dict[str, socket.socket], stop: asyncio.E
     cloud.waiters = waiters
     servers: list[tuple[uvicorn.Server, socket.socket]] = []
     for name, sock in sockets.items():
-        app: App = edge if name == "main" else edge.on_port(name)
+        app: App = edge if name in ("main", "/identity") else edge.on_port(name)  # Identity is at the root anyway
         servers.append((_Server(_config(app, lifespan="on" if name == "main" else "off")), sock))
     if hosts:
         local = _Server(_config(_only_hosts(edge, "unix"), lifespan="off"))
@@ -165,8 +165,9 @@ def run(
     """The process: serve on inherited sockets until SIGTERM. ``first`` makes what a new cloud begins with."""
     cloud = open_cloud(state, settings)
     if first:
-        passwords = first_start(cloud)
-        write_clouds(state, auth_url(settings.listen, settings.public_url), passwords, settings.region)
+        url = auth_url(settings.listen, settings.public_url)
+        if first_start(cloud, keep=lambda made: write_clouds(state, url, made, settings.region)) is None:
+            write_clouds(state, url, None, settings.region)
     ended = threading.Event()
     workers: list[threading.Thread] = []
     if with_controller:

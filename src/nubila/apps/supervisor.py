@@ -22,11 +22,15 @@ from typing import Any
 
 PR_SET_PDEATHSIG = 1
 QUICK_S = 2.0
+LOCK_TRIES = 10
 
 
 def die_with_parent() -> None:
     """End this process when its parent ends (prctl(2))."""
+    parent = os.getppid()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it ended while we asked
+        sys.exit(0)
 
 
 class AlreadyUp(Exception):
@@ -36,11 +40,15 @@ class AlreadyUp(Exception):
 def lock(state: Path) -> Any:
     """Hold the state directory: the open lock file, with our pid in it. Raises AlreadyUp."""
     file = (state / "run" / "supervisor.pid").open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise AlreadyUp(f"this cloud is up already (process {running(state)})") from None
+    for attempt in range(LOCK_TRIES):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError:
+            if attempt == LOCK_TRIES - 1:
+                file.close()
+                raise AlreadyUp(f"this cloud is up already (process {running(state)})") from None
+            time.sleep(0.02)  # ``running`` holds it for a moment when it looks
     file.seek(0)
     file.truncate()
     file.write(str(os.getpid()))
@@ -87,13 +95,12 @@ class Child:
         self.process = None
 
 
-def supervise(state: Path, plan: dict[str, Any], sockets: dict[str, socket.socket]) -> None:
-    """Run the children of the plan until SIGTERM or SIGINT."""
+def _children(state: Path, plan: dict[str, Any], sockets: dict[str, socket.socket]) -> list[Child]:
     fds = {name: s.fileno() for name, s in sockets.items()}
     for fd in fds.values():
         os.set_inheritable(fd, True)
     listening = ",".join(f"{name}={fd}" for name, fd in fds.items())
-    children = [
+    return [
         Child(
             c["name"], ["-m", "nubila.apps.process", c["role"], "--state", str(state), *c.get("args", ()),
                         *(["--fds", listening] if c["role"] == "server" else [])],
@@ -101,6 +108,42 @@ def supervise(state: Path, plan: dict[str, Any], sockets: dict[str, socket.socke
         )
         for c in plan["children"]
     ]  # fmt: skip
+
+
+def _tend(children: list[Child]) -> bool:
+    """Notice deaths and start again what is due; True when something was started."""
+    changed = False
+    for child in children:
+        if child.process is not None and child.process.poll() is not None:
+            print(f"{child.name} ended with {child.process.returncode}", flush=True)
+            child.died()
+        if child.process is None and time.monotonic() >= child.again:
+            try:
+                child.start()
+                changed = True
+            except OSError as e:  # no memory, no disk: the others go on, this one is tried again
+                print(f"{child.name} cannot be started: {e}", flush=True)
+                child.died()
+                child.again = time.monotonic() + 1.0
+    return changed
+
+
+def _end(children: list[Child]) -> None:
+    running = [c.process for c in children if c.process is not None]
+    for process in running:
+        process.terminate()
+    deadline = time.monotonic() + 8.0
+    for process in running:
+        try:
+            process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def supervise(state: Path, plan: dict[str, Any], sockets: dict[str, socket.socket]) -> None:
+    """Run the children of the plan until SIGTERM or SIGINT."""
+    children = _children(state, plan, sockets)
     stopping = False
 
     def stop(*_: Any) -> None:
@@ -113,32 +156,11 @@ def supervise(state: Path, plan: dict[str, Any], sockets: dict[str, socket.socke
     os.set_blocking(wake_w, False)
     signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    for child in children:
-        child.start()
-    _write_pids(state, children)
     while not stopping:
-        _sleep(wake_r, min([1.0, *(max(0.0, c.again - time.monotonic()) for c in children if c.process is None)]))
-        changed = False
-        for child in children:
-            if child.process is not None and child.process.poll() is not None:
-                print(f"{child.name} ended with {child.process.returncode}", flush=True)
-                child.died()
-            if child.process is None and not stopping and time.monotonic() >= child.again:
-                child.start()
-                changed = True
-        if changed:
+        if _tend(children):
             _write_pids(state, children)
-    for child in children:
-        if child.process is not None:
-            child.process.terminate()
-    deadline = time.monotonic() + 8.0
-    for child in children:
-        if child.process is not None:
-            try:
-                child.process.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                child.process.kill()
-                child.process.wait()
+        _sleep(wake_r, min([1.0, *(max(0.0, c.again - time.monotonic()) for c in children if c.process is None)]))
+    _end(children)
     (state / "run" / "processes.json").unlink(missing_ok=True)
 
 

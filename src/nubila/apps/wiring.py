@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -82,8 +82,14 @@ def open_cloud(state: Path, found: Settings, *, wired: tuple[Service, ...] | Non
     return cloud
 
 
-def first_start(cloud: Cloud, *, bcrypt_rounds: int | None = None) -> dict[str, str] | None:
-    """Make what a new cloud begins with; returns the generated passwords, None when it has been done before."""
+def first_start(
+    cloud: Cloud, *, bcrypt_rounds: int | None = None, keep: Callable[[dict[str, str]], None] | None = None
+) -> dict[str, str] | None:
+    """Make what a new cloud begins with; returns the generated passwords, None when it has been done before.
+
+    ``keep`` writes the passwords down before they come into force: a start that is killed never leaves a cloud whose
+    passwords nobody knows.
+    """
     with cloud.store.read() as reader:
         if reader.scalar(sa.select(STARTED.c.done)) is not None:
             return None
@@ -100,5 +106,7 @@ def first_start(cloud: Cloud, *, bcrypt_rounds: int | None = None) -> dict[str, 
             if service.bootstrap is not None:
                 service.bootstrap(cloud, tx)
         tx.insert(STARTED, {"done": 1})
+        if keep is not None:
+            keep(passwords)
     cloud.admin_password = cloud.demo_password = ""
     return passwords
