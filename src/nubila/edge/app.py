@@ -315,7 +315,7 @@ class Edge:
                 headers.append((name.encode(), text.encode()))
                 vary.append(name)
             headers.append((b"vary", ", ".join(vary).encode()))
-        elif call.headers.get("x-auth-token"):
+        elif wired.dialect.always_varies or call.headers.get("x-auth-token"):
             headers.append((b"vary", b"X-Auth-Token"))
         headers += [(k.lower().encode("latin-1"), v.encode()) for k, v in answer.headers.items()]
         if isinstance(answer, StreamReply):

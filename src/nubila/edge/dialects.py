@@ -26,6 +26,7 @@ class Dialect:
     over_quota_status = 409
     refused_list = 403
     wrong_media_status = 415
+    always_varies = False  # Vary: X-Auth-Token also on answers to requests without one
 
     def error(self, fault: Fault, request_id: str, version: Version) -> tuple[str, Any]:
         """Content type and body of a refusal."""
@@ -65,6 +66,7 @@ class Identity(Dialect):
     """Keystone: items and lists carry ``links``."""
 
     wrong_media_status = 400
+    always_varies = True
 
     def item_links(self, view: dict[str, Any], url: str) -> None:
         view["links"] = {"self": url}
