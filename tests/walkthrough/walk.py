@@ -190,6 +190,7 @@ class Walk:
         self.admin("WALK-18", "image list -f json")
         self.demo("WALK-18 demo", "image list -f json")
         self.admin("WALK-19", "endpoint list -f json")
+        self.admin("WALK-19 wide", "endpoint list")
         self.admin("WALK-19 table", "endpoint list --max-width 80")
 
     # --- 6c: networks, router, namespaces

@@ -18,7 +18,8 @@ bytes); `version` (microversion: "compute 2.79"); `capture` (variable: path); `u
 request until it holds or 60 s passed); `keep` (path: {key: regex}, drops list items made by others); `unordered`
 (paths of lists that are sets); `drop` (paths not recorded at all); `match: exact` (error wording counts); `differs`
 (path: reason; a known and justified difference); `ours: {status: 409, because: reason}` (the original fails
-here; only this status is checked); `note`; `optional: true` (a helper step that is not compared).
+here; only this status is checked); `note`; `optional: true` (a helper step that is not compared);
+`later` (why only the original is asked as yet).
 Variables: captures, `tag`, `fresh1` to `fresh5` (new UUIDs), `host`, `hypervisor`, and of everybody who acts
 `NAME.user_id .user_name .password .project_id .project_name .token`.
 Keys of a story: `story`, `about`, `actors`, `unordered`, `differs`, `later` (recorded already, why not yet compared),
@@ -44,7 +45,7 @@ import sys
 import time
 import urllib.parse
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ HEADERS = (
     "content-disposition",
 )
 STEP_KEYS = {*METHODS, "name", "who", "headers", "json", "text", "base64", "zeros", "version", "capture", "until"}
-STEP_KEYS |= {"keep", "unordered", "drop", "match", "differs", "ours", "note", "optional"}
+STEP_KEYS |= {"keep", "unordered", "drop", "match", "differs", "ours", "note", "optional", "later"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,14 +168,14 @@ class Player:
             self.vars.setdefault(name, host)
             self.scrub.know(host, name)
 
-    def play(self, on_step: Callable[[str, Answer], None] | None = None) -> Played:
-        """Every step in order; what a step could not capture ends the story with StoryError."""
+    def play(self, *, later: bool = False) -> Played:
+        """Every step in order, those for `later` only if asked; a step that cannot capture ends it with StoryError."""
         played = Played()
         try:
             for number, step in enumerate(self.story.steps, 1):
+                if "later" in step and not later:
+                    continue
                 request, answer = self._step(step)
-                if on_step:
-                    on_step(step["name"], answer)
                 body = self._body(step, answer)
                 if not step.get("optional"):
                     headers = {name: answer.headers[name] for name in HEADERS if name in answer.headers}
@@ -327,11 +328,11 @@ def _lookup(answer: Answer, path: str) -> Any:
         return None
 
 
-def play(cloud: Cloud, story: Story) -> Played:
-    """Play a story with a cast of its own."""
+def play(cloud: Cloud, story: Story, *, later: bool = False) -> Played:
+    """Play a story with a cast of its own; `later` also plays what is not compared yet."""
     wanted = {step.get("who", "member") for step in story.steps} | _mentioned(story.text)
     with Cast(cloud, wanted, story.actors) as cast:
-        return Player(cloud, story, cast).play()
+        return Player(cloud, story, cast).play(later=later)
 
 
 def check(story: Story, played: Played, shared: Mapping[str, str] | None = None) -> dict[str, list[Difference]]:
@@ -341,7 +342,7 @@ def check(story: Story, played: Played, shared: Mapping[str, str] | None = None)
     found: dict[str, list[Difference]] = {}
     for step in story.steps:
         name = step["name"]
-        if step.get("optional") or name not in recorded:
+        if step.get("optional") or "later" in step or name not in recorded:
             continue
         if name not in played.answers:
             found[name] = [Difference("step", "answered", "not reached")]
@@ -402,7 +403,7 @@ def _write_raw(folder: Path, story: Story, played: Played) -> None:
 
 
 def _record(cloud: Cloud, story: Story, label: str, raw: Path | None) -> str:
-    played = play(cloud, story)
+    played = play(cloud, story, later=True)
     if raw:
         _write_raw(raw, story, played)
     story.record(played, label)
