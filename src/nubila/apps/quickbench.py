@@ -10,6 +10,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
@@ -26,6 +27,10 @@ def memory_mb(state: Path) -> float:
             found = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)
             total += int(found[1]) / 1024 if found else 0.0
     return total
+
+
+def _active(c: Client, path: str) -> bool:
+    return bool(c.call("GET", "compute", path)["server"]["status"] == "ACTIVE")
 
 
 def _rate(act: Callable[[], object], seconds: float) -> float:
@@ -52,9 +57,8 @@ def run(*, quick: bool) -> None:
         auth = yaml.safe_load((state / "clouds.yaml").read_text())["clouds"]["nubila-admin"]["auth"]
         c = Client(auth["auth_url"], auth["username"], auth["password"], auth["project_name"])
         network = c.call("POST", "network", "/networks", {"network": {"name": "bench"}})["network"]["id"]
-        click.echo(
-            f"show a network             {_rate(lambda: c.call('GET', 'network', f'/networks/{network}'), seconds):8.0f} /s"
-        )
+        one = f"/networks/{network}"
+        click.echo(f"show a network             {_rate(lambda: c.call('GET', 'network', one), seconds):8.0f} /s")
         click.echo(
             f"list flavors               {_rate(lambda: c.call('GET', 'compute', '/flavors/detail'), seconds):8.0f} /s"
         )
@@ -72,7 +76,7 @@ def run(*, quick: bool) -> None:
             begun = time.monotonic()
             server = c.call("POST", "compute", "/servers", body)["server"]["id"]
             look = f"/servers/{server}"
-            poll("ACTIVE", lambda p=look: c.call("GET", "compute", p)["server"]["status"] == "ACTIVE", 30, 0.002)
+            poll("ACTIVE", partial(_active, c, look), 30, 0.002)
             times.append(time.monotonic() - begun)
         click.echo(f"server create to ACTIVE    {statistics.median(times) * 1000:8.0f} ms (p50)")
     finally:

@@ -20,10 +20,11 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nubila.apps import lifecycle
+from nubila.apps import lifecycle, supervisor
 from nubila.apps.client import ApiError, Client, poll
 
 BOOT_S = 120.0
@@ -132,7 +133,7 @@ def _cloud(s: Story) -> None:
         with s.step("guest image (built from packages once, then cached)"):
             s.image = cached_image(lambda line: None)
     with s.step("cloud up, every API answers"):
-        if not lifecycle.supervisor.running(s.state):
+        if not supervisor.running(s.state):
             port = lifecycle.free_port()
             name = "qs" + secrets.token_hex(2)
             made = lifecycle.up(s.state, {"gear": "real", "listen": f"127.0.0.1:{port}", "name": name})
@@ -170,7 +171,9 @@ def _resources(s: Story) -> None:
             c.call("POST", "compute", "/os-keypairs", {"keypair": {"name": "key", "type": "ssh", "public_key": public}})
             group = c.call("POST", "network", "/security-groups", {"security_group": {"name": "web"}})
             s.ids[f"web {name}"] = group["security_group"]["id"]
-            rules = [{"protocol": "tcp", "port_range_min": p, "port_range_max": p} for p in (22, 80)]
+            rules: list[dict[str, Any]] = [
+                {"protocol": "tcp", "port_range_min": p, "port_range_max": p} for p in (22, 80)
+            ]
             for rule in [*rules, {"protocol": "icmp"}]:
                 whole = {"security_group_id": s.ids[f"web {name}"], "direction": "ingress", "ethertype": "IPv4", **rule}
                 c.call("POST", "network", "/security-group-rules", {"security_group_rule": whole})
@@ -279,9 +282,12 @@ def _prove(s: Story) -> None:
             _ssh(s, by_name[a], f"timeout 5 wget -q -O - http://{by_name[b].fixed}/")
     with s.step("console log shows the login prompt"):
         for g in s.guests:
-            c, path = s.clients[g.project], f"/servers/{g.id}/action"
-            poll(f"login prompt of {g.name}",
-                 lambda c=c, p=path: "login:" in c.call("POST", "compute", p, {"os-getConsoleOutput": {}})["output"], 20)  # fmt: skip
+            poll(f"login prompt of {g.name}", partial(_shows_login, s, g), 20)
+
+
+def _shows_login(s: Story, g: Guest) -> bool:
+    answer = s.clients[g.project].call("POST", "compute", f"/servers/{g.id}/action", {"os-getConsoleOutput": {}})
+    return "login:" in answer["output"]
 
 
 def _isolation(s: Story) -> None:
@@ -302,6 +308,22 @@ def _isolation(s: Story) -> None:
                 raise Failed(f"port 8081 of {g.name} answers although no rule opens it")
 
 
+def _no_servers(c: Client) -> bool:
+    return not c.call("GET", "compute", "/servers")["servers"]
+
+
+def _delete_networks(c: Client) -> None:
+    for router in c.call("GET", "network", "/routers", project_id=c.project_id)["routers"]:
+        for port in c.call("GET", "network", "/ports", device_id=router["id"])["ports"]:
+            if port["device_owner"] == "network:router_interface":
+                path = f"/routers/{router['id']}/remove_router_interface"
+                c.call("PUT", "network", path, {"port_id": port["id"]})
+        c.call("DELETE", "network", f"/routers/{router['id']}")
+    for network in c.call("GET", "network", "/networks", project_id=c.project_id)["networks"]:
+        if not network["router:external"]:
+            c.call("DELETE", "network", f"/networks/{network['id']}")
+
+
 def _cleanup(s: Story) -> None:
     if s.keep:
         return
@@ -312,21 +334,9 @@ def _cleanup(s: Story) -> None:
             for ip in c.call("GET", "network", "/floatingips", project_id=c.project_id)["floatingips"]:
                 c.call("DELETE", "network", f"/floatingips/{ip['id']}")
         for name, c in s.clients.items():
-            poll(f"servers of {name} gone", lambda c=c: not c.call("GET", "compute", "/servers")["servers"], 60)
+            poll(f"servers of {name} gone", partial(_no_servers, c), 60)
         for c in [*s.clients.values(), s.admin]:
-            for router in c.call("GET", "network", "/routers", project_id=c.project_id)["routers"]:
-                for port in c.call("GET", "network", "/ports", device_id=router["id"])["ports"]:
-                    if port["device_owner"] == "network:router_interface":
-                        c.call(
-                            "PUT",
-                            "network",
-                            f"/routers/{router['id']}/remove_router_interface",
-                            {"port_id": port["id"]},
-                        )
-                c.call("DELETE", "network", f"/routers/{router['id']}")
-            for network in c.call("GET", "network", "/networks", project_id=c.project_id)["networks"]:
-                if not network["router:external"]:
-                    c.call("DELETE", "network", f"/networks/{network['id']}")
+            _delete_networks(c)
         here = s.state / "hosts"
 
         def nothing() -> bool:
