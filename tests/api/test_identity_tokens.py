@@ -57,6 +57,12 @@ def login(cloud: TestCloud, user: dict[str, Any], project: dict[str, Any] | None
     return got.headers["x-subject-token"]
 
 
+def rescope(cloud: TestCloud, token: str, scope: Any) -> Response:
+    """POST /v3/auth/tokens with a token."""
+    body = {"auth": {"identity": {"methods": ["token"], "token": {"id": token}}, "scope": scope}}
+    return cloud.request("POST", "/v3/auth/tokens", body, token="")
+
+
 def subject(cloud: TestCloud, token: str, method: str = "GET", by: str | None = None, query: str = "") -> Response:
     return cloud.request(method, "/v3/auth/tokens" + query, token=by, headers={"X-Subject-Token": token})
 
@@ -304,6 +310,10 @@ def test_application_credential(cloud: TestCloud) -> None:
     assert got.json["token"]["application_credential"]["restricted"] is True
     robot = got.headers["x-subject-token"]
     assert cloud.request("POST", url, {"application_credential": {"name": "child"}}, token=robot).status == 403
+    assert rescope(cloud, robot, "unscoped").status == 401
+    assert rescope(cloud, robot, {"system": {"all": True}}).status == 401
+    again = rescope(cloud, robot, {"project": {"id": project["id"]}})
+    assert [r["name"] for r in again.json["token"]["roles"]] == ["reader"]
     assert cloud.request("POST", url, {"application_credential": {"name": "robot"}}, token=token).status == 409
     admin = {"application_credential": {"name": "more", "roles": [{"name": "admin"}]}}
     assert cloud.request("POST", url, admin, token=token).status == 400
@@ -334,6 +344,12 @@ def test_trust(cloud: TestCloud, impersonation: bool) -> None:
     assert got.json["token"]["project"]["id"] == project["id"]
     assert [r["name"] for r in got.json["token"]["roles"]] == ["reader"]
     assert auth(cloud, scope).status == 401  # not the trustee
+    borrowed = got.headers["x-subject-token"]
+    for wider in ("unscoped", {"project": {"id": project["id"]}}):
+        assert rescope(cloud, borrowed, wider).status == 403
+    robot = {"application_credential": {"name": f"robot-{impersonation}"}}
+    url = f"/v3/users/{got.json['token']['user']['id']}/application_credentials"
+    assert cloud.request("POST", url, robot, token=borrowed).status == 403
     assert cloud.request("DELETE", f"/v3/OS-TRUST/trusts/{trust}", token=token).status == 204
     assert cloud.request("GET", "/v3/auth/projects", token=got.headers["x-subject-token"]).status == 401
     assert cloud.request("GET", f"/v3/OS-TRUST/trusts/{trust}", token=token).status == 404

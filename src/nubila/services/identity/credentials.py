@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from nubila.core.call import Call
-from nubila.core.faults import bad_request, conflict, not_found
+from nubila.core.faults import bad_request, conflict, forbidden, not_found
 from nubila.core.service import Hooks
 from nubila.services.identity import lookup, shape
 from nubila.services.identity.kinds import Credential
@@ -40,6 +40,9 @@ def _checked(call: Call, values: Row) -> None:
 
 
 def _new(call: Call, values: Row) -> None:
+    token = call.creds.token
+    if token is not None and (token.trust_id or token.app_cred_id):
+        raise forbidden("A delegated token cannot make credentials, which would outlive it.", "Forbidden")
     shape.keep_extra(call, Credential, values)
     _checked(call, values)
     if values["type"] == "ec2":

@@ -118,6 +118,8 @@ def _view(call: Call, row: Row, secret: str | None = None) -> Row:
 def _unrestricted(call: Call) -> None:
     """An application credential makes or deletes others only when it was made unrestricted."""
     token = call.creds.token
+    if token is not None and token.trust_id:
+        raise forbidden("A token got by a trust cannot manage application credentials.", "Forbidden")
     if token is None or not token.app_cred_id:
         return
     row = call.tx.one(sa.select(_A.c.unrestricted).where(_A.c.id == token.app_cred_id))

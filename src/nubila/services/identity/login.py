@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from nubila.core import clock
 from nubila.core.call import Call, Reply
 from nubila.core.checks import checker
-from nubila.core.faults import Fault, bad_request
+from nubila.core.faults import Fault, bad_request, forbidden
 from nubila.core.passwords import Passwords, verify
 from nubila.core.payload import Payload, new_payload
 from nubila.services.identity import assignments, auth, lookup
@@ -232,6 +232,8 @@ def _by_token(cloud: Cloud, reader: Reader, part: dict[str, Any], proof: Proof) 
         found = auth.meaning(cloud, reader, part["id"])
     except auth.Refused as e:
         raise auth.not_valid(f"The token of the method 'token' cannot be used: {e}") from None
+    if found.claims.trust_id:  # else a trustee could become the trustor everywhere
+        raise forbidden("A token got by a trust cannot be used for getting another.", "Forbidden")
     proof.users.append(found.user["id"])
     proof.parent = found.claims
     proof.app_cred = found.app_cred
@@ -270,9 +272,11 @@ _METHODS: dict[str, Callable[[Any, Any, dict[str, Any], Proof], None]] = {
 
 def _scope(call: Call, reader: Reader, wanted: dict[str, Any], user: Row, app_cred: Row | None) -> dict[str, Any]:
     """Payload fields of the scope asked for, or of the user's default project. Raises 401 when it cannot be had."""
-    if app_cred is not None:
-        return {"project_id": app_cred["project_id"], "app_cred_id": app_cred["id"]}
     scope = wanted.get("scope")
+    if app_cred is not None:
+        if scope is not None and (scope == "unscoped" or scope.get("project", {}).get("id") != app_cred["project_id"]):
+            raise auth.denied(call)  # it is for that project and no other
+        return {"project_id": app_cred["project_id"], "app_cred_id": app_cred["id"]}
     if scope is None:
         return _default_scope(call.cloud, reader, user)
     if scope == "unscoped" or "unscoped" in scope:
@@ -308,7 +312,7 @@ def _trust_scope(call: Call, reader: Reader, part: dict[str, Any]) -> dict[str, 
     trust = reader.one(_TRUST, {"id": part["id"]})
     if trust is None:
         raise auth.denied(call)
-    return {"trust_id": trust["id"], "project_id": trust["project_id"]}
+    return {"trust_id": trust["id"], "project_id": trust["project_id"], "_until": trust["expires_at"]}
 
 
 def _default_scope(cloud: Cloud, reader: Reader, user: Row) -> dict[str, Any]:
@@ -334,8 +338,9 @@ def _grant(call: Call, wanted: dict[str, Any], proof: Proof) -> Reply:
             raise auth.denied(call)
         fields = _scope(call, reader, wanted, user, proof.app_cred)
         lifetime = float(cloud.settings.token_ttl_s)
-        if proof.app_cred is not None and proof.app_cred["expires_at"]:
-            lifetime = min(lifetime, clock.seconds(proof.app_cred["expires_at"]) - clock.seconds(clock.now()))
+        until = fields.pop("_until", None) or (proof.app_cred or {}).get("expires_at")
+        if until:
+            lifetime = min(lifetime, clock.seconds(until) - clock.seconds(clock.now()))
         claims = new_payload(user["id"], tuple(proof.methods), lifetime, parent=proof.parent, **fields)
         try:
             meaning = auth.resolve(cloud, reader, claims)
