@@ -14,6 +14,7 @@ from nubila.core.query import ListQuery
 from nubila.core.types import boolean
 from nubila.services.compute import patterns, views, wire
 from nubila.services.compute.kinds import SERVER, SERVER_TAG, Server
+from nubila.services.compute.rows import VIEW
 from nubila.services.compute.wire import Row, is_admin
 from nubila.services.network import plug
 
@@ -74,13 +75,13 @@ _STATUSES: dict[str, Any] = {
 
 def index(call: Call) -> Row:
     """List servers briefly."""
-    rows, limit = page(call, "index")
+    rows, limit = page(call, "index", (c.id, c.name))
     return _body(call, [views.basic(call, r) for r in rows], rows, limit, "/servers")
 
 
 def detail(call: Call) -> Row:
     """List servers with everything."""
-    rows, limit = page(call, "detail")
+    rows, limit = page(call, "detail", VIEW)
     return _body(call, views.detailed(call, rows), rows, limit, "/servers/detail")
 
 
@@ -91,8 +92,8 @@ def _body(call: Call, shown: list[Row], rows: list[Row], limit: int, path: str) 
     return body
 
 
-def page(call: Call, verb: str) -> tuple[list[Row], int]:
-    """One page of servers the caller may see, and its limit."""
+def page(call: Call, verb: str, columns: tuple[Any, ...]) -> tuple[list[Row], int]:
+    """One page of servers the caller may see (these columns), and its limit."""
     rule = f"os_compute_api:servers:{verb}"
     call.enforce(rule, wire.mine(call))
     given = _given(call)
@@ -109,7 +110,7 @@ def page(call: Call, verb: str) -> tuple[list[Row], int]:
         if at is None or (at["project_id"] != call.creds.project_id and not is_admin(call)):
             raise bad_request(f"marker [{marker}] not found")
     if not later:
-        return call.tx.all(query.select(Server, q, marker=at)), limit
+        return call.tx.all(query.select(Server, q, marker=at, columns=columns)), limit
     q.limit = None
     rows = call.tx.all(query.select(Server, q, marker=at))
     return [r for r in rows if all(match(r[column]) for column, match in later)][:limit], limit

@@ -16,6 +16,10 @@ from nubila.services.compute.wire import is_admin
 Row = dict[str, Any]
 ONE = sa.select(SERVER).where(SERVER.c.id == sa.bindparam("id"))
 ONE_LOCKED = ONE.with_for_update()
+_UNSEEN = ("networks", "security_groups", "keypair", "files", "password", "deadline")
+VIEW = tuple(c for c in SERVER.c if c.name not in _UNSEEN)
+"""The columns a view needs: the rest is for the host, and decoding its JSON would cost more than the query."""
+_SHOWN = sa.select(*VIEW).where(SERVER.c.id == sa.bindparam("id"))
 
 
 def missing(id: str) -> Fault:
@@ -28,13 +32,17 @@ def get(reader: Reader, id: str) -> Row | None:
     return reader.one(ONE, {"id": id})
 
 
-def find(call: Call, rule: str, *, id: str | None = None, deleted: bool = False) -> Row:
+def find(call: Call, rule: str, *, deleted: bool = False, shown: bool = False) -> Row:
     """The server in the path, when the caller may know of it (404) and policy allows ``rule`` (403).
 
-    In a write transaction the row is locked, so that what is decided from it stays true until the commit.
+    In a write transaction the row is locked, so that what is decided from it stays true until the commit. ``shown``:
+    only what a view needs is read.
     """
-    key = id or call.params["server_id"]
-    row = call.tx.one(ONE_LOCKED if call.method != "GET" and call.tx.dialect != "sqlite" else ONE, {"id": key})
+    key = call.params["server_id"]
+    statement = _SHOWN if shown else ONE
+    if call.method != "GET" and call.tx.dialect != "sqlite":
+        statement = ONE_LOCKED
+    row = call.tx.one(statement, {"id": key})
     if row is None or (row["deleted"] and not deleted):
         raise missing(key)
     if row["project_id"] != call.creds.project_id and not is_admin(call):

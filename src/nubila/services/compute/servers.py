@@ -19,7 +19,7 @@ SERVERS = "os_compute_api:servers"
 
 def show(call: Call) -> Row:
     """Show a server."""
-    return views.show(call, rows.find(call, f"{SERVERS}:show"))
+    return views.show(call, rows.find(call, f"{SERVERS}:show", shown=True))
 
 
 @functools.cache
