@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import Tiny
+from tiny import Thing, Tiny
 
+from nubila.core.gates import OPEN
 from nubila.edge.access import AccessLog, Metrics
 from nubila.testing.cloud import call_app
 
@@ -129,6 +130,22 @@ def test_versions_open_and_close(tiny: Tiny) -> None:
     assert tiny.request("GET", "/v1/new", version="1.5").status == 200
     for wrong, status in (("1.10", 406), ("0.9", 406), ("x", 400), ("1", 400), ("1." + "9" * 5000, 400), ("1.²", 400)):
         assert tiny.request("GET", "/v1/things", version=wrong).status == status, wrong[:20]
+
+
+@pytest.mark.parametrize(("name", "first", "last"), [("late", 5, 9), ("early", 0, 4)])
+def test_attributes_open_and_close_with_versions(tiny: Tiny, name: str, first: int, last: int) -> None:
+    assert {a.name for a in Thing.attrs.values() if a.show != OPEN} == {"late", "early"}
+    for minor in range(10):
+        version, there = f"1.{minor}", first <= minor <= last
+        body = {"thing": {"name": f"n{minor}", name: "x"}}
+        got = tiny.request("POST", "/v1/things", body, version=version)
+        assert got.status == (201 if there else 400), version
+        if there:
+            assert got.json["thing"][name] == "x"
+            shown = tiny.request("GET", f"/v1/things/{got.json['thing']['id']}", version=version)
+            assert shown.json["thing"][name] == "x"
+        for thing in tiny.request("GET", "/v1/things", version=version).json["things"]:
+            assert (name in thing) is there
 
 
 def test_tokens_paths_and_methods(tiny: Tiny) -> None:
