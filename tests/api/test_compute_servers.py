@@ -160,6 +160,8 @@ def test_a_host_that_cannot_run_it(cloud: TestCloud, tiny: str, demo: Nova) -> N
     server = demo.server(id)
     assert server["status"] == "ERROR"
     assert "told to fail" in server["fault"]["message"]
+    assert cloud.request("GET", f"/placement/allocations/{id}").json["allocations"] == {}
+    assert server["hostId"] == ""
 
 
 def test_a_guest_that_ends_by_itself_is_shutoff(cloud: TestCloud, tiny: str, demo: Nova) -> None:

@@ -12,10 +12,11 @@ from nubila.core.cloud import Cloud
 from nubila.core.db import Reader, Tx
 from nubila.core.ports import DiskSpec, GuestSpec, NicSpec
 from nubila.core.service import HostItem
-from nubila.services.compute import history, metadata, rows, views
+from nubila.services.compute import history, metadata, nics, rows, views
 from nubila.services.compute.kinds import SERVER
 from nubila.services.compute.reconcile import fail
 from nubila.services.network import plug
+from nubila.services.placement import claims
 
 Row = dict[str, Any]
 _ON = sa.select(SERVER.c.id).where(
@@ -81,10 +82,21 @@ def observe(cloud: Cloud, tx: Tx, id: str, host: str, seen: Mapping[str, Any]) -
             return "removed"
         return fault or "to be removed"
     if status == "GONE":
-        return "nothing is left of the failed build" if row["vm_state"] == "error" else "to be started again"
+        return _gone(cloud, tx, row)
     if seen.get("power") is not None:
         return _saw(tx, row, seen, fault)
     return _failed(tx, row, fault) if status == "ERROR" else fault or "no word on its power"
+
+
+def _gone(cloud: Cloud, tx: Tx, row: Row) -> str:
+    """Nothing of the guest is on the host. After a failed build its room and ports are given back."""
+    if row["vm_state"] != "error" or row["launched_at"] is not None:
+        tx.ask("guest", row["id"], row["host"])
+        return "to be made again"
+    nics.unplug_all(cloud, tx, row)
+    claims.release(tx, row["id"])
+    rows.change(tx, row, host=None, zone=None, nics=[])
+    return "nothing is left of the failed build"
 
 
 def _failed(tx: Tx, row: Row, fault: str) -> str:
@@ -114,7 +126,7 @@ def _saw(tx: Tx, row: Row, seen: Mapping[str, Any], fault: str) -> str:
         if row["power"] == "on":
             if row["launched_at"] is None:
                 return _failed(tx, row, fault) if power == "crashed" else fault or "waiting for the guest to start"
-            if not fault:
+            if not fault or boots < row["boots"]:
                 return "waiting for the guest to start"
             new["power"] = "off"  # it went off by itself: that is how it is wanted until somebody starts it
         new |= {"booted": row["boots"], "deadline": None}

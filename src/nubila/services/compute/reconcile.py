@@ -21,6 +21,7 @@ from nubila.services.compute.kinds import GROUP, SERVER, SERVER_TAG
 from nubila.services.placement import claims, reading
 
 Row = dict[str, Any]
+CONFLICT_TRIES = 5
 NO_HOST = "No valid host was found. There are not enough hosts available."
 _GROUP = sa.select(GROUP).where(GROUP.c.id == sa.bindparam("id"))
 _MEMBERS = (
@@ -48,7 +49,7 @@ def server(cloud: Cloud, store: Store, item: Item) -> None:
     """One turn of one server."""
     try:
         with store.write(item) as tx:
-            _turn(cloud, tx, item.id)
+            _turn(cloud, tx, item.id, item.tries)
     except _Refused as e:
         with store.write(item) as tx:
             row = rows.get(tx, item.id)
@@ -57,7 +58,7 @@ def server(cloud: Cloud, store: Store, item: Item) -> None:
             tx.settle(str(e))
 
 
-def _turn(cloud: Cloud, tx: Tx, id: str) -> None:
+def _turn(cloud: Cloud, tx: Tx, id: str, tries: int) -> None:
     row = tx.one(rows.ONE_LOCKED, {"id": id}) if tx.dialect != "sqlite" else tx.one(rows.ONE, {"id": id})
     if row is None or row["deleted"]:
         tx.drop()
@@ -66,7 +67,7 @@ def _turn(cloud: Cloud, tx: Tx, id: str) -> None:
     elif row["vm_state"] == "error" and row["host"] is None:
         tx.settle(f"in error: {(row['fault'] or {}).get('message', '')}")
     elif row["host"] is None:
-        _place(cloud, tx, row)
+        _place(cloud, tx, row, tries)
     else:
         _watch(tx, row)
 
@@ -74,7 +75,7 @@ def _turn(cloud: Cloud, tx: Tx, id: str) -> None:
 # --- building ---------------------------------------------------------------------------------------------------------
 
 
-def _place(cloud: Cloud, tx: Tx, row: Row) -> None:
+def _place(cloud: Cloud, tx: Tx, row: Row, tries: int) -> None:
     """Choose a host, claim its room, plug the ports there and hand the guest to it: one transaction."""
     if row["group_id"]:
         tx.one(_LOCK_GROUP if tx.dialect != "sqlite" else _GROUP, {"id": row["group_id"]})
@@ -93,6 +94,8 @@ def _place(cloud: Cloud, tx: Tx, row: Row) -> None:
     except Fault as e:
         raise _Refused(f"Failed to allocate the network(s): {e.message}", details=e.message) from None
     except Conflict as e:
+        if tries < CONFLICT_TRIES:
+            raise  # another transaction took the same address or name at the same moment: all of it again
         raise _Refused(f"Failed to allocate the network(s): {e}", details=str(e)) from None
     rows.change(tx, row, host=host.name, zone=host.zone, nics=plugged, host_gone=False)
     tx.ask("guest", row["id"], host.name)
