@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -134,3 +135,7 @@ class Route:
     gate: Gate = OPEN  # versions in which the route exists (404 otherwise)
     slow: bool = False  # hashing or file work: always in a worker thread
     max_body: int = 0  # bytes; 0 = the setting max_body_bytes
+    waits: bool = field(init=False)  # the handler is a coroutine function: awaited on the loop
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "waits", inspect.iscoroutinefunction(self.handler))

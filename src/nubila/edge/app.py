@@ -269,7 +269,7 @@ class Edge:
 
     async def _run(self, call: Call, route: Route) -> Answer:
         """Inline on an embedded database, else in a worker thread; async handlers on the loop."""
-        if asyncio.iscoroutinefunction(route.handler):
+        if route.waits:
             answer: Answer = await route.handler(call)
             return answer
         if self.cloud.store.embedded and not route.slow:
