@@ -7,6 +7,7 @@ whatever the size of the pool (RFC 4291 addresses do not fit any integer column)
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import itertools
 import random
@@ -33,6 +34,7 @@ def address(key_text: str) -> str:
     return str(ipaddress.IPv4Address(number) if len(key_text) == 8 else ipaddress.IPv6Address(number))
 
 
+@functools.lru_cache(8192)
 def network(cidr: str) -> Net:
     """Parse a CIDR, host bits ignored; ValueError when it is none."""
     return ipaddress.ip_network(cidr, strict=False)
@@ -221,7 +223,10 @@ def count(pools: Iterable[Pool]) -> int:
 
 def compact(cidrs: Iterable[str]) -> list[str]:
     """The same addresses in as few CIDRs as possible, IPv4 first."""
-    nets = [network(c) for c in cidrs]
+    distinct = set(cidrs)
+    if len(distinct) == 1:
+        return [str(network(distinct.pop()))]
+    nets = [network(c) for c in distinct]
     four = ipaddress.collapse_addresses(n for n in nets if isinstance(n, ipaddress.IPv4Network))
     six = ipaddress.collapse_addresses(n for n in nets if isinstance(n, ipaddress.IPv6Network))
     return [str(n) for n in (*four, *six)]

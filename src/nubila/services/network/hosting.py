@@ -238,8 +238,8 @@ def _rules(cloud: Cloud, reader: Reader, port_id: str) -> tuple[RuleSpec, ...]:
     for r in rows:
         remote: tuple[str, ...] | None = None
         if r["remote_group_id"]:
-            wanted = 4 if r["ethertype"] == "IPv4" else 6
-            remote = tuple(c for c in members.get(r["remote_group_id"], ()) if addresses.network(c).version == wanted)
+            six = r["ethertype"] == "IPv6"
+            remote = tuple(c for c in members.get(r["remote_group_id"], ()) if (":" in c) == six)
         elif r["normalized_cidr"]:
             remote = (r["normalized_cidr"],)
         out.append(
