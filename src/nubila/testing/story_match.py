@@ -76,10 +76,11 @@ class Scrubber:
         if name in ("x-subject-token", "x-openstack-request-id"):
             return "<present>"
         if name == "content-type":
-            return "; ".join(part.strip().lower() for part in value.split(";"))
+            kind = "; ".join(part.strip().lower() for part in value.split(";"))
+            return kind.removesuffix("; charset=utf-8") if "json" in kind else kind  # JSON knows no other.
         if name == "www-authenticate":
             return self._string(value).replace("/v3", "")
-        if name == "vary":
+        if name in ("vary", "allow"):
             return ", ".join(sorted({part.strip().lower() for part in value.split(",")}))
         if name in HASH_KEYS:
             return value
