@@ -6,7 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from nubila.core import clock, hosts
+from nubila.core import clock, hosts, quota
 from nubila.core.call import Call
 from nubila.core.db import Reader, Tx
 from nubila.core.faults import Fault, bad_request, conflict
@@ -209,6 +209,8 @@ def insert(cloud: Any, tx: Tx, values: Row) -> Row:
     }  # fmt: skip
     segments.check(cloud.settings, row)
     row["mtu"] = segments.mtu(cloud.settings, row["network_type"], row["mtu"])
+    if row["project_id"]:
+        quota.count(tx, row["project_id"], {"network": 1})
     tx.insert(Network.table, row)
     chosen = row["segmentation_id"]
     segments.claim(tx, cloud.settings, row)

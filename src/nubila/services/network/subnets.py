@@ -251,6 +251,8 @@ def insert(cloud: Any, tx: Tx, net: Row, values: Row) -> Row:
         "shared": net["shared"], "external": net["external"], **values,
     }  # fmt: skip
     finish(tx, row)
+    if row["project_id"]:
+        quota.count(tx, row["project_id"], {"subnet": 1})
     tx.insert(Subnet.table, row)
     settled(cloud, tx, row)
     return row
