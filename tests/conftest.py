@@ -1,4 +1,4 @@
-"""Shared fixtures. Tests marked ``host`` drive real engines: without root or engines they are left out, with the reason."""
+"""Shared fixtures. Tests marked ``host`` drive real engines: without root or engines they are left out, and say why."""
 
 from __future__ import annotations
 

@@ -15,13 +15,13 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 from urllib.parse import parse_qsl
 
 import msgspec
 
 from nubila.core import hosts, work
-from nubila.core.call import Answer, Call, Reply, Route, StreamReply
+from nubila.core.call import Answer, AsyncHandler, Call, Reply, Route, StreamReply
 from nubila.core.checks import checker
 from nubila.core.cloud import Cloud
 from nubila.core.db import Busy, Conflict
@@ -270,8 +270,7 @@ class Edge:
     async def _run(self, call: Call, route: Route) -> Answer:
         """Inline on an embedded database, else in a worker thread; async handlers on the loop."""
         if route.waits:
-            answer: Answer = await route.handler(call)
-            return answer
+            return await cast(AsyncHandler, route.handler)(call)
         if self.cloud.store.embedded and not route.slow:
             return self._execute(call, route)
         return await asyncio.get_running_loop().run_in_executor(self.pool, self._execute, call, route)

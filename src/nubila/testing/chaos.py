@@ -1,7 +1,7 @@
 """kill -9 any Nubila process about every second while users work; then everything must come to rest and agree.
 
-``run`` plays init as well: it starts the supervisor again when that was the one killed. The judge is ``nubila doctor``'s
-own: rows, queue, usage, and every host's drivers against what the database wants there.
+``run`` plays init as well: it starts the supervisor again when that was the one killed. The judge is the same as
+``nubila doctor``: rows, queue, usage, and every host's drivers against what the database wants there.
 """
 
 from __future__ import annotations
