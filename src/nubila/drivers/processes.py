@@ -215,7 +215,6 @@ def _unit(name: str, run_dir: Path, log: Path, env: Mapping[str, str]) -> list[s
         f"--unit=nubila-{name}-{where}",
         "--slice=nubila.slice",
         f"--working-directory={run_dir.absolute()}",
-        "--property=UMask=0077",
         "--property=LimitNOFILE=65536",
         f"--property=StandardOutput=append:{log.absolute()}",
         f"--property=StandardError=append:{log.absolute()}",

@@ -320,7 +320,7 @@ if [ -n "$udp" ]; then
 fi
 if [ -n "$listen" ]; then
   [ -n "$port" ] || port="$1"
-  [ -n "$run" ] && exec busybox nc ${keep:+-ll} -l ${wait:+-w $wait} -p "$port" -e $run
+  [ -n "$run" ] && exec busybox nc "-l${keep:+l}" ${wait:+-w $wait} -p "$port" -e $run
   while busybox nc -l ${wait:+-w $wait} -p "$port"; [ -n "$keep" ]; do :; done
   exit
 fi
