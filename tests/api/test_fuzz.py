@@ -394,13 +394,24 @@ def rows_of(world: World, who: str) -> Rows:
             keys = [c.name for c in tables[name].primary_key.columns] or [c.name for c in tables[name].columns]
             for row in rows:
                 place = (name, tuple(str(row[k]) for k in keys))
-                names = [row["user_id"]] if name == "credential" else row.values()  # it may name any project
-                if place not in found and any(isinstance(v, str) and v in mine for v in names):
+                if place not in found and any(row[c] in mine for c in _owners(tables[name])):
                     found[place] = row
                     if len(keys) == 1 and isinstance(row[keys[0]], str) and ID.fullmatch(row[keys[0]]):
                         mine.add(row[keys[0]])  # a link between two things is not a thing of its own
                     grown = True
     return found
+
+
+def _owners(table: sa.Table) -> list[str]:
+    """The columns that say whose a row is or of what; device_id is free text."""
+    if table.name == "credential":
+        return ["user_id"]  # it may name any project
+    keys = [c.name for c in table.primary_key.columns]
+    return [
+        c.name for c in table.columns
+        if isinstance(c.type, sa.String) and c.name != "device_id"
+        and (c.name in keys or c.name.endswith("_id") or c.name in ("owner", "consumer", "user"))
+    ]  # fmt: skip
 
 
 def owned_additions(world: World, who: str, before: Rows) -> list[str]:
