@@ -184,7 +184,7 @@ def test_paging_reaches_every_project(cloud: TestCloud) -> None:
         got = cloud.request("GET", url).json
         seen += [p["name"] for p in got["projects"]]
         following = got["links"]["next"]
-        url = following.removeprefix("http://127.0.0.1:5000") if following else None
+        url = following.removeprefix("http://127.0.0.1:5000") if following else ""
     assert seen == sorted(seen)
     assert len(seen) == len(set(seen))
     assert {f"page{i}" for i in range(7)} <= set(seen)

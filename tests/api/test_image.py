@@ -8,7 +8,7 @@ import json
 import os
 import struct
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -371,7 +371,7 @@ def stream(
     cloud: TestCloud, image: dict[str, Any], chunks: AsyncIterator[bytes | None], tail: str = "/file"
 ) -> list[Any]:
     """An upload fed piece by piece; None = the client goes away."""
-    sent: list[dict[str, Any]] = []
+    sent: list[MutableMapping[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
         async for chunk in chunks:
@@ -380,7 +380,7 @@ def stream(
             return {"type": "http.request", "body": chunk, "more_body": True}
         return {"type": "http.request", "body": b"", "more_body": False}
 
-    async def send(message: dict[str, Any]) -> None:
+    async def send(message: MutableMapping[str, Any]) -> None:
         sent.append(message)
 
     headers = {"host": "127.0.0.1:5000", "x-auth-token": cloud.token(), "content-type": "application/octet-stream"}
