@@ -196,7 +196,9 @@ class _Crud:
         table = self.cls.table
         stored = {k: v for k, v in values.items() if k in self.columns}
         if stored:
-            call.tx.execute(sa.update(table).where(table.c[self.cls.key] == before[self.cls.key]).values(**stored))
+            mine = table.c[self.cls.key] == before[self.cls.key]
+            if not call.tx.execute(sa.update(table).where(mine).values(**stored)):
+                raise not_found(self.rest.item, call.params["id"])  # somebody deleted it since we looked
         after = {**before, **values}
         if self.hooks.updated:
             self.hooks.updated(call, before, after)
@@ -208,7 +210,8 @@ class _Crud:
         if self.hooks.deleting:
             self.hooks.deleting(call, row)
         table = self.cls.table
-        call.tx.execute(sa.delete(table).where(table.c[self.cls.key] == row[self.cls.key]))
+        if not call.tx.execute(sa.delete(table).where(table.c[self.cls.key] == row[self.cls.key])):
+            raise not_found(self.rest.item, call.params["id"])  # somebody was faster, and gave back the quota
         if self.cls.quota and row.get(self.cls.owner):
             quota.release(call.tx, row[self.cls.owner], {self.cls.quota: 1})
         if self.hooks.deleted:

@@ -107,7 +107,7 @@ def views(
                 view |= _renderer(cls, (a.name,))(row)
         if own and row.get("extra"):
             view = {**row["extra"], **view}
-        if fields and len(view) > len(fields):
+        if fields:
             view = {k: v for k, v in view.items() if k in fields}
         out.append(view)
     return out
