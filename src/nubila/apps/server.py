@@ -59,20 +59,49 @@ class _HostProtocol(HttpToolsProtocol):
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
 
-def _only_hosts(app: App, peer: str | None) -> App:
-    """The application as the host listeners show it: nothing but /host."""
+STRANGERS = (b"/host/ca", b"/host/join")
+"""What a machine without a certificate may ask, so that it can get one."""
+
+
+def _first_part(scope: Any) -> str:
+    """The first part of the path, read as the edge reads it."""
+    raw: bytes = scope.get("raw_path") or scope["path"].encode()
+    return raw.partition(b"?")[0].lstrip(b"/").partition(b"/")[0].decode("latin-1")
+
+
+async def _not_here(send: Any) -> None:
+    await send({"type": "http.response.start", "status": 404, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def only_hosts(app: App, peer: str | None) -> App:
+    """The application as the host listeners show it: nothing but /host; to strangers, joining alone."""
 
     async def hosts(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
             if peer is not None:
                 scope["nubila.peer"] = peer
-            if not scope["path"].startswith("/host/"):
-                await send({"type": "http.response.start", "status": 404, "headers": [(b"content-length", b"0")]})
-                await send({"type": "http.response.body", "body": b""})
+            stranger = not scope.get("nubila.peer", "").startswith(("unix", "host:"))
+            if _first_part(scope) != "host" or (stranger and scope.get("raw_path") not in STRANGERS):
+                await _not_here(send)
                 return
         await app(scope, receive, send)
 
     return hosts
+
+
+def not_for_hosts(app: App) -> App:
+    """The application as everybody sees it: without the host API."""
+
+    async def public(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            scope.pop("nubila.peer", None)
+            if _first_part(scope) == "host":
+                await _not_here(send)
+                return
+        await app(scope, receive, send)
+
+    return public
 
 
 def _unix(path: Path) -> socket.socket:
@@ -95,7 +124,8 @@ def _unix(path: Path) -> socket.socket:
 def _config(app: App, **options: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app, http=options.pop("http", "httptools"), loop="uvloop", ws="none", log_config=None, access_log=False,
-        server_header=False, timeout_keep_alive=75, h11_max_incomplete_event_size=1 << 16, limit_concurrency=None,
+        server_header=False, proxy_headers=False,  # else X-Forwarded-For says who the peer is
+        timeout_keep_alive=75, h11_max_incomplete_event_size=1 << 16, limit_concurrency=None,
         timeout_graceful_shutdown=3, **options,
     )  # fmt: skip
 
@@ -121,9 +151,9 @@ async def serve(cloud: Cloud, sockets: dict[str, socket.socket], stop: asyncio.E
     servers: list[tuple[uvicorn.Server, socket.socket]] = []
     for name, sock in sockets.items():
         app: App = edge if name in ("main", "/identity") else edge.on_port(name)  # Identity is at the root anyway
-        servers.append((_Server(_config(app, lifespan="on" if name == "main" else "off")), sock))
+        servers.append((_Server(_config(not_for_hosts(app), lifespan="on" if name == "main" else "off")), sock))
     if hosts:
-        local = _Server(_config(_only_hosts(edge, "unix"), lifespan="off"))
+        local = _Server(_config(only_hosts(edge, "unix"), lifespan="off"))
         servers.append((local, _unix(cloud.state / "run" / "host.sock")))
         if cloud.settings.host_listen:
             servers.append((_tls_server(cloud, edge), listen(cloud.settings.host_listen)))
@@ -146,7 +176,7 @@ def _tls_server(cloud: Cloud, edge: Edge) -> uvicorn.Server:
         names += _addresses()
     certificate, key = authority.listener(list(dict.fromkeys(names)))
     config = _config(
-        _only_hosts(edge, None), lifespan="off", http=_HostProtocol, ssl_certfile=str(certificate),
+        only_hosts(edge, None), lifespan="off", http=_HostProtocol, ssl_certfile=str(certificate),
         ssl_keyfile=str(key), ssl_ca_certs=str(authority.directory / "ca.pem"), ssl_cert_reqs=ssl.CERT_OPTIONAL,
     )  # fmt: skip
     return _Server(config)

@@ -6,6 +6,9 @@ name is the host). An agent takes work, applies it, settles it; the same queue a
 
 from __future__ import annotations
 
+import ipaddress
+import logging
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,12 +20,17 @@ import sqlalchemy as sa
 from nubila.core import hosts, pki, work
 from nubila.core.call import Call, Reply, Route, StreamReply
 from nubila.core.faults import Fault, bad_request, forbidden, not_found
+from nubila.core.ports import Capabilities
 from nubila.core.service import HostItem
 from nubila.core.work import Item, LostLease
 from nubila.services.hosts import joining
 
+log = logging.getLogger("nubila.hosts")
 LEASE_S = 60.0
 BEAT_S = 4.0
+AGAIN_MOST_S = 3600.0
+REPORT_BYTES, JOIN_BYTES = 16 << 20, 64 << 10
+ROLES = ("compute", "network")
 
 
 def caller(call: Call) -> str:
@@ -30,17 +38,26 @@ def caller(call: Call) -> str:
     if call.peer.startswith("host:"):
         name, _, certificate = call.peer[5:].partition("#")
         with call.cloud.store.read() as reader:
-            row = hosts.get(reader, name)
-        if row is None or row["state"] == "removed":
-            raise forbidden(f"Host {name} is not (or no longer) part of this cloud.")
-        if row["certificate"] != certificate:
-            raise forbidden(f"The certificate of host {name} has been replaced.")
+            _admit(hosts.get(reader, name), name, certificate)
         return name
     if call.peer == "unix":
         named = call.headers.get("x-nubila-host")
         if named:
             return named
     raise Fault(404, "The resource could not be found.")
+
+
+def _admit(row: Mapping[str, Any] | None, name: str, certificate: str) -> None:
+    if row is None or row["state"] == "removed":
+        raise forbidden(f"Host {name} is not (or no longer) part of this cloud.")
+    if row["certificate"] != certificate:
+        raise forbidden(f"The certificate of host {name} has been replaced.")
+
+
+def on_host_listener(call: Call) -> None:
+    """404 unless the call came over the Unix socket or TLS: the public port has no host API."""
+    if call.peer != "unix" and not call.peer.startswith(("host:", "tls:")):
+        raise Fault(404, "The resource could not be found.")
 
 
 def fields(call: Call) -> Mapping[str, Any]:
@@ -67,21 +84,41 @@ def _spec(item: HostItem, call: Call, reader: Any, id: str, host: str) -> Any:
     return msgspec.to_builtins(item.describe(call.cloud, reader, id, host))
 
 
+class _Hello(msgspec.Struct, kw_only=True):
+    roles: list[str]
+    tunnel_ip: str
+    bridges: dict[str, str]
+    capabilities: Capabilities
+
+
+def _said(body: Mapping[str, Any]) -> _Hello:
+    """A hello, checked: other hosts send packets to its address and Placement counts its room. Raises 400."""
+    try:
+        said = msgspec.convert(body, _Hello)
+        address = ipaddress.ip_address(said.tunnel_ip)
+        if address.is_unspecified or address.is_multicast or "%" in said.tunnel_ip:
+            raise ValueError(f"{said.tunnel_ip} is not one host's address")
+    except (msgspec.ValidationError, ValueError) as e:
+        raise bad_request(f"hello needs roles, tunnel_ip (an address), bridges and capabilities: {e}") from None
+    room = (said.capabilities.vcpus, said.capabilities.ram_mb, said.capabilities.disk_gb)
+    if not all(0 <= n < 2**31 for n in room):
+        raise bad_request(f"capabilities: vcpus, ram_mb and disk_gb are between 0 and {2**31 - 1}, not {room}.")
+    return said
+
+
 def hello(call: Call) -> Mapping[str, Any]:
     """An agent starts: take in what its host is, free its predecessor's leases, ask for everything once."""
-    host, body = caller(call), call.body
-    try:
-        capabilities = dict(body["capabilities"])
-        tunnel_ip, bridges = str(body["tunnel_ip"]), dict(body["bridges"])
-        roles = [r for r in body["roles"] if r in ("compute", "network")]
-    except (KeyError, TypeError, ValueError) as e:
-        raise bad_request(f"hello needs roles, tunnel_ip, bridges and capabilities: {e}") from None
+    host, said = caller(call), _said(fields(call))
+    roles, tunnel_ip = [r for r in ROLES if r in said.roles], str(ipaddress.ip_address(said.tunnel_ip))
     work.release_shard(call.cloud.store, host)
     with call.cloud.store.write() as tx:
         known = hosts.get(tx, host)
         if known is not None and call.peer != "unix":
             roles = known["roles"]  # a joined host has the roles its token gave it
-        row = hosts.report(tx, host, roles=roles, tunnel_ip=tunnel_ip, bridges=bridges, capabilities=capabilities)
+        row = hosts.report(
+            tx, host, roles=roles, tunnel_ip=tunnel_ip, bridges=said.bridges,
+            capabilities=msgspec.to_builtins(said.capabilities),
+        )  # fmt: skip
         for service in call.cloud.services:
             if service.on_host is not None:
                 service.on_host(call.cloud, tx, row)
@@ -161,8 +198,11 @@ _BEAT = sa.update(hosts.TABLE).where(hosts.TABLE.c.name == sa.bindparam("b_name"
 
 
 def _beat(call: Call, host: str) -> None:
+    """Note that the host lives; one that was removed while it waited gets nothing more."""
     with call.cloud.store.read() as reader:
         row = hosts.get(reader, host)
+    if call.peer != "unix":
+        _admit(row, host, call.peer.partition("#")[2])
     if row is None:
         raise Fault(409, f"Host {host} has not said hello.")
     if time.time() - row["seen"] > BEAT_S:
@@ -174,32 +214,54 @@ def settle(call: Call) -> Mapping[str, Any]:
     """Take in outcomes: observed state and the end of each lease. A lost lease is told, nothing is written."""
     host, known = caller(call), items(call)
     results = []
-    for one in listed(call, "items"):
-        try:
-            item = Item(
-                str(one["kind"]), str(one["id"]), host, int(one["gen"]), int(one["token"]), int(one.get("tries", 0))
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
-            raise bad_request(f"An item needs kind, id, gen and token: {e}") from None
+    outcomes = [_outcome(one) for one in listed(call, "items")]
+    for one in outcomes:
+        item = Item(one.kind, one.id, host, one.gen, one.token, one.tries)
         kind = known.get(item.kind)
         try:
             call.cloud.store.transact(lambda tx, k=kind, o=one: _settle(call, tx, k, o, host), item=item)  # type: ignore[misc]
             results.append("ok")
         except LostLease:
             results.append("lost")
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
+            log.warning("%s reports %s %s in an unknown form", host, one.kind, one.id, exc_info=True)
+            raise bad_request(f"What was observed of {one.kind} {one.id[:64]} has an unknown form: {e}") from None
     return {"results": results}
 
 
-def _settle(call: Call, tx: Any, kind: HostItem | None, one: Mapping[str, Any], host: str) -> None:
-    observed = one.get("observed")
-    note = str(one.get("note") or "")
-    if kind is not None and observed is not None:
-        note = kind.observe(call.cloud, tx, one["id"], host, observed) or note
-    again = one.get("again_s")
-    if one.get("gone"):
+class _Outcome(msgspec.Struct, kw_only=True):
+    kind: str
+    id: str
+    gen: int
+    token: int
+    tries: int = 0
+    observed: dict[str, Any] | None = None
+    note: str | None = None
+    again_s: float | None = None
+    failed: bool = False
+    gone: bool = False
+
+
+def _outcome(one: Any) -> _Outcome:
+    try:
+        found = msgspec.convert(one, _Outcome)
+    except msgspec.ValidationError as e:
+        raise bad_request(f"An item needs kind, id, gen and token: {e}") from None
+    if found.again_s is not None and not (math.isfinite(found.again_s) and 0 <= found.again_s <= AGAIN_MOST_S):
+        raise bad_request(f"again_s is between 0 and {AGAIN_MOST_S:g} seconds, not {found.again_s}.")
+    if not all(0 <= n < 2**63 for n in (found.gen, found.token, found.tries)):
+        raise bad_request("gen, token and tries are whole numbers from 0 on.")
+    return found
+
+
+def _settle(call: Call, tx: Any, kind: HostItem | None, one: _Outcome, host: str) -> None:
+    note = one.note or ""
+    if kind is not None and one.observed is not None:
+        note = kind.observe(call.cloud, tx, one.id, host, one.observed) or note
+    if one.gone:
         tx.drop()
     else:
-        tx.settle(note[:250], again=float(again) if again is not None else None, failed=bool(one.get("failed")))
+        tx.settle(note[:250], again=one.again_s, failed=one.failed)
 
 
 def every(call: Call) -> Mapping[str, Any]:
@@ -274,12 +336,14 @@ def authority(call: Call) -> pki.Authority:
 
 
 def ca(call: Call) -> Reply:
-    """The authority's certificate: public."""
+    """The authority's certificate: for whoever can reach the listener."""
+    on_host_listener(call)
     return Reply(authority(call).pem, content_type="application/x-pem-file")
 
 
 def join(call: Call) -> Mapping[str, Any]:
     """A new machine shows its token and gets its certificate."""
+    on_host_listener(call)
     b = call.body if isinstance(call.body, dict) else {}
     if not all(isinstance(b.get(k), str) for k in ("token", "host", "csr")):
         raise bad_request("join needs token, host and csr, each a string.")
@@ -292,7 +356,8 @@ def join(call: Call) -> Mapping[str, Any]:
 
 
 def _route(method: str, path: str, handler: Any, doc: str, **options: Any) -> Route:
-    return Route(method=method, path=path, handler=handler, doc=doc, auth=False, max_body=64 << 20, **options)
+    options.setdefault("max_body", REPORT_BYTES)
+    return Route(method=method, path=path, handler=handler, doc=doc, auth=False, **options)
 
 
 ROUTES = (
@@ -304,6 +369,6 @@ ROUTES = (
     _route("GET", "/every", every, "Ids of everything that belongs on the host."),
     _route("GET", "/images/{id}", image, "An image's bytes.", tx=""),
     _route("POST", "/metadata", metadata, "Answer a guest's metadata request.", tx="write"),
-    _route("GET", "/ca", ca, "The authority's certificate.", tx=""),
-    _route("POST", "/join", join, "Turn a token into a certificate.", tx="write"),
+    _route("GET", "/ca", ca, "The authority's certificate.", tx="", max_body=JOIN_BYTES),
+    _route("POST", "/join", join, "Turn a token into a certificate.", tx="write", max_body=JOIN_BYTES),
 )
