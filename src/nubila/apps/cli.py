@@ -69,6 +69,8 @@ def up(detach: bool, state: Path | None, merge_clouds: bool, **options: Any) -> 
     click.echo(f"cloud at {made.url}, state in {where}")
     if detach:
         lifecycle.start_detached(where)
+        if made.joined:
+            return
         if merge_clouds:
             lifecycle.wait(where, 60)
             lifecycle.merge_clouds(where)
@@ -307,20 +309,21 @@ def host_remove(name: str, state: Path | None, force: bool) -> None:
     "--token", required=True, envvar="NUBILA_TOKEN", help="From `nubila host token create` (or NUBILA_TOKEN)."
 )
 @state_option
-@click.option("--host", "name", help="This host's name (default: the machine's).")
+@click.option("--host", "name", default=None, help="This host's name (default: the machine's).")
 @click.option("--gear", type=click.Choice(["auto", "real", "simulated"]), default="auto", show_default=True)
 @click.option("--tunnel-ip", default="", help="This host's address for tunnels (default: the one that reaches URL).")
+@click.option("--hypervisor", type=click.Choice(["simulated"]), default=None, hidden=True)
 @click.option("-d", "--detach", is_flag=True, help="Run in the background.")
-def join(url: str, token: str, state: Path | None, name: str | None, gear: str, tunnel_ip: str, detach: bool) -> None:
-    """Make this machine a host of the cloud at URL (https://controller:port)."""
-    from nubila.apps import hosting
+def join(url: str, token: str, state: Path | None, detach: bool, **options: Any) -> None:
+    """Make this machine a host of the cloud at URL (https://controller:port). Later `nubila up` starts it again."""
+    from nubila.apps import hosting, lifecycle
 
     where = _state(state)
-    click.echo(hosting.join(where, url, token, name=name, gear=gear, tunnel_ip=tunnel_ip))
+    click.echo(hosting.join(where, url, token, **options))
     if detach:
-        hosting.start_agent(where)
+        lifecycle.start_detached(where)
     else:
-        hosting.run_agent(where)
+        os.execv(sys.executable, [sys.executable, "-m", "nubila.apps.supervisor", str(where)])
 
 
 @main.command()

@@ -76,6 +76,7 @@ class HostConfig(msgspec.Struct, kw_only=True):
     namespace: str = ""
     sweep_s: float = 60.0
     boot_s: float = 0.0
+    hypervisor: str = ""  # "simulated": guests are simulated on real networks (tests); "" = as the gear says
     certificate: str = ""
     key: str = ""
     ca: str = ""
@@ -87,10 +88,14 @@ def drivers(config: HostConfig, place: HostPlace, api: HostApi) -> Drivers:
         from nubila.drivers.network import RealNetwork
         from nubila.drivers.qemu import QemuHypervisor
 
-        hypervisor = None
-        if "compute" in config.roles:
-            hypervisor = QemuHypervisor(place, lambda image, into: api.download(f"/images/{image}", into))
-        return Drivers(hypervisor, RealNetwork(place))
+        if "compute" not in config.roles:
+            return Drivers(None, RealNetwork(place))
+        if config.hypervisor != "simulated":
+            qemu = QemuHypervisor(place, lambda image, into: api.download(f"/images/{image}", into))
+            return Drivers(qemu, RealNetwork(place))
+        from nubila.drivers.simulated_hypervisor import SimulatedHypervisor
+
+        return Drivers(SimulatedHypervisor(place), RealNetwork(place))
     from nubila.drivers.simulated_hypervisor import SimulatedHypervisor
     from nubila.drivers.simulated_network import SimulatedNetwork
 

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
+import re
 import socket
 import ssl
-import subprocess
-import sys
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 
-from nubila.apps import first
+from nubila.apps import first, supervisor
 from nubila.apps.host import HostConfig, choose_gear, hostname
-from nubila.apps.lifecycle import Cannot
+from nubila.apps.lifecycle import Cannot, joined_to, plan_agent
 from nubila.core import pki
+
+LEAVE_S = 30.0
+"""How long ``remove`` waits for routers and DHCP to leave a host."""
 
 
 def _cloud(state: Path) -> Any:
@@ -98,7 +100,7 @@ def drain(state: Path, name: str) -> str:
     with cloud.store.read() as reader:
         left = cloud.service("compute").host_items["guest"].every(cloud, reader, name)
     rest = f"{len(left)} guests stay on it until they are deleted" if left else "no guest is left on it"
-    return f"host {name} takes nothing new; {rest}"
+    return f"host {name} takes nothing new; routers and DHCP move to other hosts; {rest}"
 
 
 def enable(state: Path, name: str) -> str:
@@ -107,15 +109,36 @@ def enable(state: Path, name: str) -> str:
     return f"host {name} is enabled"
 
 
-def remove(state: Path, name: str, *, force: bool) -> str:
-    """Forget the host."""
+def remove(state: Path, name: str, *, force: bool, patience_s: float = LEAVE_S) -> str:
+    """Forget the host, once nothing is left on it. Raises Cannot."""
     cloud = _cloud(state)
     with cloud.store.read() as reader:
         left = cloud.service("compute").host_items["guest"].every(cloud, reader, name)
     if left and not force:
         raise Cannot(f"{len(left)} guests are still on {name}; delete them first, or use --force to give them up")
+    if not force:
+        _set_state(state, name, "draining", "removed by the operator")
+        deadline = time.monotonic() + patience_s
+        while holds := _holds(cloud, name):
+            if time.monotonic() > deadline:
+                raise Cannot(f"{name} still has {holds}; it stays drained: try again later, or use --force")
+            time.sleep(0.1)
     _set_state(state, name, "removed", "removed by the operator")
-    return f"host {name} is removed; its certificate is no longer accepted"
+    return f"host {name} is removed and its certificate no longer accepted; `nubila destroy` there cleans it up"
+
+
+def _holds(cloud: Any, name: str) -> str:
+    """What other hosts should have taken over from a drained host, in words; "" when that is done."""
+    from nubila.core import hosts, work
+    from nubila.services.network import placing
+
+    with cloud.store.read() as reader:
+        routers, networks = placing.served_by(reader, name)
+        row = hosts.get(reader, name)
+    if routers or networks:
+        return f"{len(routers)} routers and DHCP for {len(networks)} networks, which no other network host takes"
+    owed = [d for d in work.pending(cloud.store) if d["shard"] == name] if row and row["alive"] else []
+    return f"{len(owed)} things to take away ({owed[0]['kind']} {owed[0]['id']}: {owed[0]['note']})" if owed else ""
 
 
 # --- joining ----------------------------------------------------------------------------------------------------------
@@ -135,16 +158,51 @@ def _request(context: ssl.SSLContext, url: str, method: str, path: str, body: An
         connection.close()
 
 
-def join(state: Path, url: str, token: str, *, name: str | None, gear: str, tunnel_ip: str) -> str:
-    """Get a certificate for this machine and write its agent's configuration. Raises Cannot."""
+def _check_join(state: Path, url: str, host: str) -> tuple[str, int]:
+    """Address and port of the controller; Cannot when this machine can not join at all."""
     parts = urlsplit(url)
-    if parts.scheme != "https" or not parts.hostname:
+    try:
+        port = parts.port or 5443
+    except ValueError:
+        port = 0
+    if parts.scheme != "https" or not parts.hostname or not port:
         raise Cannot(f"URL must be https://controller:port, not {url}")
+    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?", host):
+        raise Cannot(f"'{host}' is not a host name; choose another with --host")
+    if supervisor.running(state):
+        raise Cannot(f"Nubila runs in {state} already; stop it with `nubila down`, or choose another --state")
+    mine = joined_to(state)
+    if mine is None and (state / "run" / "options.json").exists():
+        raise Cannot(f"{state} holds a cloud of its own; choose another --state directory to join with")
+    if mine is not None and mine.host != host:
+        raise Cannot(f"{state} belongs to host {mine.host}; join again by that name, or choose another --state")
+    return parts.hostname, port
+
+
+def _get_certificate(context: ssl.SSLContext, url: str, body: dict[str, Any]) -> dict[str, Any]:
+    status, data = _request(context, url, "POST", "/host/join", body)
+    try:
+        answer: dict[str, Any] = json.loads(data)
+    except ValueError:
+        raise Cannot(f"{url} answered HTTP {status} and no JSON; is it the --host-listen address?") from None
+    if status != 200:
+        raise Cannot(answer.get("error", {}).get("message", f"the cloud refused: HTTP {status}"))
+    return answer
+
+
+def join(
+    state: Path, url: str, token: str, *, name: str | None, gear: str, tunnel_ip: str, hypervisor: str | None = None
+) -> str:
+    """Get a certificate for this machine and write its agent's configuration. Raises Cannot; then nothing is changed.
+
+    ``hypervisor``: "simulated" for guests that are simulated on real networks.
+    """
+    host = name or hostname()
+    address, port = _check_join(state, url, host)
     try:
         chosen = choose_gear(gear)
     except ValueError as e:
         raise Cannot(str(e)) from None
-    host = name or hostname()
     blind = ssl.create_default_context()
     blind.check_hostname, blind.verify_mode = False, ssl.CERT_NONE  # only to fetch the CA, checked against the token
     status, ca = _request(blind, url, "GET", "/host/ca")
@@ -154,23 +212,21 @@ def join(state: Path, url: str, token: str, *, name: str | None, gear: str, tunn
         matches = False
     if not matches:
         raise Cannot(f"{url} is not the cloud this token was made for (its authority's fingerprint differs)")
+    key = pki.new_key()
+    trusted = ssl.create_default_context(cadata=ca.decode())
+    trusted.check_hostname = False  # the authority is this cloud's own: what it signed for servers is the controller
+    body = {"token": token.strip(), "host": host, "csr": pki.request(key, host).decode()}
+    answer = _get_certificate(trusted, url, body)
     root = state / "hosts" / host
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     for part in ("run", "log"):
         (state / part).mkdir(mode=0o700, exist_ok=True)
-    key = pki.new_key()
-    trusted = ssl.create_default_context(cadata=ca.decode())
-    body = {"token": token.strip(), "host": host, "csr": pki.request(key, host).decode()}
-    status, data = _request(trusted, url, "POST", "/host/join", body)
-    answer = json.loads(data)
-    if status != 200:
-        raise Cannot(answer.get("error", {}).get("message", f"the cloud refused: HTTP {status}"))
     pki.private_write(root / "host.key", pki.key_pem(key))
     pki.private_write(root / "host.pem", answer["certificate"].encode())
     pki.private_write(root / "ca.pem", answer["ca"].encode())
     if not tunnel_ip:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-            s.connect((parts.hostname, parts.port or 5443))
+            s.connect((address, port))
             tunnel_ip = s.getsockname()[0]
     cloud = answer["cloud"]
     bridges = {"physnet1": "br-ex" if cloud == "nubila" else f"br-ex-{cloud}"[:15]}
@@ -178,27 +234,8 @@ def join(state: Path, url: str, token: str, *, name: str | None, gear: str, tunn
         host=host, cloud=cloud, gear=chosen.name, url=url, roles=answer["roles"], tunnel_ip=tunnel_ip,
         bridges=bridges if "network" in answer["roles"] else {},
         certificate=str(root / "host.pem"), key=str(root / "host.key"), ca=str(root / "ca.pem"),
+        hypervisor=hypervisor or "",
     )  # fmt: skip
     first.write_private(root / "agent.json", msgspec.json.encode(config).decode())
+    plan_agent(state)
     return f"joined cloud {cloud} as {host}; gear {chosen.name}: {chosen.why}"
-
-
-def _plan(state: Path) -> None:
-    plan = {"listen": {}, "children": [{"name": "agent", "role": "agent"}]}
-    (state / "run" / "plan.json").write_text(json.dumps(plan))
-
-
-def start_agent(state: Path) -> int:
-    """Run this machine's agent in the background, restarted when it dies."""
-    _plan(state)
-    with (state / "log" / "supervisor.log").open("ab") as out:
-        return subprocess.Popen(
-            [sys.executable, "-m", "nubila.apps.supervisor", str(state)],
-            stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
-        ).pid  # fmt: skip
-
-
-def run_agent(state: Path) -> None:
-    """Become this machine's agent."""
-    _plan(state)
-    os.execv(sys.executable, [sys.executable, "-m", "nubila.apps.supervisor", str(state)])

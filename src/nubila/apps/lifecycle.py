@@ -16,10 +16,13 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nubila.apps import first, supervisor
 from nubila.core import config
+
+if TYPE_CHECKING:
+    from nubila.apps.host import HostConfig
 
 CLASSIC = {"/identity": 5000, "/compute": 8774, "/placement": 8778, "/image": 9292, "/network": 9696}
 
@@ -43,6 +46,7 @@ class Up:
     gear: str
     why: str
     state: Path
+    joined: bool = False  # only an agent runs here: the APIs are the controller's
 
 
 def up(state: Path, options: Mapping[str, Any]) -> Up:
@@ -51,6 +55,9 @@ def up(state: Path, options: Mapping[str, Any]) -> Up:
 
     if supervisor.running(state):
         raise Cannot(f"this cloud is up already; `nubila status --state {state}` shows it")
+    if (config_of := joined_to(state)) is not None:
+        plan_agent(state)
+        return Up(config_of.url, config_of.gear, f"a host of cloud {config_of.cloud}", state, joined=True)
     given = {k: v for k, v in options.items() if v is not None}
     merged = {**first.overrides(state), **given}
     try:
@@ -82,6 +89,26 @@ def up(state: Path, options: Mapping[str, Any]) -> Up:
     (state / "run" / "plan.json").write_text(json.dumps({"listen": listening, "children": children}))
     (state / "run" / "gear.json").write_text(json.dumps(asdict(gear)))
     return Up(first.auth_url(settings.listen, settings.public_url), gear.name, gear.why, state)
+
+
+def joined_to(state: Path) -> HostConfig | None:
+    """The agent's configuration when this machine has joined another one's cloud; None when it has not."""
+    import msgspec
+
+    from nubila.apps.host import HostConfig
+
+    for path in sorted(state.glob("hosts/*/agent.json")):
+        found = msgspec.json.decode(path.read_bytes(), type=HostConfig)
+        if found.url.startswith("https:"):
+            return found
+    return None
+
+
+def plan_agent(state: Path) -> None:
+    """Have the supervisor run an agent and nothing else."""
+    (state / "run" / "plan.json").write_text(
+        json.dumps({"listen": {}, "children": [{"name": "agent", "role": "agent"}]})
+    )
 
 
 def start_detached(state: Path) -> int:
@@ -124,6 +151,19 @@ def _make_directories(state: Path) -> None:
         raise Cannot(f"cannot write to {state}: {e.strerror}; choose another --state directory") from None
 
 
+def tunnel_ip(settings: config.Settings) -> str:
+    """This host's end of tunnels: where other hosts reach its host API, unless told otherwise."""
+    address = settings.host_listen.rpartition(":")[0].strip("[]")
+    if not settings.tunnel_ip.startswith("127.") or not address or address == "localhost":
+        return settings.tunnel_ip
+    if address not in ("0.0.0.0", "::"):
+        return str(socket.getaddrinfo(address, None)[0][4][0])
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        s.connect(("192.0.2.1", 9))  # sends nothing: asks the kernel for the address it would use
+        return str(s.getsockname()[0])
+    return settings.tunnel_ip
+
+
 def _write_agents(state: Path, settings: config.Settings, gear: str, hosts: list[str]) -> None:
     import msgspec
 
@@ -133,7 +173,7 @@ def _write_agents(state: Path, settings: config.Settings, gear: str, hosts: list
         root = state / "hosts" / host
         root.mkdir(mode=0o700, exist_ok=True)
         made = default_config(
-            state, host, settings.name, gear, settings.tunnel_ip if i == 0 else f"127.0.0.{i + 1}",
+            state, host, settings.name, gear, tunnel_ip(settings) if i == 0 else f"127.0.0.{i + 1}",
             sweep_s=settings.sweep_s, boot_s=settings.simulated_boot_s,
         )  # fmt: skip
         first.write_private(root / "agent.json", msgspec.json.encode(made).decode())
@@ -232,7 +272,7 @@ def destroy(state: Path) -> list[str]:
             cloud=made.cloud, host=made.host, root=path.parent, tunnel_ip=made.tunnel_ip, namespace=made.namespace,
             bridges=made.bridges,
         )  # fmt: skip
-        here = drivers(made, place, HostApi(made.url, made.host))
+        here = drivers(made, place, HostApi(f"unix:{state / 'run' / 'host.sock'}", made.host))  # asks nothing
         if here.hypervisor is not None:
             removed += [f"guest {g}" for g in here.hypervisor.prune([])]
         removed += here.network.prune([], [], [])

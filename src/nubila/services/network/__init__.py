@@ -66,7 +66,7 @@ SERVICE = Service(
     host_items=hosting.HOST_ITEMS,
     sweeps={"dhcp": placing.networks_with_dhcp, "router_place": placing.routers_with_ports},
     bootstrap=bootstrap.run,
-    on_host=bootstrap.on_host,
+    on_host=placing.on_host,
     quotas=misc_api.QUOTAS,
     request_id_headers=("x-openstack-request-id",),
 )

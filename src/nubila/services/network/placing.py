@@ -41,6 +41,8 @@ _ROUTER_PORTS = sa.select(Port.table).where(
 )  # fmt: skip
 _NEED_DHCP = sa.select(Subnet.table.c.network_id).where(Subnet.table.c.enable_dhcp.is_(True)).distinct()
 _NEED_HOST = sa.select(_P.device_id).where(_P.device_owner.in_(ROUTER_OWNERS)).distinct()
+_BOUND_TO = sa.select(_D.network_id).where(_D.host == sa.bindparam("host"))
+_ROUTED_BY = sa.select(_R.id).where(_R.host == sa.bindparam("host"))
 STAYING = ("enabled", "disabled")
 
 
@@ -48,6 +50,33 @@ def usable(reader: Reader, binary: str) -> list[Row]:
     """Network hosts where new services of that agent may be placed."""
     off = agents.switched_off(reader)
     return [h for h in hosts.usable(reader, "network") if agents.agent_id(h["name"], binary) not in off]
+
+
+def served_by(reader: Reader, host: str) -> tuple[list[str], list[str]]:
+    """The routers that a host runs and the networks it serves DHCP for."""
+    routers = [id for (id,) in reader.rows(_ROUTED_BY, {"host": host})]
+    return routers, [id for (id,) in reader.rows(_BOUND_TO, {"host": host})]
+
+
+def on_host(cloud: Cloud, tx: Tx, host: Row) -> None:
+    """A host said hello, or an operator changed its state.
+
+    External networks live on every network host; what a drained or removed host serves moves to others.
+    """
+    if "network" in host["roles"] and host["state"] != "removed":
+        for id in asks.external_networks(tx):
+            tx.ask("network", id, host["name"])
+    if host["state"] not in STAYING:
+        routers, networks = served_by(tx, host["name"])
+        for id in networks:
+            tx.ask("dhcp", id)
+        for id in routers:
+            tx.ask("router_place", id)
+
+
+def _draining(reader: Reader) -> set[str]:
+    """Hosts that go on with what they have until another takes it over."""
+    return {h["name"] for h in hosts.every(reader) if h["state"] == "draining" and "network" in h["roles"]}
 
 
 def _staying(reader: Reader) -> set[str]:
@@ -71,22 +100,26 @@ def dhcp(cloud: Cloud, tx: Tx, network_id: str, *, wanted: int | None = None) ->
     served = [s for s in look.subnets(tx, network_id) if s["enable_dhcp"]]
     have = bindings(tx, network_id)
     staying = _staying(tx) if have else set()
-    for host in [h for h in have if h not in staying]:
-        unbind(tx, network_id, host, have.pop(host))
+    gone = {h: have.pop(h) for h in list(have) if h not in staying}
+    found: list[str] = []
+    n = cloud.settings.dhcp_agents_per_network if wanted is None else wanted
+    if served and len(have) < n:
+        load = dict(tx.rows(_DHCP_LOAD))
+        found = place.choose(
+            usable(tx, agents.DHCP), load, n - len(have), zones=net["availability_zone_hints"], have=have
+        )
+    if served and gone and not have and not found:
+        have = {h: port for h, port in gone.items() if h in _draining(tx)}  # better from there than from nowhere
+    for host in gone.keys() - have.keys():
+        unbind(tx, network_id, host, gone[host])
     if not served:
         for port_id in have.values():
             if port_id is not None:
                 _drop_port(tx, port_id)
         return True
-    n = cloud.settings.dhcp_agents_per_network if wanted is None else wanted
-    if len(have) < n:
-        load = dict(tx.rows(_DHCP_LOAD))
-        found = place.choose(
-            usable(tx, agents.DHCP), load, n - len(have), zones=net["availability_zone_hints"], have=have
-        )
-        for host in found:
-            bind(cloud, tx, net, host)
-            have[host] = None
+    for host in found:
+        bind(cloud, tx, net, host)
+        have[host] = None
     for host, port_id in have.items():
         _serve(cloud, tx, net, served, host, port_id)
     return bool(have)
@@ -179,7 +212,7 @@ def router(cloud: Cloud, tx: Tx, router_id: str, *, tell: bool = True) -> str | 
         found = place.choose(
             usable(tx, agents.L3), dict(tx.rows(_ROUTER_LOAD)), 1, zones=row["availability_zone_hints"]
         )
-        host = found[0] if found else None
+        host = found[0] if found else row["host"] if row["host"] in _draining(tx) else None
     if host != row["host"]:
         move_router(tx, row, host)
     elif host is not None and tell:
