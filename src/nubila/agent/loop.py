@@ -26,7 +26,9 @@ from nubila.core.ports import Capabilities, GuestSpec, HostPlace
 log = logging.getLogger("nubila.agent")
 WATCH_S = 2.0
 RESTORE_AFTER_S = 3.0
-"""How long a starting agent waits for the control plane before it goes by its ledger."""
+"""How long the control plane may be silent before the agent goes by its ledger."""
+MEND_S = 5.0
+"""How soon the agent tries again what it could not bring up from its ledger."""
 
 
 class AlreadyRunning(Exception):
@@ -56,23 +58,28 @@ class Agent:
         self.drivers.network.start()
         self.drivers.network.serve_metadata(self.api.metadata)
         self._wired = set(self.drivers.network.ports())
-        restored = False
         pause, lost = 0.02, time.monotonic()
+        silent = False  # for so long that the ledger counts
+        mend = 0.0
         while not stop.is_set():
             try:
                 self._greet()
-                pause = 0.02
+                pause, silent = 0.02, False
                 try:
                     self._work(stop)
                 finally:
                     lost = time.monotonic()
-            except (Unreachable, Refused) as e:
-                if not restored and time.monotonic() - lost > RESTORE_AFTER_S:
-                    log.warning("no control plane (%s): bringing up what the ledger says", e)
-                    self._restore()
-                    restored = True
+            except Refused as e:  # it is there, and says no: what runs here goes on, nothing is started
+                log.warning("the control plane refuses: %s", e)
+                stop.wait(2.0)
+            except Unreachable as e:
+                if time.monotonic() - lost > RESTORE_AFTER_S and (not silent or time.monotonic() > mend):
+                    if not silent:
+                        log.warning("no control plane (%s): going by the ledger", e)
+                    silent = True
+                    mend = time.monotonic() + (self.sweep_s if self._restore() else MEND_S)
                 stop.wait(pause)
-                pause = min(pause * 2, 2.0 if restored else 0.2)
+                pause = min(pause * 2, 2.0 if silent else 0.2)
             except Exception:  # an engine that fails must not take the others with it
                 log.exception("starting over")
                 stop.wait(1.0)
@@ -114,12 +121,22 @@ class Agent:
             log.exception("could not remove what is unknown here")
         self._wired = set(self.drivers.network.ports())
 
-    def _restore(self) -> None:
+    def _restore(self) -> bool:
+        """Have what the ledger says, without the control plane; False when something must be tried again.
+
+        A guest that is switched off stays so: its owner did that, and the ledger may not have heard.
+        """
+        hypervisor, whole = self.drivers.hypervisor, True
+        off = {g.id for g in hypervisor.list() if g.power == "off"} if hypervisor else set()
         for item in sequence(self.ledger.entries()):
-            if item["kind"] != "query":
-                outcome = apply(self.drivers, item, self._waits_for)
-                self._note_wired(item, outcome)
-                log.info("from the ledger: %s %s: %s", item["kind"], item["id"], outcome["note"])
+            if item["kind"] == "query" or (item["kind"] == "guest" and item["id"] in off):
+                continue
+            outcome = apply(self.drivers, item, self._waits_for)
+            self._note_wired(item, outcome)
+            if outcome.get("failed"):
+                whole = False
+                log.warning("from the ledger: %s %s: %s", item["kind"], item["id"], outcome["note"])
+        return whole
 
     def _work(self, stop: threading.Event) -> None:
         swept = watched = time.monotonic()
