@@ -95,7 +95,7 @@ def loaded(load: Callable[[Any], Any], name: str, raw: Any) -> Any:
     try:
         return load(raw)
     except (ValueError, TypeError) as e:
-        raise bad_request(f"Invalid input for {name}: {e}.", "InvalidInput") from None
+        raise bad_request(f"Invalid input for {name}: {e}.", "HTTPBadRequest") from None
 
 
 def defaults(cls: type[Resource], values: dict[str, Any], version: Version) -> dict[str, Any]:

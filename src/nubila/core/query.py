@@ -86,7 +86,9 @@ def _filter(cls: type[Resource], rest: Rest, key: str, texts: list[str], version
     if a is None or not a.filter or not (a.show.open(version) or a.take.open(version)):
         if rest.unknown_query.open(version):
             return None
-        raise bad_request(f"Invalid input for filter: '{key}' is not a valid filter for {rest.items}.", "InvalidInput")
+        raise bad_request(
+            f"Invalid input for filter: '{key}' is not a valid filter for {rest.items}.", "HTTPBadRequest"
+        )
     column = cls.table.c[a.name]
     allowed = a.filter.split()
     if not op and len(texts) == 1 and "in:" in texts[0][:3] and "in" in allowed:
@@ -97,7 +99,7 @@ def _filter(cls: type[Resource], rest: Rest, key: str, texts: list[str], version
         raise bad_request(f"Invalid input for filter '{key}': {e}.", "InvalidInput") from None
     if op:
         if op not in allowed or op not in _OPERATORS:
-            raise bad_request(f"Filter '{base}' does not take the operator '{op}'.", "InvalidInput")
+            raise bad_request(f"Filter '{base}' does not take the operator '{op}'.", "HTTPBadRequest")
         return sa.or_(*(_OPERATORS[op](column, v) for v in values))
     if a.null and values == [""]:
         return sa.or_(column.is_(None), column == "") if _is_text(column) else column.is_(None)
@@ -114,15 +116,15 @@ def _order(cls: type[Resource], rest: Rest, page: dict[str, list[str]], out: Lis
         pairs = [p.partition(":") for p in ",".join(page["sort"]).split(",")]
         keys, dirs = [p[0] for p in pairs], [p[2] or "desc" for p in pairs]
     if len(dirs) > len(keys) and keys:
-        raise bad_request("The number of sort_dir values exceeds the number of sort_key values.", "InvalidInput")
+        raise bad_request("The number of sort_dir values exceeds the number of sort_key values.", "HTTPBadRequest")
     default_dir = dirs[0] if len(dirs) == 1 and not keys else "asc"
     dirs = [*dirs, *["asc"] * (len(keys) - len(dirs))]
     for key, direction in zip(keys, dirs, strict=False):
         a = cls.by_wire.get(key)
         if a is None or not a.sort:
-            raise bad_request(f"Cannot sort {rest.items} by '{key}'.", "InvalidInput")
+            raise bad_request(f"Cannot sort {rest.items} by '{key}'.", "HTTPBadRequest")
         if direction not in ("asc", "desc"):
-            raise bad_request(f"sort_dir is asc or desc, not '{direction}'.", "InvalidInput")
+            raise bad_request(f"sort_dir is asc or desc, not '{direction}'.", "HTTPBadRequest")
         if a.name not in [k for k, _ in out.order]:
             out.order.append((a.name, direction))
     if not keys:
@@ -135,9 +137,7 @@ def _page(rest: Rest, page: dict[str, list[str]], out: ListQuery) -> None:
     if "limit" in page:
         text = page["limit"][-1]
         if not re.fullmatch(r"\d{1,9}", text):
-            raise bad_request(
-                f"Invalid input for limit: '{text}' is not a whole number of zero or more.", "InvalidInput"
-            )
+            raise bad_request(f"Invalid input for limit: '{text}' is not a whole number of zero or more.", "BadRequest")
         out.limit = min(int(text), rest.max_limit)
     elif rest.forced_limit:
         out.limit = rest.max_limit

@@ -88,7 +88,9 @@ def _wish(tx: Tx, port: Mapping[str, Any], subnets: Sequence[Row], asked: Mappin
     if ip is None:
         return subnet, None
     if not addresses.usable(subnet["cidr"], ip):
-        raise bad_request(f"IP address {ip} is not a valid IP for the specified subnet.", "InvalidIpForNetwork")
+        outside = wanted is not None and not addresses.contains(subnet["cidr"], ip)
+        kind = "InvalidIpForSubnet" if outside else "InvalidIpForNetwork"
+        raise bad_request(f"IP address {ip} is not a valid IP for the specified subnet.", kind)
     derived = is_auto(subnet) and port["device_owner"] not in (INTERFACE, GATEWAY)
     if derived and ip != addresses.eui64(subnet["cidr"], port["mac_address"]):
         text = f"IPv6 address {ip} can not be directly assigned to a port on subnet {subnet['id']} as the subnet is"
