@@ -40,7 +40,7 @@ class Api(HostApi):
     def every(self) -> dict[str, list[str]]:
         return {}
 
-    def take(self, limit: int, wait_s: float) -> list[dict[str, Any]]:
+    def take(self, limit: int, wait_s: float, holding: Any = None) -> list[dict[str, Any]]:
         time.sleep(0.01)
         return list(self.given)
 
@@ -151,3 +151,31 @@ def test_a_download_that_breaks_off_leaves_nothing(tmp_path: Path, sent: bytes) 
             thread.join()
     finally:
         server.close()
+
+
+class Once(Api):
+    """Hands out each of ``given`` once and notes what the agent says it holds."""
+
+    def take(self, limit: int, wait_s: float, holding: Any = None) -> list[dict[str, Any]]:
+        time.sleep(0.01)
+        self.holding = holding
+        return [self.given.pop(0)] if self.given else []
+
+
+def test_what_is_given_out_again_while_it_is_done_is_done_again(
+    place: HostPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a hello or a lost answer the same guest comes with a new token: it must not be dropped as busy."""
+    api, hypervisor, go = Once([item("guest", "g1")]), SimulatedHypervisor(place), threading.Event()
+    monkeypatch.setattr(hypervisor, "remove", lambda id: go.wait(10))
+    end = run(Agent(api, place, Drivers(hypervisor, SimulatedNetwork(place)), roles=["compute"]))
+    try:
+        until(lambda: getattr(api, "holding", None) == [("guest", "g1", 1)], "the agent says what it holds")
+        api.given.append({**item("guest", "g1"), "token": 2})
+        until(lambda: not api.given and api.holding == [("guest", "g1", 2)], "it holds the newer one")
+        go.set()
+        until(lambda: {o["token"] for o in api.settled} == {1, 2}, "both are reported")
+        until(lambda: api.holding == [], "nothing is held any more")
+    finally:
+        go.set()
+        end()

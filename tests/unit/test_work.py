@@ -52,6 +52,23 @@ def test_asked_taken_settled(store: Store):
     assert work.invariants(store) == []
 
 
+def test_what_its_one_worker_does_not_hold_is_due_again(store: Store):
+    """An answer that never arrived must not keep its rows on lease until the lease runs out."""
+    for id in ("a", "b"):
+        ask(store, id, shard="h1")
+    mine, lost = work.take(store, "h1", 9, 60)
+    assert work.release_others(store, "h1", [(i.kind, i.id, i.token) for i in (mine, lost)]) == 0
+    assert work.release_others(store, "h1", [(mine.kind, mine.id, mine.token)]) == 1
+    (again,) = work.take(store, "h1", 9, 60)
+    assert (again.id, again.token > lost.token) == (lost.id, True)
+    settle(store, mine)
+    with pytest.raises(LostLease):
+        settle(store, lost)
+    settle(store, again)
+    assert work.release_others(store, "h1", []) == 0
+    assert work.pending(store) == []
+
+
 def test_ask_during_the_turn_is_not_lost(store: Store):
     ask(store)
     (item,) = work.take(store, "", 9, 60)

@@ -152,9 +152,12 @@ class HostApi:
         answer: dict[str, Any] = self.call("POST", "/hello", body)
         return answer
 
-    def take(self, limit: int, wait_s: float) -> list[dict[str, Any]]:
-        """Lease work, waiting for some."""
-        items: list[dict[str, Any]] = self.call("POST", "/take", {"max": limit, "wait_s": wait_s})["items"]
+    def take(
+        self, limit: int, wait_s: float, holding: list[tuple[str, str, int]] | None = None
+    ) -> list[dict[str, Any]]:
+        """Lease work, waiting for some. ``holding``: (kind, id, token) of all that is on lease already."""
+        body = {"max": limit, "wait_s": wait_s, "holding": holding}
+        items: list[dict[str, Any]] = self.call("POST", "/take", body)["items"]
         return items
 
     def settle(self, items: list[dict[str, Any]]) -> list[str]:

@@ -46,6 +46,9 @@ class Agent:
         self.ledger = Ledger(place.root / "ledger")
         self._pool = ThreadPoolExecutor(guest_threads, thread_name_prefix="guest")
         self._busy: set[tuple[str, str]] = set()
+        self._later: dict[tuple[str, str], Mapping[str, Any]] = {}  # taken again while still busy
+        self._turns = threading.Lock()  # of _busy and _later
+        self._held: dict[tuple[str, str], int] = {}  # on lease: the token
         self._wired: set[str] = set()
         self._lock_file: Any = None
         self._powers: dict[str, str] = {}  # as last seen
@@ -97,6 +100,7 @@ class Agent:
         self._lock_file.flush()
 
     def _greet(self) -> None:
+        self._held.clear()  # saying hello ends every lease
         hypervisor = self.drivers.hypervisor
         what = hypervisor.capabilities() if hypervisor else Capabilities(vcpus=0, ram_mb=0, disk_gb=0)
         self.api.hello({
@@ -149,20 +153,38 @@ class Agent:
             if now - watched > WATCH_S:
                 watched = now
                 self._watch()
-            items = self.api.take(32, 1.0)
-            fresh = [i for i in items if (i["kind"], i["id"]) not in self._busy]
+            items = self.api.take(32, 1.0, [(*key, token) for key, token in list(self._held.items())])
+            self._held |= {(i["kind"], i["id"]): i["token"] for i in items}
             outcomes: list[dict[str, Any]] = []
-            for item in sequence(fresh):
+            for item in sequence(items):
                 if item["kind"] in ("guest", "query"):
                     if outcomes:  # whoever waits for these ports learns of them first
-                        self.api.settle(outcomes)
+                        self._report(outcomes)
                         outcomes = []
-                    self._busy.add((item["kind"], item["id"]))
-                    self._pool.submit(self._in_background, item)
+                    self._start(item)
                 else:
                     outcomes.append(self._do(item))
             if outcomes:
-                self.api.settle(outcomes)
+                self._report(outcomes)
+
+    def _report(self, outcomes: list[dict[str, Any]]) -> None:
+        try:
+            self.api.settle(outcomes)
+        finally:  # told or not: the control plane may give them out again
+            for one in outcomes:
+                key = (one["kind"], one["id"])
+                if self._held.get(key) == one["token"]:
+                    del self._held[key]
+
+    def _start(self, item: Mapping[str, Any]) -> None:
+        """Do it in the background, after what is being done about the same thing."""
+        key = (item["kind"], item["id"])
+        with self._turns:
+            if key in self._busy:
+                self._later[key] = item
+                return
+            self._busy.add(key)
+        self._pool.submit(self._in_background, item)
 
     def _do(self, item: Mapping[str, Any]) -> dict[str, Any]:
         outcome = self._self_stopped(item) or apply(self.drivers, item, self._waits_for)
@@ -196,17 +218,20 @@ class Agent:
         return None
 
     def _in_background(self, item: Mapping[str, Any]) -> None:
-        try:
-            outcome = self._do(item)
-        except Exception:
-            log.exception("%s %s", item["kind"], item["id"])
-            return
-        finally:
-            self._busy.discard((item["kind"], item["id"]))
-        try:
-            self.api.settle([outcome])
-        except (Unreachable, Refused) as e:  # the lease runs out and it is done again
-            log.warning("could not report %s %s: %s", item["kind"], item["id"], e)
+        key, todo = (item["kind"], item["id"]), item
+        while True:
+            try:
+                self._report([self._do(todo)])
+            except (Unreachable, Refused) as e:  # it is given out and done again
+                log.warning("could not report %s %s: %s", *key, e)
+            except Exception:
+                log.exception("%s %s", *key)
+                self._held.pop(key, None)
+            with self._turns:
+                if key not in self._later:
+                    self._busy.discard(key)
+                    return
+                todo = self._later.pop(key)
 
     def _note_wired(self, item: Mapping[str, Any], outcome: Mapping[str, Any]) -> None:
         if item["kind"] == "port":

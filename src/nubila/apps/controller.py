@@ -59,7 +59,7 @@ def steadily(
         stop.wait(pause)
 
 
-def controller(cloud: Cloud, *, lease_s: float = 30.0) -> tuple[Callable[[threading.Event], None], Callable[[], None]]:
+def controller(cloud: Cloud, *, lease_s: float = 12.0) -> tuple[Callable[[threading.Event], None], Callable[[], None]]:
     """The controller's loop as a function of a stop event, and what wakes it."""
     loop = Loop(cloud.store, "", reconcilers(cloud), lease_s=lease_s, batch=8, idle_s=0.5)
     nudger = cloud.memory["nudger"]

@@ -217,6 +217,24 @@ def release_shard(store: Store, shard: str) -> None:
         tx.execute(_RELEASE, {"b_shard": shard})
 
 
+_ON_LEASE = sa.select(c.kind, c.id, c.token).where(c.shard == sa.bindparam("b_shard"), c.due <= now(), c.lease > 0)
+_END_LEASE = sa.update(work).where(_MINE).values(lease=0, token=c.token + 1)
+
+
+def release_others(store: Store, shard: str, holding: Iterable[tuple[str, str, int]]) -> int:
+    """End all leases of a shard but those its one worker says it holds, as (kind, id, token); return how many.
+
+    The others were given in an answer that never arrived, or to a request of a worker that has died meanwhile.
+    """
+    with store.read() as r:
+        found = set(r.rows(_ON_LEASE, {"b_shard": shard})) - set(holding)
+    if found:
+        with store.write() as tx:
+            keys = ("b_kind", "b_id", "b_token")
+            tx.execute(_END_LEASE, [{"b_shard": shard, **dict(zip(keys, one, strict=True))} for one in sorted(found)])
+    return len(found)
+
+
 # --- looking --------------------------------------------------------------------------------------------------------
 
 _NEXT = sa.select(sa.func.min(sa.case((c.lease > c.due, c.lease), else_=c.due)) - now()).where(

@@ -161,7 +161,11 @@ def changed(call: Call) -> Mapping[str, Any]:
 
 
 async def take(call: Call) -> Mapping[str, Any]:
-    """Lease due work of the host, each with its complete desired state; waits up to ``wait_s`` for some."""
+    """Lease due work of the host, each with its complete desired state; waits up to ``wait_s`` for some.
+
+    ``holding`` is all that the agent has on lease, [kind, id, token] each; whatever else is on lease was given to its
+    dead predecessor, or in an answer that was lost, and is due again.
+    """
     host = caller(call)
     body = fields(call) if call.body is not None else {}
     try:
@@ -171,6 +175,8 @@ async def take(call: Call) -> Mapping[str, Any]:
         raise bad_request("max and wait_s are numbers.") from None
     known = items(call)
     store = call.cloud.store
+    if body.get("holding") is not None:
+        work.release_others(store, host, _holding(call))
     while True:
         _beat(call, host)
         taken = work.take(store, host, limit, LEASE_S)
@@ -192,6 +198,13 @@ async def take(call: Call) -> Mapping[str, Any]:
                 "spec": _spec(kind, call, reader, item.id, host) if kind else None,
             })  # fmt: skip
     return {"items": out}
+
+
+def _holding(call: Call) -> list[tuple[str, str, int]]:
+    try:
+        return [(str(kind), str(id), int(token)) for kind, id, token in listed(call, "holding")]
+    except (TypeError, ValueError, OverflowError):
+        raise bad_request("holding is a list of [kind, id, token].") from None
 
 
 _BEAT = sa.update(hosts.TABLE).where(hosts.TABLE.c.name == sa.bindparam("b_name")).values(seen=sa.bindparam("b_seen"))
