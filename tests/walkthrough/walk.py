@@ -24,6 +24,7 @@ import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from nubila.drivers import links
 from nubila.testing.started import Started
 
 PHYSICAL_NETWORK = "physnet1"
@@ -216,6 +217,7 @@ class Walk:
         self.until("WALK-28", ports, lambda r: len(r.data) == 2 and {p["Status"] for p in r.data} == {"ACTIVE"}, 30)
         self.demo("WALK-29", "network list -f json")
         if self.real:
+            self._outside()
             router, gateway = self.router, self.gateway
 
             def names() -> Result:
@@ -229,6 +231,15 @@ class Walk:
             self.until("WALK-32", ping, lambda r: r.status == 0, 30)
             inside = ("ip", "netns", "exec", f"qrouter-{router}")
             self.host("WALK-31", *inside, "ping", "-c", "1", "-W", "2", gateway)
+
+    def _outside(self) -> None:
+        """Be the world outside: the machine 10.0.0.1 on the physical network, which is the bridge's own port."""
+        bridge = f"br-ex-{self.cloud.name}"
+        self.until("outside", lambda: self.host("outside", "ip", "link", "show", bridge), lambda r: True, 20)
+        self.host("outside address", "ip", "address", "add", "10.0.0.1/24", "dev", bridge)
+        self.host("outside up", "ip", "link", "set", bridge, "up")
+        links.plain_frames(bridge)
+        assert self["outside address"].status == 0, self["outside address"].err
 
     @property
     def router(self) -> str:

@@ -19,11 +19,12 @@ import yaml
 
 @dataclass(frozen=True)
 class Started:
-    """A running cloud: its state directory and where its APIs are."""
+    """A running cloud: its state directory and where its APIs are, its gear and its name."""
 
     state: Path
     auth_url: str
     gear: str
+    name: str
 
     @property
     def clouds_yaml(self) -> Path:
@@ -69,7 +70,7 @@ def started(gear: str, name: str, extra: Sequence[str] = (), timeout_s: float = 
         wait = nubila("wait", *at, "--timeout", str(int(timeout_s)), timeout_s=timeout_s + 30)
         assert wait.returncode == 0, f"nubila wait: {wait.stdout}{wait.stderr}{_tail(state)}"
         admin = yaml.safe_load((state / "clouds.yaml").read_text())["clouds"]["nubila-admin"]
-        yield Started(state, admin["auth"]["auth_url"].rstrip("/"), gear)
+        yield Started(state, admin["auth"]["auth_url"].rstrip("/"), gear, name)
     finally:
         nubila("destroy", *at, "--yes", timeout_s=180)
         if os.environ.get("NUBILA_KEEP_STATE") is None:
