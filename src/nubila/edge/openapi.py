@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -19,6 +19,8 @@ from nubila.core.service import Service
 from nubila.edge import crud
 
 PATH = "/openapi.json"
+JSON = "application/json"
+ANY = {"schema": {"type": "object"}}  # of a handler that does not say what it takes, perhaps nothing
 ANSWERS = {sa.Boolean: "boolean", sa.BigInteger: "integer", sa.Double: "number", sa.String: "string"}
 ERRORS = {
     400: "The request is wrong; the message names the field and what would be accepted.",
@@ -54,7 +56,9 @@ def operations(service: Service, version: Version | None = None) -> list[Operati
     derived = [Operation(route, verb, cls) for cls, verb, route in crud.derived(service)]
     for operation in [*map(Operation, service.routes), *derived]:
         if version is None or operation.route.gate.open(version):
-            found.setdefault(operation.key, operation)
+            known = found.setdefault(operation.key, operation)
+            if operation.kind is not None and known.kind is None:  # done by hand, and still that verb of that kind
+                found[operation.key] = replace(known, verb=operation.verb, kind=operation.kind)
     return list(found.values())
 
 
@@ -119,7 +123,7 @@ def _operation(service: Service, operation: Operation, path: str, version: Versi
     if parameters:
         out["parameters"] = parameters
     if body := _body(operation, version):
-        out["requestBody"] = {"required": True, "content": body}
+        out["requestBody"] = {"required": body != {JSON: ANY}, "content": body}
     out["responses"] = _responses(operation, version)
     if not given.auth:
         out["security"] = []
@@ -191,15 +195,15 @@ def _body(operation: Operation, version: Version) -> dict[str, Any]:
                 "type": "object", "properties": {cls.rest.items: {"type": "array", "items": inner, "minItems": 1}},
                 "required": [cls.rest.items],
             }  # fmt: skip
-            return {"application/json": {"schema": {"oneOf": [one, many]}}}
-        return {"application/json": {"schema": one}}
+            return {JSON: {"schema": {"oneOf": [one, many]}}}
+        return {JSON: {"schema": one}}
     schema = given.schema or getattr(given.handler, "takes", None)
     if schema is not None:
-        return {"application/json": {"schema": dict(schema(version) if callable(schema) else schema)}}
+        return {JSON: {"schema": dict(schema(version) if callable(schema) else schema)}}
     if given.method in ("POST", "PUT", "PATCH"):
         if given.stream or given.raw:
             return {"application/octet-stream": {"schema": {}}}
-        return {"application/json": {"schema": {"type": "object"}}}
+        return {JSON: ANY}
     return {}
 
 
@@ -215,7 +219,7 @@ def _responses(operation: Operation, version: Version) -> dict[str, Any]:
         if operation.verb == "list":
             properties = {rest.items: {"type": "array", "items": reference}}
         if operation.verb != "delete":
-            answer["content"] = {"application/json": {"schema": {"type": "object", "properties": properties}}}
+            answer["content"] = {JSON: {"schema": {"type": "object", "properties": properties}}}
         out = {str(rest.status(operation.verb, version)): answer}
         codes = verb_errors(operation.verb)
     if operation.route.auth:

@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from nubila.core import checks, clock, quota
-from nubila.core.call import Call, Reply, Route
+from nubila.core.call import Call, Reply, Route, takes
 from nubila.core.declare import Resource
 from nubila.core.faults import Fault, bad_request, over_quota
 from nubila.core.gates import ALWAYS, until
@@ -84,6 +84,7 @@ def _allowed(call: Call, verb: str) -> None:
     call.enforce(f"{RULE}:{verb}", wire.mine(call))
 
 
+@takes(GROUP)
 def create(call: Call) -> Row:
     """Create a security group."""
     _allowed(call, "create")
@@ -99,6 +100,7 @@ def show(call: Call) -> Row:
     return {"security_group": secgroups.shown(call.tx, [row])[0]}
 
 
+@takes(GROUP)
 def update(call: Call) -> Row:
     """Change a security group's name and description."""
     _allowed(call, "update")
@@ -126,6 +128,7 @@ def _port(value: Any) -> int | None:
     return None if value is None or value == "" or int(value) == -1 else int(value)
 
 
+@takes(RULE_BODY)
 def add_rule(call: Call) -> Row:
     """Let one more kind of packet in."""
     _allowed(call, "rule:create")

@@ -7,7 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from nubila.core.call import Answer, Call, Reply, Route
+from nubila.core.call import Answer, Call, Reply, Route, takes
 from nubila.core.faults import Fault, bad_request
 from nubila.core.gates import OPEN, Gate, Version, since
 from nubila.services.compute import creating, history, listing, quotas, rows, verbs, views, wire
@@ -37,6 +37,7 @@ def _update_schema(version: Version) -> dict[str, Any]:
     return obj({"server": obj(inner)}, ["server"])
 
 
+@takes(_update_schema)
 def update(call: Call) -> Row:
     """Change a server's name, description, host name or access addresses."""
     given = wire.body(call, _update_schema)["server"]
@@ -97,6 +98,7 @@ def metadata_item(call: Call) -> Row:
     return {"meta": {key: have[key]}}
 
 
+@takes(_ALL)
 def add_metadata(call: Call) -> Row:
     """Set metadata items, keeping the others."""
     given = wire.body(call, _ALL)["metadata"]
@@ -105,6 +107,7 @@ def add_metadata(call: Call) -> Row:
     return {"metadata": row["metadata"]}
 
 
+@takes(_ALL)
 def replace_metadata(call: Call) -> Row:
     """Replace all metadata items."""
     given = wire.body(call, _ALL)["metadata"]
@@ -113,6 +116,7 @@ def replace_metadata(call: Call) -> Row:
     return {"metadata": given}
 
 
+@takes(_ONE)
 def set_metadata_item(call: Call) -> Row:
     """Set one metadata item."""
     given = wire.body(call, _ONE)["meta"]
@@ -168,6 +172,7 @@ def check_tag(call: Call) -> Reply:
     return Reply(None, 204)
 
 
+@takes(_TAGS)
 def replace_tags(call: Call) -> Row:
     """Replace all tags."""
     given = wire.body(call, _TAGS)["tags"]
@@ -313,6 +318,7 @@ def _route(method: str, path: str, handler: Any, gate: Gate = OPEN, tx: str | No
     )
 
 
+@takes(creating.schema)
 def _create(call: Call) -> Answer:
     """Create one server or several."""
     return creating.create(call)
