@@ -6,6 +6,7 @@ import functools
 import ipaddress
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
 
@@ -171,12 +172,11 @@ def address(text: str | None) -> str | None:
 
 def parse_time(text: str, name: str) -> str:
     """A query's time in stored form. Raises 400 naming the key."""
-    from datetime import UTC, datetime
-
     try:
+        # a plus that was not percent-encoded arrives as a blank
         value = datetime.fromisoformat(text.strip().replace(" ", "+") if text.count(" ") and "T" in text else text)
-    except ValueError:
+        if value.tzinfo is None:
+            value = value.replace(tzinfo=UTC)
+        return clock.at(value.timestamp())
+    except (ValueError, OverflowError, OSError):
         raise bad_request(f"Invalid input for query parameter {name}: {text!r} is not a date and time.") from None
-    if value.tzinfo is None:
-        value = value.replace(tzinfo=UTC)
-    return clock.at(value.timestamp())
