@@ -157,6 +157,21 @@ def test_ports_come_and_go(cloud: TestCloud, demo: Nova, net: str, guest: str) -
     assert (kept["device_id"], kept["device_owner"]) == ("", "")
 
 
+def test_a_port_deleted_in_network_leaves_the_guest(cloud: TestCloud, demo: Nova, net: str, guest: str) -> None:
+    made = demo("POST", f"/servers/{guest}/os-interface", {"interfaceAttachment": {"net_id": net}}, expect=200)
+    port = made.json["interfaceAttachment"]["port_id"]
+    cloud.settle()
+    hypervisor = cloud.agents[0].drivers.hypervisor
+    assert hypervisor is not None
+    assert port in next(g for g in hypervisor.list() if g.id == guest).nics
+    cloud.request("DELETE", f"/network/v2.0/ports/{port}", token=demo.token)
+    cloud.settle()
+    assert port not in next(g for g in hypervisor.list() if g.id == guest).nics
+    assert port not in [
+        p["port_id"] for p in demo("GET", f"/servers/{guest}/os-interface").json["interfaceAttachments"]
+    ]
+
+
 def test_filters_by_address(demo: Nova, guest: str) -> None:
     address = demo("GET", f"/servers/{guest}/ips/net").json["net"][0]["addr"]
     assert [s["id"] for s in demo("GET", f"/servers?ip=^{address}$").json["servers"]] == [guest]

@@ -132,6 +132,8 @@ def deleting(call: Call, row: Row) -> None:
 
 def deleted(call: Call, row: Row) -> None:
     ports.gone(call.tx, row)
+    if row["device_owner"].startswith("compute:") and row["bound_host"]:
+        call.tx.ask("guest", row["device_id"], row["bound_host"])  # its NIC goes with the port
     if row["device_owner"] == DHCP:
         call.tx.ask("dhcp", row["network_id"])
 
