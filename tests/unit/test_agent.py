@@ -179,3 +179,18 @@ def test_what_is_given_out_again_while_it_is_done_is_done_again(
     finally:
         go.set()
         end()
+
+
+def test_a_starting_agent_waits_for_its_predecessor_to_end(place: HostPlace) -> None:
+    """A supervisor that died leaves an agent that is just ending: failing at once would mean back-off."""
+    first, second = Api([]), Api([])
+    make = [Agent(a, place, Drivers(None, SimulatedNetwork(place)), roles=["network"]) for a in (first, second)]
+    end_first = run(make[0])
+    until(lambda: first.greeted, "the first one works")
+    end_second = run(make[1])
+    try:
+        assert not second.greeted
+        end_first()
+        until(lambda: second.greeted, "the second one takes over")
+    finally:
+        end_second()

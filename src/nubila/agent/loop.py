@@ -27,6 +27,8 @@ log = logging.getLogger("nubila.agent")
 WATCH_S = 2.0
 RESTORE_AFTER_S = 3.0
 """How long the control plane may be silent before the agent goes by its ledger."""
+LOCK_S = 30.0
+"""How long a starting agent waits for one that still works on the host to end."""
 MEND_S = 5.0
 """How soon the agent tries again what it could not bring up from its ledger."""
 
@@ -57,7 +59,7 @@ class Agent:
 
     def run(self, stop: threading.Event) -> None:
         """Work until ``stop`` is set."""
-        self._lock()
+        self._lock(stop)
         self.drivers.network.start()
         self.drivers.network.serve_metadata(self.api.metadata)
         self._wired = set(self.drivers.network.ports())
@@ -89,13 +91,19 @@ class Agent:
         self._pool.shutdown(wait=True)
         self.drivers.network.stop()
 
-    def _lock(self) -> None:
+    def _lock(self, stop: threading.Event) -> None:
+        """Be this host's only agent; a predecessor that was told to end gets a moment to do so."""
         self.place.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock_file = (self.place.root / "agent.lock").open("w")
-        try:
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise AlreadyRunning(f"another agent holds {self.place.root}") from None
+        self._lock_file = (self.place.root / "agent.lock").open("a+")
+        ends = time.monotonic() + LOCK_S
+        while True:
+            try:
+                fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() > ends or stop.wait(0.05):
+                    raise AlreadyRunning(f"another agent holds {self.place.root}") from None
+        self._lock_file.truncate(0)
         self._lock_file.write(str(os.getpid()))
         self._lock_file.flush()
 
