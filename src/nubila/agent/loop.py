@@ -90,6 +90,7 @@ class Agent:
                 stop.wait(1.0)
         self._pool.shutdown(wait=True)
         self.drivers.network.stop()
+        self._lock_file.close()
 
     def _lock(self, stop: threading.Event) -> None:
         """Be this host's only agent; a predecessor that was told to end gets a moment to do so."""
