@@ -130,6 +130,7 @@ class _Upload:
                 raise Fault(410, f"Image {self.id} was deleted during the upload.", "Gone")
             if not self.staging:
                 publish(sink.path, path_of(self.cloud, self.id))  # while the row is ours
+            tx.ask("image", self.id)  # nothing is to be watched any more
 
         _write(self.cloud, settle)
 
