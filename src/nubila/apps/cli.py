@@ -65,10 +65,11 @@ def up(detach: bool, state: Path | None, merge_clouds: bool, **options: Any) -> 
 
     where = _state(state)
     made = lifecycle.up(where, options)
+    if detach:
+        lifecycle.start_detached(where)
     click.echo(f"gear {made.gear}: {made.why}")
     click.echo(f"cloud at {made.url}, state in {where}")
     if detach:
-        lifecycle.start_detached(where)
         if made.joined:
             return
         if merge_clouds:
