@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nubila.apps import first, supervisor
+from nubila.apps import external, first, supervisor
 from nubila.core import config
 
 if TYPE_CHECKING:
@@ -75,6 +75,8 @@ def up(state: Path, options: Mapping[str, Any]) -> Up:
     for address in listening.values():
         _check_free(address)
     _make_directories(state)
+    if gear.name == "real" and not settings.external_cidr and not (state / "run" / "options.json").exists():
+        merged["external_cidr"] = external.claim(state) or None
     (state / "run" / "options.json").write_text(json.dumps({**merged, "gear": gear.name}))
     name = settings.host or hostname()
     hosts = [name] if gear.name == "real" else [name, *(f"{name}-{i}" for i in range(2, settings.simulated_hosts + 1))]
@@ -279,6 +281,7 @@ def destroy(state: Path) -> list[str]:
         here.network.destroy()
         removed.append(f"host {made.host} ({made.gear})")
     shutil.rmtree(state)
+    external.release(state)
     return [*removed, f"state directory {state}"]
 
 
