@@ -131,6 +131,16 @@ def remove_namespace(name: str) -> None:
         os.unlink(target)
 
 
+def forget_mount() -> None:
+    """Undo what the first namespace did to /run/netns once there is none; whoever needs it next makes it again."""
+    if not NETNS.is_dir() or os.listdir(NETNS):
+        return
+    while _libc.umount2(os.fsencode(NETNS), 0) == 0:  # refused while in use, and when it is no mount
+        pass
+    with contextlib.suppress(OSError):
+        NETNS.rmdir()
+
+
 def namespace_mark(name: str) -> str:
     """The mark a namespace carries; "" when there is none or no namespace."""
     try:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterable
@@ -39,6 +40,8 @@ from nubila.drivers.metadata import Door, MetadataServer
 from nubila.drivers.ovs_flows import Uplink
 from nubila.drivers.ovs_switch import ID, INDEX, NETWORK, OWNER, Interface, Switch, Wish
 from nubila.drivers.router import Routers
+
+_RUN = Path("/run/nubila")
 
 
 class _Kept(Struct, frozen=True, kw_only=True):
@@ -105,6 +108,9 @@ class RealNetwork:
             self.switch.destroy()
             for part in ("networks", "routers", "dhcp", "switch-flows"):
                 shutil.rmtree(self.place.root / part, ignore_errors=True)
+            links.forget_mount()
+            with contextlib.suppress(OSError):  # others use it
+                _RUN.rmdir()
 
     # --- reading
 
@@ -324,21 +330,29 @@ class RealNetwork:
                 self._set_sysctl("net/ipv4/ip_forward", "1")
             nft.load(nft.host_table(self.place.cloud, masquerades))
 
+    def _sysctls(self) -> Path:
+        """What sysctls were before the first cloud of this host; lost with a reboot, as they are."""
+        return _RUN / f"sysctls{'.' if self.place.namespace else ''}{self.place.namespace}"
+
     def _set_sysctl(self, name: str, value: str) -> None:
-        record = self.place.root / "sysctls.json"
-        before = read_json(record, dict[str, str]) or {}
-        if name not in before:
-            write_json(record, {**before, name: links.sysctl(name)})
+        record = self._sysctls() / name.replace("/", ".")
+        record.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = record.with_name(f".{record.name}.{self.place.cloud}")
+        found.write_text(links.sysctl(name))
+        with contextlib.suppress(FileExistsError):  # another cloud was first
+            os.link(found, record)
+        found.unlink()
         links.sysctl(name, value)
 
     def _restore_sysctls(self) -> None:
-        """Put back what we found, unless another cloud on this host still needs it."""
-        record = self.place.root / "sysctls.json"
-        others = any(family == "inet" and name.startswith("nubila-") for family, name in nft.tables())
-        if not others:
-            for name, value in (read_json(record, dict[str, str]) or {}).items():
-                links.sysctl(name, value)
-        record.unlink(missing_ok=True)
+        """Put back what the first cloud found, unless another one on this host still needs it."""
+        if any(family == "inet" and name.startswith("nubila-") for family, name in nft.tables()):
+            return
+        records = self._sysctls()
+        for record in records.iterdir() if records.is_dir() else ():
+            if not record.name.startswith("."):
+                links.sysctl(record.name.replace(".", "/"), record.read_text())
+        shutil.rmtree(records, ignore_errors=True)
 
     # --- ports
 

@@ -90,14 +90,19 @@ class Daemons:
             processes.stop(_SWITCH, self.run_dir)
             processes.stop(_SERVER, self.run_dir)
             shutil.rmtree(self.run_dir, ignore_errors=True)
+        with contextlib.suppress(OSError):  # the played hosts of this machine have theirs there
+            self.run_dir.parent.rmdir()
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """One starter or stopper at a time among the clouds of this host."""
         while True:
-            self.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             path = self.run_dir / "lock"
-            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                self.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+                lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except FileNotFoundError:
+                continue  # the last cloud removes it right now
             fcntl.flock(lock, fcntl.LOCK_EX)
             try:
                 current = path.stat().st_ino
