@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
+from nubila.agent.apply import Drivers
 from nubila.apps import first, lifecycle, supervisor
 from nubila.apps.host import HostConfig, choose_gear, drivers, missing_engines
 from nubila.core import work
@@ -137,7 +138,6 @@ def _usage(cloud: Cloud, reader: Any) -> list[str]:
 def hosts_agree(cloud: Cloud) -> list[str]:
     """Compare each local host's drivers with what the database wants there."""
     out = []
-    items = {kind: item for s in cloud.services for kind, item in s.host_items.items()}
     for path in sorted((cloud.state / "hosts").glob("*/agent.json")):
         made = msgspec.json.decode(path.read_bytes(), type=HostConfig)
         place = HostPlace(
@@ -145,15 +145,41 @@ def hosts_agree(cloud: Cloud) -> list[str]:
             bridges=made.bridges,
         )  # fmt: skip
         here = drivers(made, place, None)  # type: ignore[arg-type]  # looking needs no line to the control plane
-        with cloud.store.read() as reader:
-            wanted = {k: set(items[k].every(cloud, reader, made.host)) for k in ("guest", "port", "network", "router")}
-        found: dict[str, set[str]] = {
-            "guest": {g.id for g in here.hypervisor.list()} if here.hypervisor else set(),
-            "port": set(here.network.ports()),
-            "network": set(here.network.networks()),
-            "router": set(here.network.routers()),
+        out += host_agrees(cloud, made.host, here)
+    return out
+
+
+def host_agrees(cloud: Cloud, host: str, here: Drivers) -> list[str]:
+    """Compare what a host's drivers have with what the database wants there; guests also in what they do.
+
+    The simulated network keeps what it was told: that is compared to the last field.
+    """
+    items = {kind: item for s in cloud.services for kind, item in s.host_items.items()}
+    out = []
+    with cloud.store.read() as reader:
+        wanted = {
+            kind: {id: items[kind].describe(cloud, reader, id, host) for id in items[kind].every(cloud, reader, host)}
+            for kind in ("guest", "port", "network", "router")
         }
-        for kind, ids in wanted.items():
-            out += [f"{kind} {i} is on {made.host} and nobody wants it" for i in sorted(found[kind] - ids)]
-            out += [f"{kind} {i} is missing on {made.host}" for i in sorted(ids - found[kind])]
+    guests = {g.id: g for g in here.hypervisor.list()} if here.hypervisor else {}
+    found: dict[str, set[str]] = {
+        "guest": set(guests),
+        "port": set(here.network.ports()),
+        "network": set(here.network.networks()),
+        "router": set(here.network.routers()),
+    }
+    for kind, specs in wanted.items():
+        ids = {id for id, spec in specs.items() if spec is not None}
+        out += [f"{kind} {i} is on {host} and nobody wants it" for i in sorted(found[kind] - ids)]
+        out += [f"{kind} {i} is missing on {host}" for i in sorted(ids - found[kind])]
+        kept = getattr(here.network, kind, None)
+        if kept is not None:
+            out += [f"{kind} {i} is not on {host} as it should be" for i in sorted(ids & found[kind])
+                    if kept(i) != specs[i]]  # fmt: skip
+    for id, guest in guests.items():
+        spec = wanted["guest"].get(id)
+        if spec is not None:
+            is_, should = (guest.power, guest.nics), (spec.power, tuple(n.port_id for n in spec.nics))
+            if is_ != should or (guest.power == "on" and guest.boots != spec.boots):
+                out.append(f"guest {id} on {host} is {is_} at boot {guest.boots}, should be {should} at {spec.boots}")
     return out

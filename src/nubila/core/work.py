@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from nubila.core.sql import core_meta, now, upsert
 
 if TYPE_CHECKING:
-    from nubila.core.db import Store, Tx
+    from nubila.core.db import Reader, Store, Tx
 
 FAR = 1e12  # due "when asked": no clock reaches it
 MAX_LEASE_S = 3600.0  # nobody may ask for more; a longer one in the table is a defect
@@ -269,6 +269,14 @@ def pending(store: Store) -> list[dict[str, Any]]:
     """Return every debt: kind, id, shard, gen, done, token, tries, note, due_in_s, leased_for_s (None = not)."""
     with store.read() as r:
         return r.all(_PENDING)
+
+
+_OWED = sa.select(c.kind, c.id, c.shard).where(sa.or_(c.gen != c.done, c.due < FAR))
+
+
+def owed(reader: Reader) -> set[tuple[str, str, str]]:
+    """(kind, id, shard) of everything that will be looked at again by itself."""
+    return {(kind, id, shard) for kind, id, shard in reader.rows(_OWED)}
 
 
 def why(store: Store, id: str) -> list[dict[str, Any]]:

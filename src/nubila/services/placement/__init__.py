@@ -5,7 +5,7 @@ from __future__ import annotations
 from nubila.core.call import Call, Reply, Route
 from nubila.core.gates import Version, show
 from nubila.core.service import Service
-from nubila.services.placement import allocations, candidates, names, providers
+from nubila.services.placement import allocations, candidates, invariants, names, providers
 from nubila.services.placement.kinds import ResourceProvider
 from nubila.services.placement.policies import RULES
 from nubila.services.placement.wire import answer
@@ -47,6 +47,7 @@ SERVICE = Service(
         *candidates.ROUTES,
     ),
     rules=RULES,
+    invariants=invariants.INVARIANTS,
     versions=(LOWEST, HIGHEST),
     version_headers=("openstack-api-version",),
     version_word="placement",
