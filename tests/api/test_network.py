@@ -541,3 +541,45 @@ def test_what_is_announced_is_there(demo: Net) -> None:
     assert {"network", "subnet", "port"} <= names
     assert demo.ok("GET", "availability_zones")["availability_zones"][0]["state"] == "available"
     assert demo.ok("GET", "service-providers") == {"service_providers": []}
+
+
+def test_a_router_taken_from_its_host_stays_nowhere_until_it_is_given_to_one(demo: Net, admin: Net) -> None:
+    _, subnet = demo.network()
+    router = demo.make("router", external_gateway_info={"network_id": demo.public()["id"]})
+    demo.ok("PUT", f"routers/{router['id']}/add_router_interface", {"subnet_id": subnet["id"]})
+    demo.cloud.settle()
+    where = f"routers/{router['id']}/l3-agents"
+    (agent,) = admin.ok("GET", where)["agents"]
+    take = f"agents/{agent['id']}/l3-routers"
+    here = demo.cloud.agents[0].drivers.network
+
+    def ports() -> set[str]:
+        return {p["status"] for p in admin.ok("GET", "ports", device_id=router["id"])["ports"]}
+
+    def taken() -> None:
+        admin.ok("DELETE", f"{take}/{router['id']}")
+        demo.ok("PUT", f"routers/{router['id']}", {"router": {"admin_state_up": True, "name": "still"}})
+        demo.cloud.settle()
+        assert admin.ok("GET", where)["agents"] == []
+        assert router["id"] not in here.routers()
+        assert ports() == {"DOWN"}
+
+    def runs() -> None:
+        demo.cloud.settle()
+        assert [a["id"] for a in admin.ok("GET", where)["agents"]] == [agent["id"]]
+        assert router["id"] in here.routers()
+        assert ports() == {"ACTIVE"}
+
+    runs()
+    taken()
+    assert admin.refused("DELETE", f"{take}/{router['id']}") == (409, "RouterNotHostedByL3Agent")
+    admin.ok("POST", take, {"router_id": router["id"]})
+    runs()
+    taken()
+    _, other = demo.network("10.1.0.0/24")
+    demo.ok("PUT", f"routers/{router['id']}/add_router_interface", {"subnet_id": other["id"]})
+    runs()
+    taken()
+    for up in (False, True):
+        admin.ok("PUT", f"agents/{agent['id']}", {"agent": {"admin_state_up": up}})
+    runs()

@@ -50,7 +50,11 @@ def update(call: Call) -> Row:
     body = call.body
     if not isinstance(body, dict) or "agent" not in body:
         raise bad_request("The body must be an object with the key 'agent'.", "HTTPBadRequest")
-    return {"agent": agents.update(call.tx, call.params["id"], body["agent"])}
+    before = agents.get(call.tx, call.params["id"])
+    after = agents.update(call.tx, call.params["id"], body["agent"])
+    if after["binary"] == L3 and after["admin_state_up"] and not before["admin_state_up"]:
+        placing.schedule_taken(call.tx)
+    return {"agent": after}
 
 
 def delete(call: Call) -> None:
@@ -158,8 +162,7 @@ def remove_router(call: Call) -> None:
     row = look.need(call.tx, Router, id)
     if row["host"] != agent["host"]:
         raise conflict(f"The router {id} is not hosted by L3 agent {agent['id']}.", "RouterNotHostedByL3Agent")
-    placing.move_router(call.tx, row, None)
-    placing.unwire(call.tx, id)
+    placing.unschedule(call.tx, row)
 
 
 def agents_of_router(call: Call) -> Row:

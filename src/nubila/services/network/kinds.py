@@ -212,7 +212,8 @@ class Router(Named):
     routes = Attr(List(HostRoute), "Extra routes.", write="u", default=[], null=True)
     availability_zone_hints = Attr(List(Str(255)), "Zones it should be in.", write="c", default=[])
     availability_zones = Attr(List(Str(255)), "Zones it is in.", store=False)
-    host = Attr(Str(64), "Host it runs on.", default=None, null=True, hidden=True, index=True)
+    host = Attr(Str(64), "Host it runs on; empty: an operator took it from there.", default=None, null=True,
+                hidden=True, index=True)  # fmt: skip
     fence = Attr(Int(), "Grows when it moves to another host.", default=0, hidden=True)
     tags = Attr(Tags, "Labels.", write="c", default=[])
 

@@ -3,6 +3,8 @@
 Both functions make the rows be what the network or router needs now and may be called at any time; the reconcilers
 "dhcp" and "router_place" call them again until they are satisfied. A service leaves a host only when the operator
 removes or drains that host: a host that is merely silent may still be forwarding (and nothing must exist twice).
+A router that an operator took from its host (``unschedule``) stays nowhere until it is given to a host, until something
+that needs a host is done with it, or until an L3 agent is switched on: what Neutron does.
 """
 
 from __future__ import annotations
@@ -24,12 +26,13 @@ from nubila.services.network.tables import DHCP_BINDING
 
 Row = dict[str, Any]
 RETRY_S = 5.0
+TAKEN = ""  # router.host: an operator took it from its host (NULL: it has none yet)
 SMALL_GROUP, PAUSE_PER_PORT_S, MAX_PAUSE_S = 16, 0.005, 5.0
 _D, _P = DHCP_BINDING.c, Port.table.c
 _BINDINGS = sa.select(_D.host, _D.port_id).where(_D.network_id == sa.bindparam("network")).order_by(_D.host)
 _DHCP_LOAD = sa.select(_D.host, sa.func.count()).group_by(_D.host)
 _R = Router.table.c
-_ROUTER_LOAD = sa.select(_R.host, sa.func.count()).where(_R.host.is_not(None)).group_by(_R.host)
+_ROUTER_LOAD = sa.select(_R.host, sa.func.count()).where(_R.host > TAKEN).group_by(_R.host)
 _SET_PORT = (
     sa.update(DHCP_BINDING)
     .where(_D.network_id == sa.bindparam("b_network"), _D.host == sa.bindparam("b_host"))
@@ -43,6 +46,7 @@ _NEED_DHCP = sa.select(Subnet.table.c.network_id).where(Subnet.table.c.enable_dh
 _NEED_HOST = sa.select(_P.device_id).where(_P.device_owner.in_(ROUTER_OWNERS)).distinct()
 _BOUND_TO = sa.select(_D.network_id).where(_D.host == sa.bindparam("host"))
 _ROUTED_BY = sa.select(_R.id).where(_R.host == sa.bindparam("host"))
+_TAKEN = sa.select(_R.id).where(_R.host == TAKEN)
 STAYING = ("enabled", "disabled")
 
 
@@ -197,6 +201,7 @@ def networks_with_dhcp(cloud: Cloud, reader: Reader) -> list[str]:
 def router(cloud: Cloud, tx: Tx, router_id: str, *, tell: bool = True) -> str | None:
     """Keep the router on a host and its ports bound there; the host, None when none can be had.
 
+    A user's change that needs a host comes here also for a router that an operator took from its host.
     ``tell``: something about the router changed, its host must look even when it keeps it.
     """
     look.lock(tx, Router, router_id)
@@ -204,7 +209,7 @@ def router(cloud: Cloud, tx: Tx, router_id: str, *, tell: bool = True) -> str | 
     if row is None:
         return None
     mine = tx.all(_ROUTER_PORTS, {"router": router_id})
-    host: str | None = row["host"]
+    host: str | None = row["host"] or None
     if host is not None and host not in _staying(tx):
         tx.ask("router", router_id, host)
         host = None
@@ -225,16 +230,24 @@ def router(cloud: Cloud, tx: Tx, router_id: str, *, tell: bool = True) -> str | 
 
 def move_router(tx: Tx, row: Row, host: str | None) -> None:
     """Note the router's new host; the epoch fences the old one."""
-    for place_ in {row["host"], host} - {None}:
+    for place_ in {row["host"], host} - {None, TAKEN}:
         tx.ask("router", row["id"], place_)
     allocate.set_columns(tx, Router, row["id"], {"host": host, "fence": row["fence"] + 1})
 
 
-def unwire(tx: Tx, router_id: str) -> None:
-    """An operator took the router from its host: its ports are nowhere until it has another."""
-    for port in tx.all(_ROUTER_PORTS, {"router": router_id}):
+def unschedule(tx: Tx, row: Row) -> None:
+    """An operator took the router from its host: it and its ports are nowhere until somebody places it again."""
+    move_router(tx, row, TAKEN)
+    for port in tx.all(_ROUTER_PORTS, {"router": row["id"]}):
         if port["bound_host"]:
             ports.bind(tx, port, "")
+
+
+def schedule_taken(tx: Tx) -> None:
+    """An L3 agent was switched on: it takes the routers that operators took from their hosts."""
+    for (id,) in tx.rows(_TAKEN):
+        allocate.set_columns(tx, Router, id, {"host": None})
+        tx.ask("router_place", id)
 
 
 def router_item(cloud: Cloud, store: Store, item: Item) -> None:
@@ -243,6 +256,9 @@ def router_item(cloud: Cloud, store: Store, item: Item) -> None:
         row = look.row(tx, Router, item.id)
         if row is None:
             tx.drop()
+            return
+        if row["host"] == TAKEN:
+            tx.settle("an operator took the router from its host: give it to one (openstack network agent add router)")
             return
         host = router(cloud, tx, item.id, tell=False)
         if host is not None:
