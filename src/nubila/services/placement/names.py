@@ -16,7 +16,6 @@ from nubila.core.sql import upsert
 from nubila.services.placement.kinds import CUSTOM_CLASS, CUSTOM_TRAIT, INVENTORY, PROVIDER_TRAIT
 from nubila.services.placement.providers import _prefix
 from nubila.services.placement.wire import (
-    BAD_VALUE,
     CUSTOM,
     Row,
     answer,
@@ -114,13 +113,13 @@ def list_traits(call: Call) -> Reply:
         if not colon or op not in ("in", "startswith"):
             raise bad_request(
                 "Badly formatted name parameter. Expected ?name=[in|startswith]:[name1,name2|prefix]. "
-                f'Got: "{q["name"]}"', BAD_VALUE,
+                f'Got: "{q["name"]}"'
             )  # fmt: skip
         wanted = set(value.split(","))
         found = [t for t in found if (t in wanted if op == "in" else t.startswith(value))]
     if "associated" in q:
         if q["associated"].lower() not in ("true", "false"):
-            raise bad_request('The query parameter "associated" only accepts "true" or "false"', BAD_VALUE)
+            raise bad_request('The query parameter "associated" only accepts "true" or "false"')
         used = {t for (t,) in call.tx.rows(sa.select(PROVIDER_TRAIT.c.trait).distinct())}
         found = [t for t in found if (t in used) is (q["associated"].lower() == "true")]
     return answer(call, {"traits": found})

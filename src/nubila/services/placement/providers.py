@@ -25,7 +25,6 @@ from nubila.services.placement.kinds import (
     PROVIDER_TRAIT,
 )
 from nubila.services.placement.wire import (
-    BAD_VALUE,
     CONCURRENT,
     DUPLICATE,
     IN_USE,
@@ -100,7 +99,7 @@ def index(call: Call) -> Reply:
         statement = statement.where(PROVIDER.c.name == q["name"])
     for key in ("uuid", "in_tree"):
         if key in q and not is_uuid(q[key]):
-            raise bad_request(f"Invalid query string parameters: {key}: '{q[key]}' is not a UUID.", BAD_VALUE)
+            raise bad_request(f"Invalid query string parameters: {key}: '{q[key]}' is not a UUID.")
     if "uuid" in q:
         statement = statement.where(PROVIDER.c.id == q["uuid"])
     if "in_tree" in q:
