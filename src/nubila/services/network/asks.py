@@ -113,6 +113,8 @@ def moved(tx: Tx, row: Row, old: str, new: str) -> None:
     appeared = bool(new) and count.get(new, 0) <= 1
     vanished = bool(old) and count.get(old, 0) == 0
     if appeared or vanished:
+        if row["network_id"] in external_networks(tx):
+            others |= network_hosts(tx, row["network_id"], external=True)
         for host in (others | {old, new}) - {""}:
             tx.ask("network", row["network_id"], host)
 

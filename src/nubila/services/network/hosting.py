@@ -28,7 +28,7 @@ from nubila.core.ports import (
     SubnetSpec,
 )
 from nubila.core.service import HostItem
-from nubila.services.network import addresses, allocate, asks, look
+from nubila.services.network import addresses, allocate, asks, look, segments
 from nubila.services.network.asks import DHCP, FLOATING, GATEWAY, INTERFACE, ROUTER_OWNERS
 from nubila.services.network.kinds import FloatingIP, Network, Router, Subnet
 from nubila.services.network.kinds_port import Port, SecurityGroupRule
@@ -105,7 +105,8 @@ def describe_network(cloud: Cloud, reader: Reader, id: str, host: str) -> Networ
         return None
     subnets = look.subnets(reader, id)
     dhcp = _dhcp(cloud, reader, net, subnets, host)
-    peers = sorted(here[name]["tunnel_ip"] for name in where if name != host)
+    tunnels = net["network_type"] in segments.TUNNELS
+    peers = sorted(here[name]["tunnel_ip"] for name in where if name != host and tunnels)
     first = next((s for s in subnets if s["ip_version"] == 4 and s["gateway_ip"]), None)
     own_gateway = bool(gateway_host and net["host_gateway"] and first)
     return NetworkSpec(
