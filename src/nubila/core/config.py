@@ -50,9 +50,6 @@ class Settings:
     api_workers: int = setting(1, "Number of API server processes.")
     controllers: int = setting(0, "Number of controller processes; 0: a thread in the first API server.")
     token_ttl_s: int = setting(3600, "Seconds until a token expires.")
-    token_max_active_keys: int = setting(
-        3, "How many token keys are kept; a token lives at most as long as its key does."
-    )
     bcrypt_rounds: int = setting(12, "Cost of password hashes: the logarithm of the number of rounds.")
     max_body_bytes: int = setting(1 << 20, "Largest request body in bytes (image data and host API excepted).")
     image_max_bytes: int = setting(1 << 40, "Largest image in bytes.")
