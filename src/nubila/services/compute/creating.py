@@ -164,7 +164,8 @@ def create(call: Call) -> Reply:
             "id": id, "project_id": project, "user_id": call.creds.user_id, "created_at": now, "updated_at": now,
             "name": name,
             "hostname": (given if count == 1 else f"{given}-{n + 1}") if given else hostname(name, id),
-            "description": body.get("description"), "metadata": metadata, "tags": tags,
+            "description": body.get("description") if call.version >= (2, 19) else body["name"],
+            "metadata": metadata, "tags": tags,
             "flavor": flavor, "flavor_id": flavor["id"], "vcpus": flavor["vcpus"], "ram": flavor["ram"],
             "disk": disk_gb, "image_id": image_id, "image": image, "key_name": key["name"] if key else None,
             "keypair": key, "user_data": user_data,
@@ -325,6 +326,8 @@ def _nic(call: Call, nic: Row) -> Row:
         raise bad_request("Bad networks format: network uuid is not in proper format (None)")
     if plug.network_visible(call.tx, call.creds, network, call.cloud) is None:
         raise bad_request(f"Network {network} could not be found.")
+    if fixed:
+        nics.free_address(call.tx, network, fixed)
     return {"uuid": network, "fixed_ip": fixed, "tag": nic.get("tag")}
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import sqlalchemy as sa
+
 from nubila.core.call import Call
 from nubila.core.cloud import Cloud
 from nubila.core.db import Reader, Tx
 from nubila.core.faults import bad_request, conflict
-from nubila.services.network import plug
+from nubila.services.network import addresses, plug
+from nubila.services.network.tables import IP_ALLOCATION
 
 Row = dict[str, Any]
 
@@ -26,6 +29,19 @@ def usable_port(call: Call, port_id: str) -> Row:
     if row["device_id"]:
         raise conflict(f"Port {port_id} is still in use.")
     return row
+
+
+_TAKEN = (
+    sa.select(IP_ALLOCATION.c.port_id)
+    .where(IP_ALLOCATION.c.network_id == sa.bindparam("network"), IP_ALLOCATION.c.ip_key == sa.bindparam("key"))
+    .limit(1)
+)
+
+
+def free_address(reader: Reader, network_id: str, address: str) -> None:
+    """Raises 400 when any port of the network has this address: told at once, not by a server in ERROR."""
+    if reader.one(_TAKEN, {"network": network_id, "key": addresses.key(address)}) is not None:
+        raise bad_request(f"Fixed IP {address} is already in use: give a free one in fixed_ip, or none.")
 
 
 def wanted(reader: Reader, server: Row) -> list[Row]:

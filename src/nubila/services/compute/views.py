@@ -245,7 +245,7 @@ def detailed(call: Call, rows: list[Row], *, one: bool = False, brief: bool = Fa
         if view["status"] in ("ERROR", "DELETED") and row["fault"]:
             view["fault"] = fault(row, attributes)
         if view["status"] in PROGRESS:
-            view["progress"] = 100 if view["status"] == "ACTIVE" else 0
+            view["progress"] = 0  # counts the copying of a disk between hosts; building and running leave it at 0
         out.append(view)
     return out
 
