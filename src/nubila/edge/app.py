@@ -205,7 +205,7 @@ class Edge:
             raise bad_request(f"API version string '{asked}' must be MAJOR.MINOR, such as {show(high)}, or latest.")
         version = (int(major), int(minor))
         if not low <= version <= high:
-            call.version = low
+            call.version = version if service.version_word == "compute" else low  # what each one's 406 says
             raise Fault(
                 406, f"Version {asked} is not supported by the API; use {show(low)} to {show(high)}.",
                 detail=dialects.version_range(low, high),

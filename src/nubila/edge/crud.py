@@ -114,6 +114,8 @@ class _Crud:
             self.hooks.present(call, [row])
         fields = tuple(f for k, v in call.query if k == "fields" for f in v.split(","))
         view = views(call, self.cls, [row], fields)[0]
+        if self.hooks.trim:
+            self.hooks.trim(verb, row, view)
         self.dialect.item_links(view, f"{call.base}{self.rest.path}/{row[self.key.name]}")
         return Reply({self.rest.item: view}, self.rest.status(verb, call.version))
 
@@ -268,11 +270,14 @@ class _Crud:
         url = f"{call.base}{self.rest.path}"
         for view, row in zip(shown, rows, strict=True):
             self.dialect.item_links(view, f"{url}/{row[self.key.name]}")
+            if self.hooks.trim:
+                self.hooks.trim("list", row, view)
         body: dict[str, Any] = {self.rest.items: shown}
         key = self.key.name
         page = dialects.Page(
             rows[0][key] if rows else None, rows[-1][key] if rows else None,
-            limited=q.limit is not None, more=more, reverse=q.reverse, marker=q.marker is not None,
+            limited=q.limit is not None, more=more, reverse=q.reverse,
+            short=q.limit is not None and len(rows) < q.limit,
         )  # fmt: skip
         self.dialect.list_links(body, self.rest.items, url, call.query, page)
         return Reply(body, self.rest.status("list", call.version))

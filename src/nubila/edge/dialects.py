@@ -45,16 +45,20 @@ class Dialect:
 
 
 class Page:
-    """What the edges of a page are: ids of the first and last row, and whether more may follow either way."""
+    """What the edges of a page are: ids of the first and last row, whether more follow, whether it is not full."""
 
-    __slots__ = ("first", "last", "limited", "marker", "more", "reverse")
+    __slots__ = ("first", "last", "limited", "more", "reverse", "short")
 
     def __init__(
-        self, first: str | None, last: str | None, *, limited: bool, more: bool, reverse: bool, marker: bool
+        self, first: str | None, last: str | None, *, limited: bool, more: bool, reverse: bool, short: bool
     ) -> None:
-        self.first, self.last, self.limited, self.more, self.reverse, self.marker = (
-            first, last, limited, more, reverse, marker,
+        self.first, self.last, self.limited, self.more, self.reverse, self.short = (
+            first, last, limited, more, reverse, short,
         )  # fmt: skip
+
+
+def _marker(id: str | None) -> dict[str, str]:
+    return {} if id is None else {"marker": id}
 
 
 def _with(query: list[tuple[str, str]], **changes: str) -> str:
@@ -80,18 +84,23 @@ class Identity(Dialect):
 
 
 class Network(Dialect):
-    """Neutron: NeutronError, and ``<items>_links`` when a limit was given."""
+    """Neutron: NeutronError, and ``<items>_links`` when a limit was given.
+
+    Neutron names a neighbouring page unless the page is short, which proves that there is none in that direction.
+    """
+
+    wrong_media_status = 400
 
     # Neutron's exception names where they do not follow from ours.
     KINDS = {
-        "ValidationError": "HTTPBadRequest", "MethodNotAllowed": "HTTPMethodNotAllowed",
+        "ValidationError": "HTTPBadRequest", "ConversionError": "InvalidInput", "MethodNotAllowed": "HTTPMethodNotAllowed",
         "FloatingipNotFound": "FloatingIPNotFound", "SubnetpoolNotFound": "SubnetPoolNotFound",
     }  # fmt: skip
 
     def error(self, fault: Fault, request_id: str, version: Version) -> tuple[str, Any]:
         if fault.status == 401:
             return super().error(fault, request_id, version)
-        kind = fault.type or TITLES.get(fault.status, "Error").replace(" ", "")
+        kind = fault.type or f"HTTP{TITLES.get(fault.status, 'Error').replace(' ', '')}"
         kind = self.KINDS.get(kind, kind)
         return JSON, {"NeutronError": {"type": kind, "message": fault.message, "detail": fault.detail}}
 
@@ -99,14 +108,11 @@ class Network(Dialect):
         if not page.limited:
             return
         links = []
-        has_next = bool(page.last) and (page.more if not page.reverse else page.marker)
-        has_previous = bool(page.first) and (page.marker if not page.reverse else page.more)
-        if has_next:
-            links.append({"rel": "next", "href": f"{url}?{_with(query, marker=page.last or '')}"})
-        if has_previous:
-            links.append(
-                {"rel": "previous", "href": f"{url}?{_with(query, marker=page.first or '', page_reverse='True')}"}
-            )
+        if not page.short or page.reverse:
+            links.append({"rel": "next", "href": f"{url}?{_with(query, **_marker(page.last))}"})
+        if not page.short or not page.reverse:
+            here = _with(query, **_marker(page.first), page_reverse="True")
+            links.append({"rel": "previous", "href": f"{url}?{here}"})
         body[f"{items}_links"] = links
 
 
@@ -116,7 +122,7 @@ class Compute(Dialect):
     over_quota_status = 403
     KEYS = {
         400: "badRequest", 401: "unauthorized", 403: "forbidden", 404: "itemNotFound", 405: "badMethod",
-        406: "notAcceptable", 409: "conflictingRequest", 413: "overLimit", 415: "badMediaType", 429: "overLimit",
+        409: "conflictingRequest", 413: "overLimit", 415: "badMediaType", 429: "overLimit",
         501: "notImplemented", 503: "serviceUnavailable",
     }  # fmt: skip
 
