@@ -25,6 +25,15 @@ def test_a_process_is_started_once_found_and_stopped(tmp_path: Path) -> None:
     assert processes.stop("one", tmp_path) is False
 
 
+def test_a_pid_of_another_boot_is_nobody(tmp_path: Path) -> None:
+    pid = os.getpid()
+    started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    for text, found in ((f"{pid} {started} {boot}", pid), (f"{pid} {started} {boot[::-1]}", None)):
+        (tmp_path / "one.pid").write_text(text)
+        assert processes.alive("one", tmp_path) == found
+
+
 def test_a_recycled_pid_is_not_ours(tmp_path: Path) -> None:
     (tmp_path / "one.pid").write_text(f"{os.getpid()} 12345\n")
     assert processes.alive("one", tmp_path) is None

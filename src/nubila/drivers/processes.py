@@ -1,9 +1,9 @@
 """Named processes that outlive us.
 
-A process is known by a name and a run directory. ``<run_dir>/<name>.pid`` holds its pid and the kernel's start time of
-that pid (field 22 of ``/proc/<pid>/stat``), so a recycled pid is never taken for ours. The file is written by the
-process itself just before it becomes the wanted program: if we are killed in the middle of ``start``, the next
-``alive`` still finds it.
+A process is known by a name and a run directory. ``<run_dir>/<name>.pid`` holds its pid, the kernel's start time of
+that pid (field 22 of ``/proc/<pid>/stat``) and the boot's id, so a recycled pid is never taken for ours: a machine
+may hand out the same pids at the same times whenever it boots. The file is written by the process itself just before
+it becomes the wanted program: if we are killed in the middle of ``start``, the next ``alive`` still finds it.
 
 Where systemd is PID 1 the process is a transient unit (a cgroup of its own, logged and accounted by systemd); elsewhere
 it is a session leader whose parent is PID 1. Everything else is the same, so callers never need to know which.
@@ -25,15 +25,17 @@ from pathlib import Path
 
 from nubila.core.ports import NeedsOperator, TryAgain
 
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-# $1 = pid file, the rest is the program. Writes "pid starttime" atomically, then becomes the program (same pid, same
-# start time). Field 2 of stat is "(sh)", which has no space, so splitting on blanks is safe here.
+# $1 = pid file, the rest is the program. Writes "pid starttime bootid" atomically, then becomes the program (same pid,
+# same start time). Field 2 of stat is "(sh)", which has no space, so splitting on blanks is safe here.
 _LAUNCH = """
 f=$1; shift
 read -r line < /proc/$$/stat
 start=$(set -- $line; shift 21; echo "$1")
-echo "$$ $start" > "$f.new" && mv "$f.new" "$f" || exit 126
+read -r boot < /proc/sys/kernel/random/boot_id
+echo "$$ $start $boot" > "$f.new" && mv "$f.new" "$f" || exit 126
 exec "$@"
 """
 
@@ -185,7 +187,9 @@ def _pid_file(name: str, run_dir: Path) -> Path:
 
 def _read(path: Path) -> tuple[int, int] | None:
     try:
-        pid, started = path.read_text().split()
+        pid, started, *boot = path.read_text().split()
+        if boot and boot != [_BOOT_ID.read_text().strip()]:
+            return None
         return int(pid), int(started)
     except (OSError, ValueError):
         return None
