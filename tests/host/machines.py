@@ -205,7 +205,12 @@ class Guest:
         """A command in the guest."""
         return self.machine.run("ip", "netns", "exec", self.namespace, *argv, check=check, patience_s=patience_s)
 
-    def lease(self) -> None:
+    def reads(self, url: str) -> str:
+        """What a web server says; AssertionError when nothing comes within 5 s."""
+        program = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1], timeout=5).read().decode())"
+        return self.run(sys.executable, "-c", program, url).stdout
+
+    def lease(self) -> bool:
         """Configure eth0 by DHCP; AssertionError when no or another address comes."""
         script = Path(tempfile.gettempdir()) / f"lease-{secrets.token_hex(4)}"
         script.write_text(
@@ -220,6 +225,7 @@ class Guest:
         finally:
             script.unlink()
         assert f"leased {self.ip}\n" in got.stdout, got.stdout + got.stderr
+        return True
 
     def pings(self, address: str) -> bool:
         """Whether one echo is answered within a second."""
@@ -233,6 +239,15 @@ class Controller:
         self.machine, self.state, self._clients = machine, state, dict[str, Client]()
         self.listen = f"127.0.0.1:{free_port()}"
         self.up("--listen", self.listen, "--gear", "real", "--name", name, *options)
+
+    def join(
+        self, machine: Machine, state: Path, url: str, *options: str, roles: tuple[str, ...] = ("compute",)
+    ) -> None:
+        """Make another machine a host, as its operator would."""
+        asked = [part for role in roles for part in ("--role", role)]
+        token = self.nubila("host", "token", "create", *asked).strip()
+        machine.nubila("join", url, "--token", token, "--state", str(state), "--gear", "real", *options, "-d")
+        until(lambda: self.hosts()[machine.name]["alive"], f"{machine.name} has joined")
 
     def up(self, *options: str) -> None:
         """Bring it up (again) and wait until it is ready."""
