@@ -135,7 +135,7 @@ def test_links_lead_through_the_pages(tiny: Tiny) -> None:
     body: dict[str, Any] = {}
     Network().list_links(
         body, "things", "http://x/things", [("limit", "2"), ("marker", "m")],
-        Page("first", "last", limited=True, more=True, reverse=False, marker=True),
+        Page("first", "last", limited=True, more=True, reverse=False, short=False),
     )  # fmt: skip
     assert {link["rel"]: link["href"] for link in body["things_links"]} == {
         "next": "http://x/things?limit=2&marker=last",

@@ -17,6 +17,8 @@ from nubila.core.faults import bad_request
 from nubila.core.gates import Version
 from nubila.core.remember import remembered
 
+NO_SUCH = "ConversionError"
+
 
 class Invalid(ValueError):
     """A value that the schema refuses: ``path`` ("server.name"), ``rule`` ("maxLength"), ``value``."""
@@ -80,6 +82,10 @@ def accept(cls: type[Resource], verb: str, body: Mapping[str, Any], version: Ver
     Unknown names are refused unless the representation keeps them (then they are left out here).
     """
     check, attrs, _ = _plan(cls, verb, epoch(cls, version))
+    for name, raw in body.items():
+        a = attrs.get(name)
+        if a is not None and a.type.convert is not None and isinstance(raw, str | int | float):
+            _convertible(a.type.convert, name, raw)
     check(body)
     values: dict[str, Any] = {}
     for name, raw in body.items():
@@ -88,6 +94,14 @@ def accept(cls: type[Resource], verb: str, body: Mapping[str, Any], version: Ver
             continue
         values[a.name] = raw if raw is None else loaded(a.type.load, name, raw)
     return values
+
+
+def _convertible(convert: Callable[[Any], Any], name: str, raw: Any) -> None:
+    """Refuse what is no boolean, number or CIDR at all: Network words that unlike a value that is out of bounds."""
+    try:
+        convert(raw)
+    except (ValueError, OverflowError) as e:
+        raise bad_request(f"Invalid input for field/attribute {name}: '{str(raw)[:100]}' is {e}.", NO_SUCH) from None
 
 
 def loaded(load: Callable[[Any], Any], name: str, raw: Any) -> Any:

@@ -38,6 +38,7 @@ class Hooks:
     deleting: Callable[[Call, Row], None] | None = None
     deleted: Callable[[Call, Row], None] | None = None
     present: Callable[[Call, list[Row]], None] | None = None
+    trim: Callable[[str, Row, Row], None] | None = None  # (verb, row, view): leave out what is not always shown
     scope: Callable[[Call, ListQuery], list[Any]] | None = None
     target: Callable[[Call, Row], Mapping[str, Any]] | None = None
     own_filters: tuple[str, ...] = ()

@@ -31,6 +31,7 @@ class Type:
     parse: Callable[[str], Any] = _same
     load: Callable[[Any], Any] = _same
     dump: Callable[[Any], Any] | None = None
+    convert: Callable[[Any], Any] | None = None  # ValueError: the value cannot be read as one of this type at all
 
 
 def Str(n: int = 255, *, lo: int = 0, pattern: str | None = None) -> Type:
@@ -77,7 +78,9 @@ def LooseInt(lo: int | None = 0, hi: int = 2**31 - 1) -> Type:
             raise ValueError(f"'{value}' is not between {lo} and {hi}")
         return number
 
-    return Type(sa.BigInteger, {"anyOf": [strict, {"type": "string", "pattern": r"^-?[0-9]{1,18}$"}]}, _int, load)
+    return Type(
+        sa.BigInteger, {"anyOf": [strict, {"type": "string", "pattern": r"^-?[0-9]{1,18}$"}]}, _int, load, convert=int
+    )
 
 
 def _float(value: Any) -> float:
@@ -112,6 +115,7 @@ LooseBool = Type(
               "False", "FALSE", "false", "0", "OFF", "Off", "off", "NO", "No", "no", "n", "f", 0, 1]},
     boolean,
     boolean,
+    convert=boolean,
 )  # fmt: skip
 
 _UUID = r"^[0-9a-fA-F]{8}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{12}$"
@@ -183,7 +187,7 @@ def cidr(text: str) -> str:
 
 # A ``load`` that raises ValueError becomes a 400 naming the attribute.
 Ip = Type(lambda: sa.String(64), {"type": "string"}, load=_checked(_ip))
-Cidr = Type(lambda: sa.String(64), {"type": "string"}, load=_checked(cidr))
+Cidr = Type(lambda: sa.String(64), {"type": "string"}, load=_checked(cidr), convert=_checked(cidr))
 Mac = Type(lambda: sa.String(32), {"type": "string"}, load=_checked(_mac), parse=lambda s: s.lower())
 
 

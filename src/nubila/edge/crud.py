@@ -73,6 +73,10 @@ class _Crud:
         table = cls.table
         self.key = cls.attrs[rest.key]
         self.by_key = sa.select(table).where(table.c[self.key.name] == sa.bindparam("key"))
+        # In a write the row is locked, so that what is decided from it stays true until the commit; SQLite has one
+        # writer anyway. A change does not keep others from referring to the row, a deletion does.
+        self.to_change = self.by_key.with_for_update(key_share=True)
+        self.to_delete = self.by_key.with_for_update()
         self.columns = [c.name for c in table.columns]
 
     def routes(self) -> Iterator[tuple[str, Route]]:
@@ -94,13 +98,13 @@ class _Crud:
     def target(self, call: Call, row: Row) -> Mapping[str, Any]:
         return Target(self.cls, row, self.hooks.target(call, row) if self.hooks.target else None)
 
-    def find(self, call: Call, id: str) -> Row:
+    def find(self, call: Call, id: str, statement: sa.Select[Any] | None = None) -> Row:
         """The row if the caller may know of it, else 404 (or the representation's own status)."""
         row: Row | None
         if self.hooks.find:
             row = self.hooks.find(call, id)
         else:
-            row = call.tx.one(self.by_key, {"key": id})
+            row = call.tx.one(self.by_key if statement is None else statement, {"key": id})
         if row is None:
             raise not_found(self.rest.item, id)
         if not call.may(self.rest.rules["show"], self.target(call, row)):
@@ -182,7 +186,7 @@ class _Crud:
         return self.answer(call, self.find(call, call.params["id"]), "show")
 
     def update(self, call: Call) -> Reply:
-        before = self.find(call, call.params["id"])
+        before = self.find(call, call.params["id"], self.to_change)
         values = checks.accept(self.cls, "update", self.inner(call), call.version)
         target = self.target(call, before)
         call.enforce(self.rest.rules["update"], target)
@@ -207,7 +211,7 @@ class _Crud:
         return self.answer(call, after, "update")
 
     def delete(self, call: Call) -> Reply:
-        row = self.find(call, call.params["id"])
+        row = self.find(call, call.params["id"], self.to_delete)
         call.enforce(self.rest.rules["delete"], self.target(call, row))
         if self.hooks.deleting:
             self.hooks.deleting(call, row)

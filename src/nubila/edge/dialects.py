@@ -93,7 +93,8 @@ class Network(Dialect):
 
     # Neutron's exception names where they do not follow from ours.
     KINDS = {
-        "ValidationError": "HTTPBadRequest", "ConversionError": "InvalidInput", "MethodNotAllowed": "HTTPMethodNotAllowed",
+        "ValidationError": "HTTPBadRequest", "ConversionError": "InvalidInput",
+        "MethodNotAllowed": "HTTPMethodNotAllowed",
         "FloatingipNotFound": "FloatingIPNotFound", "SubnetpoolNotFound": "SubnetPoolNotFound",
     }  # fmt: skip
 

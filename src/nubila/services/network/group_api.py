@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from nubila.core import clock, quota
 from nubila.core.call import Call
-from nubila.core.faults import bad_request, conflict
+from nubila.core.faults import bad_request, conflict, not_found
 from nubila.core.query import ListQuery
 from nubila.core.service import Hooks
 from nubila.services.network import allocate, asks, groups, look, paging, tags
@@ -258,6 +258,17 @@ def rule_scope(call: Call, q: ListQuery) -> list[Any]:
     return paging.adapt(call, SecurityGroupRule, q)
 
 
+def rule_find(call: Call, id: str) -> Row | None:
+    """The rule; one of somebody else's group is not found in other words than one that nobody has."""
+    row = look.row(call.tx, SecurityGroupRule, id)
+    if row is not None:
+        rule_target(call, row)
+        if not call.may("get_security_group_rule", look.wire(SecurityGroupRule, row)):
+            raise not_found("security_group_rule", id, "HTTPNotFound")
+    return row
+
+
 RULE_HOOKS = Hooks(
-    prepare=rule_prepare, created=rule_created, deleted=rule_deleted, target=rule_target, scope=rule_scope
-)
+    prepare=rule_prepare, created=rule_created, deleted=rule_deleted, target=rule_target, scope=rule_scope,
+    find=rule_find,
+)  # fmt: skip

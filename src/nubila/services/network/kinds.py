@@ -51,7 +51,7 @@ GatewayInfo = Type(
         "additionalProperties": False,
     },
 )
-Mtu = LooseInt(0, 65535)
+Mtu = LooseInt()  # segments.mtu knows what fits
 
 
 def rules(item: str) -> dict[str, str]:

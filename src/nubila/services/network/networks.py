@@ -178,6 +178,12 @@ def present(call: Call, rows: list[Row]) -> None:
             row[f"ipv{hit[1]}_address_scope"] = hit[0]
 
 
+def trim(verb: str, row: Row, view: Row) -> None:
+    """Neutron says whether an external network is the default one; of others only what was asked at their creation."""
+    if verb != "create" and not row["external"]:
+        view.pop("is_default", None)
+
+
 def scope(call: Call, q: ListQuery) -> list[Any]:
     return paging.adapt(call, Network, q)
 
@@ -191,6 +197,7 @@ HOOKS = Hooks(
     deleting=deleting,
     deleted=deleted,
     present=present,
+    trim=trim,
     scope=scope,
     own_filters=tags.FILTERS,
 )

@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from nubila.core.call import Call
-from nubila.core.faults import bad_request, conflict
+from nubila.core.faults import bad_request, conflict, forbidden
 from nubila.core.query import ListQuery
 from nubila.core.service import Hooks
 from nubila.services.network import look, paging, ports, tags
@@ -57,7 +57,10 @@ def prepare(call: Call, values: Row) -> None:
 
 
 def _parts(call: Call, verb: str, values: Row, target: Row) -> None:
-    """Policy of the parts of attributes ("create_port:fixed_ips:ip_address")."""
+    """Policy of the parts of attributes ("create_port:fixed_ips:ip_address"); 400 for parts that are none."""
+    if strange := {n for one in values.get("fixed_ips") or [] for n in one} - {"subnet_id", "ip_address"}:
+        text = f"Invalid input for fixed_ips: {sorted(strange)} are unknown; use subnet_id and ip_address."
+        raise bad_request(text, "InvalidInput")
     for attr in ("fixed_ips", "allowed_address_pairs"):
         for name in {n for one in values.get(attr) or [] for n in one if n != "active"}:
             call.enforce(f"{verb}_port:{attr}:{name}", target)
@@ -127,6 +130,9 @@ def deleting(call: Call, row: Row) -> None:
     if held:
         text = f"Port {row['id']} cannot be deleted directly via the port API: has device owner {owner}."
         raise conflict(text, "ServicePortInUse")
+    if owner.startswith("compute:") and not (call.may("context_is_admin") or call.may("service_api")):
+        text = f"Port {row['id']} is in use by server {device}: detach it from the server (os-interface) instead."
+        raise forbidden(text)
     ports.let_go(call.tx, row)
 
 
