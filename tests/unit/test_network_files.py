@@ -65,6 +65,19 @@ def test_ipv6_subnets_are_served_by_their_mode() -> None:
     assert "fd01::" not in config
 
 
+def test_options_of_both_families_are_told_apart() -> None:
+    net = network()
+    assert net.dhcp is not None
+    wishes = (("option6:dns-server", "[fd00::53]"), ("option6:23", "[fd00::54]"), ("ntp-server", "10.0.0.9"))
+    host = DhcpHost(port_id="p", mac="fa:16:3e:00:00:01", hostname="h", fixed_ips=(fixed(net, 3),), options=wishes)
+    opts = render(replace(net, dhcp=replace(net.dhcp, hosts=(host,))))["opts"].splitlines()
+    assert opts[-3:] == [
+        "tag:port-p,option6:dns-server,[fd00::53]",
+        "tag:port-p,option6:23,[fd00::54]",
+        "tag:port-p,option:ntp-server,10.0.0.9",
+    ]
+
+
 def test_router_translations() -> None:
     inner, outside = network(), external()
     floating = FloatingSpec(id="1", floating_ip="172.24.4.99", fixed_ip="10.0.0.3")

@@ -174,7 +174,7 @@ class DhcpHost(Struct, frozen=True, kw_only=True):
     mac: str
     hostname: str
     fixed_ips: tuple[FixedIp, ...]
-    options: tuple[tuple[str, str], ...] = ()
+    options: tuple[tuple[str, str], ...] = ()  # (name or number, value); an IPv6 option is "option6:NAME"
 
 
 class DhcpSpec(Struct, frozen=True, kw_only=True):

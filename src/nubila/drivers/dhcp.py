@@ -147,8 +147,9 @@ def _options(spec: NetworkSpec, subnets: Iterable[SubnetSpec], dhcp: DhcpSpec) -
         lines.append(f"{tag},3,{subnet.gateway_ip}" if subnet.gateway_ip else f"{tag},3")
     for host in dhcp.hosts:
         for name, value in host.options:
-            if re.fullmatch(r"[a-z0-9-]+", name) and value.isprintable():
-                known = name if name.isdigit() else f"option:{name}"
+            if re.fullmatch(r"(option6:)?[a-z0-9-]+", name) and value.isprintable():
+                # An IPv6 option has its prefix already (core.ports.DhcpHost); dnsmasq wants it also before a number.
+                known = name if name.isdigit() or name.startswith("option6:") else f"option:{name}"
                 lines.append(f"tag:port-{host.port_id},{known},{value}")
     return lines
 
