@@ -53,7 +53,9 @@ class Settings:
     bcrypt_rounds: int = setting(12, "Cost of password hashes: the logarithm of the number of rounds.")
     max_body_bytes: int = setting(1 << 20, "Largest request body in bytes (image data and host API excepted).")
     image_max_bytes: int = setting(1 << 40, "Largest image in bytes.")
-    tunnel_ip: str = setting("127.0.0.1", "Address of this host for tunnels between hosts.")
+    tunnel_ip: str = setting(
+        "127.0.0.1", "Address of this host for tunnels between hosts; a loopback one means that of host_listen."
+    )
     external_cidr: str = setting(
         "",
         "Addresses of the first external network; empty: the first free of 172.24.4.0/24 to 172.24.99.0/24.",
