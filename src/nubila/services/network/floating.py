@@ -89,6 +89,7 @@ def link(call: Call, values: Row, row: Row) -> None:
             raise refuse("fixed_ip_address cannot be specified without a port_id.")
         values.update(port_id=None, fixed_ip_address=None, router_id=None)
         return
+    look.lock(tx, Port, port_id)  # it must not go, or lose its address, meanwhile
     port = look.seen(call.cloud, tx, call.creds, Port, port_id)
     if row["project_id"] != port["project_id"] and port["project_id"]:
         raise refuse(f"Port {port_id} is associated with a different project than the floating IP and cannot be bound.")

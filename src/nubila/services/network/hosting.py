@@ -85,6 +85,18 @@ _FLOATING = (
     .where(_F.router_id == sa.bindparam("router"), _F.fixed_ip_address.is_not(None))
     .order_by(_F.id)
 )
+_PORT_STATUS = (
+    sa.update(Port.table)
+    .where(
+        _P.id == sa.bindparam("b_id"), _P.bound_host == sa.bindparam("b_host"), _P.status != sa.bindparam("b_status")
+    )
+    .values(status=sa.bindparam("b_status"))
+)
+_FLOATING_STATUS = (
+    sa.update(FloatingIP.table)
+    .where(_F.id == sa.bindparam("b_id"), _F.router_id == sa.bindparam("b_router"), _F.fixed_ip_address.is_not(None))
+    .values(status=sa.bindparam("b_status"))
+)
 _NETWORKS_HERE = sa.select(_P.network_id).where(_P.bound_host == sa.bindparam("host")).distinct()
 _PORTS_HERE = sa.select(_P.id, _P.device_owner).where(_P.bound_host == sa.bindparam("host"))
 _ROUTERS_HERE = sa.select(_R.id).where(_R.host == sa.bindparam("host"))
@@ -185,7 +197,7 @@ def observe_network(cloud: Cloud, tx: Tx, id: str, host: str, observed: Mapping[
     status = observed.get("status")
     port_id = tx.scalar(_DHCP_PORT, {"network": id, "host": host})
     if port_id is not None and status in ("ACTIVE", "DOWN", "ERROR"):
-        _set_port(tx, port_id, "ACTIVE" if status == "ACTIVE" else "DOWN")
+        _set_port(tx, port_id, host, "ACTIVE" if status == "ACTIVE" else "DOWN")
     return _note(observed)
 
 
@@ -288,7 +300,9 @@ def observe_port(cloud: Cloud, tx: Tx, id: str, host: str, observed: Mapping[str
         return _note(observed)
     status = observed.get("status")
     if status in ("ACTIVE", "DOWN", "ERROR", "GONE"):
-        _set_port(tx, id, "ACTIVE" if status == "ACTIVE" and port["admin_state_up"] else "DOWN", port["status"])
+        wanted = "ACTIVE" if status == "ACTIVE" and port["admin_state_up"] else "DOWN"
+        if port["status"] != wanted:
+            _set_port(tx, id, host, wanted)
     return _note(observed)
 
 
@@ -297,12 +311,9 @@ def ports_on(cloud: Cloud, reader: Reader, host: str) -> list[str]:
     return [id for id, owner in reader.rows(_PORTS_HERE, {"host": host}) if not owner.startswith("network:")]
 
 
-def _set_port(tx: Tx, id: str, status: str, now: str | None = None) -> None:
-    if now is None:
-        row = look.row(tx, Port, id)
-        now = row["status"] if row else status
-    if now != status:
-        allocate.set_columns(tx, Port, id, {"status": status})
+def _set_port(tx: Tx, id: str, host: str, status: str) -> None:
+    """What the host saw; nothing when the port has been moved meanwhile: compared and written in one statement."""
+    tx.execute(_PORT_STATUS, {"b_id": id, "b_host": host, "b_status": status})
 
 
 def _note(observed: Mapping[str, Any]) -> str:
@@ -356,11 +367,12 @@ def observe_router(cloud: Cloud, tx: Tx, id: str, host: str, observed: Mapping[s
     if row["status"] != wanted:
         allocate.set_columns(tx, Router, id, {"status": wanted})
     for p in tx.all(_ROUTER_PORTS, {"router": id}):
-        _set_port(tx, p["id"], "ACTIVE" if up else "DOWN", p["status"])
+        if p["status"] != ("ACTIVE" if up else "DOWN"):
+            _set_port(tx, p["id"], host, "ACTIVE" if up else "DOWN")
     for f in tx.all(_FLOATING, {"router": id}):
         now = "ACTIVE" if up else "DOWN" if status == "DOWN" else "ERROR"
         if f["status"] != now:
-            allocate.set_columns(tx, FloatingIP, f["id"], {"status": now})
+            tx.execute(_FLOATING_STATUS, {"b_id": f["id"], "b_router": id, "b_status": now})
     return _note(observed)
 
 

@@ -122,7 +122,7 @@ def _dhcp(rows: _Rows) -> Iterator[str]:
 
 def _routers(rows: _Rows) -> Iterator[str]:
     for id, router in rows.routers.items():
-        if router["host"] is not None and router["host"] not in rows.hosts:
+        if router["host"] and router["host"] not in rows.hosts:
             yield f"router {id} is on host {router['host']}, which is not there"
         gateway = router["gw_port_id"]
         if gateway is not None:

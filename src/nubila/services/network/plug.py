@@ -99,6 +99,7 @@ def attach_port(
     cloud: Cloud, tx: Tx, port_id: str, *, device_id: str, device_owner: str, host: str | None, creds: Any = None
 ) -> Row:
     """Plug an existing port into a device; 404 PortNotFound, 409 PortInUse when it has another."""
+    look.lock(tx, Port, port_id)
     row = look.seen(cloud, tx, creds, Port, port_id)
     if row["device_id"] and row["device_id"] != device_id:
         text = f"Port {port_id} is in use by device {row['device_id']}; detach it there first."
@@ -110,6 +111,7 @@ def attach_port(
 
 def detach_port(cloud: Cloud, tx: Tx, port_id: str) -> None:
     """Unplug a port: no device, no host. A port that is gone is fine."""
+    look.lock(tx, Port, port_id)
     row = look.row(tx, Port, port_id)
     if row is not None:
         ports.bind(tx, row, "", device_id="", device_owner="")
@@ -117,6 +119,7 @@ def detach_port(cloud: Cloud, tx: Tx, port_id: str) -> None:
 
 def delete_port(cloud: Cloud, tx: Tx, port_id: str) -> None:
     """Delete a port with all that hangs on it. A port that is gone is fine."""
+    look.lock(tx, Port, port_id)
     row = look.row(tx, Port, port_id)
     if row is not None:
         ports.delete(tx, row)
@@ -124,6 +127,7 @@ def delete_port(cloud: Cloud, tx: Tx, port_id: str) -> None:
 
 def bind_port(cloud: Cloud, tx: Tx, port_id: str, host: str | None) -> None:
     """Wire a port on another host, or on none. A port that is gone is fine."""
+    look.lock(tx, Port, port_id)
     row = look.row(tx, Port, port_id)
     if row is not None and row["host_id"] != (host or ""):
         ports.bind(tx, row, host or "")
@@ -192,6 +196,7 @@ def security_group_ids(reader: Reader, project_id: str, names_or_ids: Iterable[s
 
 def set_groups(cloud: Cloud, tx: Tx, port_id: str, ids: Sequence[str]) -> None:
     """Put a port in exactly these groups (add/remove security group of a server)."""
+    look.lock(tx, Port, port_id)
     row = look.need(tx, Port, port_id)
     values: Row = {"security_groups": list(ids)}
     ports.prepare_change(cloud, tx, row, values, None)
