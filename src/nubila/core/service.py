@@ -26,7 +26,8 @@ class Hooks:
     """What a declaration cannot say about a resource's create, show, list, update and delete.
 
     All run inside the request's transaction. ``prepare`` runs after policy and may change the values before the insert
-    (defaults that need other rows); ``created``, ``updated`` and ``deleting`` do what follows from the change (children, asks);
+    (defaults that need other rows); ``created``, ``updated`` and ``deleting`` do what follows from the change
+    (children, asks);
     ``present`` fills computed attributes of a whole page at once; ``scope`` narrows lists; ``target`` enriches the row
     for policy. ``own_filters`` names query keys that ``scope`` handles itself.
     """
