@@ -34,8 +34,9 @@ from nubila.core.reconcile import Reconciler, turn
 from nubila.core.sql import Busy, now
 
 T = TypeVar("T")
-Cast = Mapping[str, Mapping[str, Reconciler]]
-"""shard -> kind -> reconciler: everything that works on the queue."""
+Cast = Mapping[str, Mapping[str, Reconciler] | Callable[[], bool]]
+"""shard -> kind -> reconciler: everything that works on the queue. A worker that has its own way of taking and
+settling (an agent behind its API) is a function instead: one take, and whether there was anything."""
 
 
 class Die(BaseException):
@@ -43,12 +44,18 @@ class Die(BaseException):
 
 
 class Scene:
-    """One performance: the store, a directory that survives deaths, and the count of points passed."""
+    """One performance: the store, a directory that survives deaths, and the count of points passed.
+
+    ``memory`` is what the living process holds: a death empties it. ``notes`` is what users and judge remember.
+    """
 
     def __init__(self, store: Store, directory: Path) -> None:
         self.store = store
         self.dir = directory
         self.passed: list[str] = []
+        self.memory: dict[str, Any] = {}
+        self.notes: dict[str, Any] = {}
+        self.happened = False
         self._at: int | None = None
         self._accident: Callable[[], bool] | None = None
         self._nested = False
@@ -64,8 +71,10 @@ class Scene:
         try:
             if self._accident():
                 self._accident = None
+                self.happened = True
         except Die:
             self._accident = None
+            self.happened = True
             raise
         finally:
             self._nested = False
@@ -102,10 +111,11 @@ class Play:
 
     `start` is called whenever a process starts, and must read everything it needs from the scene's store and directory;
     it gets the store to use, which for a second process is not the scene's. `steps` are users' requests, each must
-    cope with whatever an accident left. `judge` is asked after every step, at rest, and returns complaints; debts left
-    in the queue and its broken invariants are complaints anyway, except debts that `may_wait` accepts. `intruders` are
-    other users' requests by name; the first one also precedes the second process of a stall. `stalls` says which shards
-    a second process may take over (a shard that only one process can work on, by a lock on its host, is none of them).
+    cope with whatever an accident left; accidents happen in the first `struck` of them (None: in all). `judge` is asked
+    after every step, at rest, and returns complaints; debts left in the queue and its broken invariants are complaints
+    anyway, except debts that `may_wait` accepts. `intruders` are other users' requests by name; the first one also
+    precedes the second process of a stall. `stalls` says which shards a second process may take over (a shard that only
+    one process can work on, by a lock on its host, is none of them).
 
     Every performance begins with empty tables, except those named in `keep`, and then `setup`, which passes no points
     (``store.create_all`` has been called, nothing else).
@@ -120,6 +130,7 @@ class Play:
     stalls: Callable[[str], bool] = lambda shard: True
     setup: Callable[[Scene], None] = lambda scene: None
     keep: Collection[str] = ()
+    struck: int | None = None
 
 
 @dataclass
@@ -153,7 +164,9 @@ class Theatre:
 
     def rehearse(self) -> tuple[list[str], list[str]]:
         """Perform without an accident; return the points passed and the complaints (there should be none)."""
-        return self._perform(None, None)
+        passed, ends, complaints = self._perform(None, None)
+        struck = self._play.struck
+        return passed if struck is None else passed[: ends[struck - 1]], complaints
 
     def perform(self, accident: str, *, every: int = 1, first: int = 0) -> Report:
         """Perform with `accident` ("die", "stall" or an intruder's name) at each `every`-th point from `first` on."""
@@ -162,7 +175,7 @@ class Theatre:
             raise AssertionError(f"goes wrong without any accident: {complaints[:3]}")
         report = Report(accident, len(points))
         for at in range(first, len(points), every):
-            passed, complaints = self._perform(at, accident)
+            passed, _, complaints = self._perform(at, accident)
             report.performed += 1
             if complaints:
                 report.failures.append((at, passed[at] if at < len(passed) else "?", complaints[0]))
@@ -198,7 +211,8 @@ class Theatre:
             return False
         return True
 
-    def _perform(self, at: int | None, accident: str | None) -> tuple[list[str], list[str]]:
+    def _perform(self, at: int | None, accident: str | None) -> tuple[list[str], list[int], list[str]]:
+        """Return the points passed, how many there were after each step, and the complaints."""
         mood = random.getstate()
         with _directory() as directory:
             random.seed(1)  # back-off jitter must not decide what a failure looks like
@@ -209,10 +223,13 @@ class Theatre:
             self._store.trace = lambda event, sql: scene.point(sql.split("\n")[0][:60] if sql else event)
             scene._arm(at, self._accident(accident, scene) if accident else None)
             complaints: list[str] = []
+            ends: list[int] = []
             try:
                 for step in self._play.steps:
                     self._survive(scene, step)
-                    complaints = complaints or self._judge(scene)  # at rest after each step: the next one could heal
+                    ends.append(len(scene.passed))
+                    if accident is None or scene.happened:  # until then all is as in the rehearsal
+                        complaints = complaints or self._judge(scene)  # at rest after each step: the next could heal
                 scene._arm(None, None)
                 self._settle_down(scene)
                 complaints = complaints or self._judge(scene)
@@ -220,7 +237,7 @@ class Theatre:
             finally:
                 self._store.trace = None
                 random.setstate(mood)
-        return passed, complaints
+        return passed, ends, complaints
 
     def _survive(self, scene: Scene, step: Callable[[Scene], None]) -> None:
         """Take one step and let the processes work; when they die, start them anew."""
@@ -228,6 +245,7 @@ class Theatre:
             step(scene)
             self._settle_down(scene)
         except Die:
+            scene.memory.clear()
             self._settle_down(scene)
 
     def _settle_down(self, scene: Scene, rounds: int = 40) -> None:
@@ -291,6 +309,9 @@ def _work(store: Store, cast: Cast, limit: int = 2000) -> None:
     for _ in range(limit):
         busy = False
         for shard, reconcilers in cast.items():
+            if not isinstance(reconcilers, Mapping):
+                busy |= reconcilers()
+                continue
             for item in work.take(store, shard, 1, 60):
                 busy = True
                 turn(store, reconcilers, item)
