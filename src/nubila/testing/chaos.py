@@ -11,19 +11,25 @@ import http.client
 import json
 import os
 import random
+import re
 import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
 import yaml
 
 from nubila.apps import doctor, first, lifecycle, supervisor, wiring
 from nubila.apps.client import ApiError, Client
+from nubila.core.cloud import Cloud
+from nubila.services.image.kinds import Image
+from nubila.services.network.kinds import Network
+from nubila.services.network.kinds_port import Port
 
 FINAL = {"ACTIVE", "SHUTOFF", "ERROR"}
 
@@ -38,6 +44,8 @@ class Report:
     internal: list[str] = field(default_factory=list)  # 5xx other than 503
     settled_s: float = -1.0
     wrong: list[str] = field(default_factory=list)
+    course: list[tuple[float, int, str]] = field(default_factory=list)  # seconds after the storm, how much was wrong
+    networks: set[str] = field(default_factory=set)  # all that ever were
 
 
 def _client(state: Path) -> Client:
@@ -52,14 +60,18 @@ def _client(state: Path) -> Client:
 class User(threading.Thread):
     """Somebody who creates, changes and deletes things at random."""
 
-    def __init__(self, state: Path, seed: int, shared: dict[str, str], report: Report, stop: threading.Event) -> None:
+    def __init__(
+        self, state: Path, seed: int, shared: dict[str, str], report: Report, stop: threading.Event, most: int
+    ) -> None:
         super().__init__(daemon=True, name=f"user{seed}")
+        self.most = most
         self.c, self.random, self.shared, self.report, self.stopping = (
             _client(state), random.Random(seed), shared, report, stop,
         )  # fmt: skip
         self.servers: list[str] = []
         self.ports: list[str] = []
         self.floating: list[str] = []
+        self.networks: list[str] = []
 
     def run(self) -> None:
         """Work until told to stop."""
@@ -67,7 +79,7 @@ class User(threading.Thread):
             (6, self.create), (2, lambda: self.action({"reboot": {"type": "SOFT"}})),
             (1, lambda: self.action({"reboot": {"type": "HARD"}})), (2, lambda: self.action({"os-stop": None})),
             (2, lambda: self.action({"os-start": None})), (4, self.delete), (3, self.port), (2, self.drop_port),
-            (2, self.float), (2, self.sink), (3, self.look),
+            (2, self.float), (2, self.sink), (1, self.network), (1, self.drop_network), (3, self.look),
         ]  # fmt: skip
         weights = [w for w, _ in acts]
         while not self.stopping.is_set():
@@ -90,7 +102,7 @@ class User(threading.Thread):
 
     def create(self) -> None:
         """A server, with or without a network."""
-        if len(self.servers) > 15:
+        if len(self.servers) >= self.most:
             return self.delete()
         networks: Any = [{"uuid": self.shared["network"]}] if self.random.random() < 0.7 else "none"
         body = {"server": {"name": "chaos", "imageRef": self.shared["image"], "flavorRef": self.shared["flavor"],
@@ -99,9 +111,10 @@ class User(threading.Thread):
         self._did("create server")
 
     def action(self, body: dict[str, Any]) -> None:
-        """One action on one server."""
+        """One action on one of the older servers."""
         if self.servers:
-            self.c.call("POST", "compute", f"/servers/{self.random.choice(self.servers)}/action", body)
+            id = self.random.choice(self.servers[: max(1, len(self.servers) // 2)])
+            self.c.call("POST", "compute", f"/servers/{id}/action", body)
             self._did(next(iter(body)))
 
     def delete(self) -> None:
@@ -140,6 +153,22 @@ class User(threading.Thread):
             self.c.call("DELETE", "network", f"/floatingips/{self.floating.pop()}")
             self._did("delete floating IP")
 
+    def network(self) -> None:
+        """A network of its own, with DHCP."""
+        if len(self.networks) < 3:
+            id = self.c.call("POST", "network", "/networks", {"network": {"name": "chaos too"}})["network"]["id"]
+            self.networks.append(id)
+            self.report.networks.add(id)
+            subnet = {"network_id": id, "cidr": "10.33.0.0/24", "ip_version": 4}
+            self.c.call("POST", "network", "/subnets", {"subnet": subnet})
+            self._did("create network")
+
+    def drop_network(self) -> None:
+        """It goes again, with its subnet."""
+        if self.networks:
+            self.c.call("DELETE", "network", f"/networks/{self.networks.pop()}")
+            self._did("delete network")
+
     def look(self) -> None:
         """Lists."""
         self.c.call("GET", "compute", "/servers/detail")
@@ -149,7 +178,8 @@ class User(threading.Thread):
 def _shared(state: Path) -> dict[str, str]:
     c = _client(state)
     out: dict[str, str] = {}
-    c.call("PUT", "network", f"/quotas/{c.project_id}", {"quota": {"port": -1, "floatingip": -1}})
+    unlimited = dict.fromkeys(("port", "floatingip", "network", "subnet"), -1)
+    c.call("PUT", "network", f"/quotas/{c.project_id}", {"quota": unlimited})
     c.call("PUT", "compute", f"/os-quota-sets/{c.project_id}", {"quota_set": {"instances": -1, "cores": -1, "ram": -1}})
     external = c.call("GET", "network", "/networks", **{"router:external": "true"})["networks"][0]["id"]
     out["external"] = external
@@ -198,11 +228,40 @@ def _reap(pid: int) -> None:
         os.waitpid(pid, 0)
 
 
-def verdict(state: Path) -> list[str]:
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+
+
+def leftovers(cloud: Cloud, state: Path, networks: Collection[str]) -> list[str]:
+    """Files and processes below the hosts' directories that are about something nobody wants there, by their ids;
+    namespaces of networks (of those that ever were) that are gone.
+    """
+    items = {kind: item for s in cloud.services for kind, item in s.host_items.items()}
+    out: list[str] = []
+    with cloud.store.read() as reader:
+        known = {id for (id,) in reader.rows(sa.select(Image.table.c.id))}
+        for root in (state / "hosts").iterdir():
+            wanted = known | {id for item in items.values() for id in item.every(cloud, reader, root.name)}
+            wanted |= {
+                id for (id,) in reader.rows(sa.select(Port.table.c.id).where(Port.table.c.bound_host == root.name))
+            }
+            about = [str(path.relative_to(root)) for path in root.rglob("*")]
+            for process in Path("/proc").glob("[0-9]*/cmdline"):
+                with contextlib.suppress(OSError):
+                    line = process.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    if f"{root}/" in line:
+                        about.append(line)
+            out += [f"left on {root.name}: {what[:200]}" for what in about if set(_UUID.findall(what)) - wanted]
+        gone = set(networks) - {id for (id,) in reader.rows(sa.select(Network.table.c.id))}
+    spaces = [path.name for path in Path("/run/netns").glob("*")]
+    return out + [f"namespace {name} is left" for name in spaces if gone & set(_UUID.findall(name))]
+
+
+def verdict(state: Path, networks: Collection[str] = ()) -> list[str]:
     """Everything that is not at rest or does not agree."""
     cloud = wiring.open_cloud(state, wiring.settings(state, first.overrides(state)))
     try:
         out = doctor.rows(cloud) + doctor.hosts_agree(cloud)
+        out = out or leftovers(cloud, state, networks)
     finally:
         cloud.store.close()
     c = _client(state)
@@ -213,16 +272,20 @@ def verdict(state: Path) -> list[str]:
 
 
 def run(
-    state: Path, *, seconds: float, users: int = 4, seed: int = 1, every_s: float = 1.0, limit_s: float = 30.0
-) -> Report:
-    """Chaos on a cloud that is up; returns the report (nothing wrong = ``wrong`` and ``internal`` are empty)."""
+    state: Path, *, seconds: float, users: int = 4, seed: int = 1, every_s: float = 1.0, limit_s: float = 30.0,
+    servers: int = 15,
+) -> Report:  # fmt: skip
+    """Chaos on a cloud that is up; returns the report (nothing wrong = ``wrong`` and ``internal`` are empty).
+
+    ``servers`` is how many each user has at most.
+    """
     report = Report()
     chance = random.Random(seed)
     shared = _shared(state)
     stop, rest = threading.Event(), threading.Event()
     keeper = threading.Thread(target=_keep_up, args=(state, rest), daemon=True)
     keeper.start()
-    people = [User(state, seed * 100 + i, shared, report, stop) for i in range(users)]
+    people = [User(state, seed * 100 + i, shared, report, stop, servers) for i in range(users)]
     for user in people:
         user.start()
     ends = time.monotonic() + seconds
@@ -236,7 +299,8 @@ def run(
     while True:
         with contextlib.suppress(OSError, ApiError, http.client.HTTPException, lifecycle.Cannot):
             lifecycle.wait(state, 10)
-            report.wrong = verdict(state)
+            report.wrong = verdict(state, report.networks)
+            report.course.append((round(time.monotonic() - start, 1), len(report.wrong), (report.wrong or [""])[0]))
             if not report.wrong:
                 break
         if time.monotonic() - start > limit_s:
