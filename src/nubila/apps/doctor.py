@@ -21,6 +21,7 @@ from nubila.apps.host import HostConfig, choose_gear, drivers, missing_engines
 from nubila.core import work
 from nubila.core.cloud import Cloud
 from nubila.core.ports import HostPlace
+from nubila.drivers.simulated_network import SimulatedNetwork
 
 
 @dataclass(frozen=True)
@@ -172,8 +173,8 @@ def host_agrees(cloud: Cloud, host: str, here: Drivers) -> list[str]:
         ids = {id for id, spec in specs.items() if spec is not None}
         out += [f"{kind} {i} is on {host} and nobody wants it" for i in sorted(found[kind] - ids)]
         out += [f"{kind} {i} is missing on {host}" for i in sorted(ids - found[kind])]
-        kept = getattr(here.network, kind, None)
-        if kept is not None:
+        if isinstance(here.network, SimulatedNetwork) and kind != "guest":
+            kept = getattr(here.network, kind)
             out += [f"{kind} {i} is not on {host} as it should be" for i in sorted(ids & found[kind])
                     if kept(i) != specs[i]]  # fmt: skip
     for id, guest in guests.items():
