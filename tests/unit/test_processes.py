@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -126,3 +128,10 @@ def test_an_address_that_is_none(tmp_path: Path, listen: str, classic: bool) -> 
     with pytest.raises(lifecycle.Cannot, match="--listen takes"):
         lifecycle.up(tmp_path / "state", options)
     assert not (tmp_path / "state").exists()
+
+
+def test_a_child_that_was_still_loading_when_its_supervisor_died_ends(tmp_path: Path) -> None:
+    """Else it would serve on beside its successor, for ever."""
+    command = ["-m", "nubila.apps.process", "controller", "--state", str(tmp_path), "--parent", "1"]
+    assert subprocess.run([sys.executable, *command], timeout=60, check=False).returncode == 0
+    assert list(tmp_path.iterdir()) == []

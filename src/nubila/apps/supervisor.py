@@ -25,11 +25,10 @@ QUICK_S = 2.0
 LOCK_TRIES = 10
 
 
-def die_with_parent() -> None:
-    """End this process when its parent ends (prctl(2))."""
-    parent = os.getppid()
+def die_with_parent(parent: int) -> None:
+    """End this process when its parent ends (prctl(2)), also when it has ended already."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it ended while we asked
+    if os.getppid() != parent:  # it ended before we asked: we were still loading
         sys.exit(0)
 
 
@@ -83,7 +82,11 @@ class Child:
         """Start it; its output goes to its log."""
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(
-                [sys.executable, *self.command], stdin=subprocess.DEVNULL, stdout=out, stderr=out, pass_fds=self.fds
+                [sys.executable, *self.command, "--parent", str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                pass_fds=self.fds,
             )
         self.started = time.monotonic()
 

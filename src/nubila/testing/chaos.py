@@ -256,12 +256,24 @@ def leftovers(cloud: Cloud, state: Path, networks: Collection[str]) -> list[str]
     return out + [f"namespace {name} is left" for name in spaces if gone & set(_UUID.findall(name))]
 
 
+def strays(state: Path) -> list[str]:
+    """Processes of ours that no living supervisor has started."""
+    ours = set(json.loads((state / "run" / "processes.json").read_text()).values())
+    out = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_bytes().decode(errors="replace").split("\0")
+            if "-m" in words and str(state) in words and int(path.parent.name) not in ours:
+                out.append(f"process {path.parent.name} is nobody's: {' '.join(words)}")
+    return out
+
+
 def verdict(state: Path, networks: Collection[str] = ()) -> list[str]:
     """Everything that is not at rest or does not agree."""
     cloud = wiring.open_cloud(state, wiring.settings(state, first.overrides(state)))
     try:
         out = doctor.rows(cloud) + doctor.hosts_agree(cloud)
-        out = out or leftovers(cloud, state, networks)
+        out = out or [*leftovers(cloud, state, networks), *strays(state)]
     finally:
         cloud.store.close()
     c = _client(state)
