@@ -161,7 +161,7 @@ def test_two_projects_never_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_the_net_catches_planted_leaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A check left out of show, update and delete is noticed three ways: seen, touched, changed."""
 
-    def careless(self: crud._Crud, call: Call, id: str) -> dict[str, Any]:
+    def careless(self: crud._Crud, call: Call, id: str, statement: Any = None) -> dict[str, Any]:
         row: dict[str, Any] | None = self.hooks.find(call, id) if self.hooks.find else call.tx.one(
             self.by_key, {"key": id}
         )  # fmt: skip

@@ -69,8 +69,8 @@ def test_what_somebody_else_deletes_meanwhile_is_gone_once(
     rows: list[Any] = []
     real = crud._Crud.find
 
-    def find(self: Any, call: Any, id: str) -> Any:
-        rows[:] = rows or [real(self, call, id)]
+    def find(self: Any, call: Any, id: str, statement: Any = None) -> Any:
+        rows[:] = rows or [real(self, call, id, statement)]
         return dict(rows[0])
 
     monkeypatch.setattr(crud._Crud, "find", find)

@@ -17,12 +17,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="nubila-process")
     parser.add_argument("role", choices=("server", "controller", "agent"))
     parser.add_argument("--state", type=Path, required=True)
-    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--parent", type=int, help="the process to end with")
     parser.add_argument("--fds", default="")
     parser.add_argument("--first", action="store_true")
     parser.add_argument("--with-controller", action="store_true")
     args = parser.parse_args()
-    die_with_parent(args.parent)
+    if args.parent is not None:
+        die_with_parent(args.parent)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if args.role == "agent":
         from nubila.apps import host
