@@ -50,8 +50,8 @@ class Call:
     """
 
     __slots__ = (
-        "base", "body", "cloud", "creds", "headers", "item", "memo", "method", "params", "path", "peer", "query",
-        "request_id", "route", "service", "stream", "tx", "version",
+        "base", "body", "client_cert", "cloud", "creds", "from_proxy", "headers", "item", "memo", "method",
+        "params", "path", "peer", "query", "request_id", "route", "service", "stream", "tx", "version",
     )  # fmt: skip
 
     def __init__(self, cloud: Cloud, service: Service, method: str, path: str) -> None:
@@ -68,6 +68,8 @@ class Call:
         self.base = ""
         self.route: Route | None = None
         self.peer = ""  # name in the client certificate (host API), or the remote address
+        self.from_proxy = False  # connected by a trusted proxy, whose headers may speak for the client
+        self.client_cert: bytes | None = None  # DER of the verified client certificate
         self.item: Any = None
         self.memo: dict[str, Any] = {}  # what one request computed once (never shared between requests)
 

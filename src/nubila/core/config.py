@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses as dc
 import difflib
+import ipaddress
 import os
 import tomllib
 from collections.abc import Mapping
@@ -42,6 +43,30 @@ class Settings:
     public_url: str = setting(
         "", "Fixed base of the URLs in the catalogue and in links; empty: as the request's Host header says."
     )
+    tls_cert: str = setting(
+        "",
+        "Certificate file (PEM, chain after it) of the API listeners: they speak https; auto: made by the cloud's own "
+        "authority; empty: plain http.",
+    )
+    tls_key: str = setting("", "Private key file (PEM, unencrypted) of tls_cert; empty: the key is in tls_cert.")
+    tls_ca: str = setting(
+        "", "CA file by which clients verify tls_cert, written into clouds.yaml; empty: what clients trust anyway."
+    )
+    tls_client_ca: str = setting(
+        "", "CA file (PEM) of client certificates; clients are then asked for one (mutual TLS); empty: not asked."
+    )
+    tls_client_crl: str = setting("", "Revocation list (PEM) of tls_client_ca: revoked certificates are refused.")
+    tls_client_required: bool = setting(False, "Whether clients without a certificate of tls_client_ca are refused.")
+    trusted_proxies: tuple[str, ...] = setting(
+        ("127.0.0.0/8", "::1"),
+        "Addresses and networks of proxies whose X-Forwarded-For, -Host, -Proto and -Prefix headers are believed.",
+    )
+    client_cert_header: str = setting(
+        "",
+        "Header in which a trusted proxy passes on the client certificate it verified (PEM, escaped or base64).",
+    )
+    log_max_bytes: int = setting(100_000_000, "Size in bytes at which a log is rotated.")
+    log_keep: int = setting(5, "Number of old logs kept beside each log.")
     database: str = setting(
         "", "SQLAlchemy URL of a PostgreSQL or MariaDB database; empty: SQLite in the state directory."
     )
@@ -104,7 +129,13 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None, environ: Mappin
             hint = f"; did you mean {near[0]}?" if near else ""
             raise BadSetting(f"{path}: unknown setting {name!r}{hint}")
         clean[name] = _as(type(known[name].default), name, value)
-    return Settings(**clean)
+    made = Settings(**clean)
+    for text in made.trusted_proxies:
+        try:
+            ipaddress.ip_network(text, strict=False)
+        except ValueError as e:
+            raise BadSetting(f"setting trusted_proxies must be addresses or networks: {e}") from None
+    return made
 
 
 def _as(kind: type, name: str, value: Any) -> Any:

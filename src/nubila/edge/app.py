@@ -24,12 +24,14 @@ from nubila.core import hosts, work
 from nubila.core.call import Answer, AsyncHandler, Call, Reply, Route, StreamReply
 from nubila.core.checks import checker
 from nubila.core.cloud import Cloud
+from nubila.core.config import Settings
 from nubila.core.db import Busy, Conflict
 from nubila.core.faults import Fault, bad_request, unauthorized, unavailable
 from nubila.core.gates import ALWAYS, Version, show
 from nubila.core.service import Service
 from nubila.edge import crud, dialects, openapi
 from nubila.edge.access import AccessLog, Metrics
+from nubila.edge.forwarded import Proxies
 from nubila.edge.routes import Router
 
 Scope = MutableMapping[str, Any]
@@ -64,6 +66,7 @@ class Edge:
         self.cloud, self.authenticate = cloud, authenticate
         self.metrics, self.access = Metrics(), access_log or AccessLog(None)
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="handler")
+        self._trusted: tuple[Settings, Proxies] | None = None
         wired = [
             _Wired(s, Router([*s.routes, *crud.routes(s), openapi.route(s)]), dialects.of(s.name))
             for s in cloud.services
@@ -134,16 +137,18 @@ class Edge:
             headers[name] = f"{headers[name]},{text}" if name in headers else text
         if scope["query_string"]:
             call.query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True, errors="replace")
-        host = headers.get("x-forwarded-host") or headers.get("host") or "localhost"
-        scheme = headers.get("x-forwarded-proto") or scope.get("scheme", "http")
-        public = self.cloud.settings.public_url
-        if home:
-            call.base = f"{scheme}://{host}"
-        else:
-            call.base = (public.rstrip("/") or f"{scheme}://{host}") + prefix
-        client = scope.get("client")
-        call.peer = scope.get("nubila.peer") or (client[0] if client else "local")
+        seen = self._proxies().seen(scope, headers)
+        origin, public = f"{seen.scheme}://{seen.host}{seen.prefix}", self.cloud.settings.public_url
+        call.base = origin if home else (public.rstrip("/") or origin) + prefix
+        call.peer, call.from_proxy, call.client_cert = seen.peer, seen.proxied, seen.client_cert
         return wired, call
+
+    def _proxies(self) -> Proxies:
+        """Who may speak for others, as the settings (which a reload replaces) say now."""
+        settings = self.cloud.settings
+        if self._trusted is None or self._trusted[0] is not settings:
+            self._trusted = (settings, Proxies(settings))
+        return self._trusted[1]
 
     async def _handle(self, wired: _Wired, call: Call, scope: Scope, receive: Receive) -> Reply | StreamReply:
         if (common := self._common(call)) is not None:

@@ -49,19 +49,23 @@ def call_app(
     body: bytes = b"",
     headers: Mapping[str, str] | None = None,
     peer: str | None = None,
+    client: str = "127.0.0.1",
+    client_cert: bytes | None = None,
 ) -> Response:
-    """One request through an ASGI application, without a network."""
+    """One request through an ASGI application, without a network; ``client_cert`` is DER."""
     parts = urlsplit(url)
     all_headers = {"host": "127.0.0.1:5000", **{k.lower(): v for k, v in (headers or {}).items()}}
     if body or method in ("POST", "PUT", "PATCH"):
         all_headers.setdefault("content-length", str(len(body)))
     scope: dict[str, Any] = {
         "type": "http", "method": method, "path": parts.path, "raw_path": parts.path.encode(), "scheme": "http",
-        "query_string": parts.query.encode(), "client": ("127.0.0.1", 1), "http_version": "1.1",
+        "query_string": parts.query.encode(), "client": (client, 1), "http_version": "1.1",
         "headers": [(k.encode(), v.encode()) for k, v in all_headers.items()],
     }  # fmt: skip
     if peer is not None:
         scope["nubila.peer"] = peer
+    if client_cert is not None:
+        scope["nubila.client_cert"] = client_cert
     sent: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
@@ -174,6 +178,7 @@ class TestCloud:
     def request(
         self, method: str, url: str, json: Any = None, *, token: str | None = None,
         headers: Mapping[str, str] | None = None, body: bytes | None = None, query: Mapping[str, Any] | None = None,
+        client: str = "127.0.0.1", client_cert: bytes | None = None,
     ) -> Response:  # fmt: skip
         """One request; admin's token unless another (or "") is given."""
         sent = dict(headers or {})
@@ -185,7 +190,7 @@ class TestCloud:
             sent.setdefault("Content-Type", "application/json")
         if query:
             url += "?" + urlencode(query, doseq=True)
-        return call_app(self.edge, method, url, body=data, headers=sent)
+        return call_app(self.edge, method, url, body=data, headers=sent, client=client, client_cert=client_cert)
 
     # --- time -----------------------------------------------------------------------------------------------------
 
