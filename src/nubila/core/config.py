@@ -76,6 +76,42 @@ class Settings:
     controllers: int = setting(0, "Number of controller processes; 0: a thread in the first API server.")
     token_ttl_s: int = setting(3600, "Seconds until a token expires.")
     bcrypt_rounds: int = setting(12, "Cost of password hashes: the logarithm of the number of rounds.")
+    password_hash_algorithm: str = setting(
+        "bcrypt", "How passwords are hashed: bcrypt, bcrypt_sha256, scrypt or pbkdf2_sha512; old hashes stay readable."
+    )
+    password_hash_rounds: int = setting(
+        0, "Cost of scrypt (logarithm of N) or pbkdf2_sha512 (iterations); 0: the default. bcrypt has bcrypt_rounds."
+    )
+    lockout_failure_attempts: int = setting(
+        0, "Wrong passwords in a row after which a user is locked; 0: never (see login_failures_per_minute)."
+    )
+    lockout_duration: int = setting(1800, "Seconds a user stays locked; 0: until an administrator enables it anew.")
+    disable_user_account_days_inactive: int = setting(
+        0, "Days without a login after which a user counts as disabled; 0: never."
+    )
+    password_expires_days: int = setting(0, "Days a new password is valid; 0: for ever.")
+    unique_last_password_count: int = setting(
+        0, "How many of a user's last passwords, the current one included, a new one must differ from; 0: none."
+    )
+    minimum_password_age: int = setting(0, "Days before users may change a password they chose themselves.")
+    password_regex: str = setting("", "Regular expression that new passwords match from their start; empty: any.")
+    password_regex_description: str = setting("", "What password_regex asks for, told to users whose password fails.")
+    change_password_upon_first_use: bool = setting(
+        False, "Whether users must change a password that an administrator gave them before it is good for a token."
+    )
+    totp_included_previous_windows: int = setting(
+        1, "How many 30-second steps a one-time passcode is still good for after its own."
+    )
+    remote_user_header: str = setting(
+        "", "Header in which a trusted proxy names the user it authenticated (method external); empty: not believed."
+    )
+    remote_domain_header: str = setting("", "Header in which it names that user's domain; empty: the default domain.")
+    remote_user_certificate: bool = setting(
+        False, "Whether the common name of a verified client certificate is the user's name (method external)."
+    )
+    login_failures_per_minute: int = setting(
+        0, "Failed logins a minute allowed per user and address, then 429 until it is less; 0: no limit."
+    )
     max_body_bytes: int = setting(1 << 20, "Largest request body in bytes (image data and host API excepted).")
     image_max_bytes: int = setting(1 << 40, "Largest image in bytes.")
     tunnel_ip: str = setting(

@@ -1,22 +1,22 @@
-"""Identity tokens: self-contained, signed and encrypted, validated in memory without a query.
+"""Identity tokens: self-contained, signed, validated in memory without a query.
 
-A token is a Fernet message (the Fernet specification, version 0x80, hence every token starts with ``gAAAAA``) without
-its base64 padding; inside is a versioned MessagePack array (core/payload.py). Keys live in a directory as in Keystone:
-files named 0, 1, 2 ...; the highest is the primary that makes tokens, 0 is staged to become the next primary, the rest
-still read old tokens. :class:`TokenKeys` makes and reads tokens, :class:`Revocations` knows which valid ones no longer
-count, :class:`Creds` is what a valid one says about its bearer.
+Two formats. A Fernet token (the default) is a Fernet message (the Fernet specification, version 0x80, hence every one
+starts with ``gAAAAA``) without its base64 padding; inside is a versioned MessagePack array (core/payload.py). Its keys
+live in a directory as in Keystone: files named 0, 1, 2 ...; the highest is the primary that makes tokens, 0 is staged
+to become the next primary, the rest still read old tokens. A JWS token (core/jws.py) can be checked with public keys
+alone. The setting ``token_provider`` says which are made; both are read, so that a switch logs nobody out.
+:class:`TokenKeys` makes and reads tokens, :class:`Revocations` knows which valid ones no longer count, :class:`Creds`
+is what a valid one says about its bearer.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import fcntl
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,22 +25,20 @@ import msgspec
 from cryptography.fernet import Fernet
 from cryptography.fernet import InvalidToken as NotFernet
 
+from nubila.core import jws
+from nubila.core.keyfiles import Followed, KeysError, locked, write_file
 from nubila.core.payload import Expired, InvalidToken, Payload, iso, new_audit_id, new_payload, pack, pad, unpack
 from nubila.core.revocations import Revocations, table
 
 __all__ = [
     "Creds", "Expired", "InvalidToken", "KeysError", "Payload", "Revocations", "TokenKeys", "iso", "new_audit_id",
-    "new_payload", "rotate_keys", "setup_keys", "table",
+    "new_payload", "open_keys", "rotate", "rotate_keys", "setup_keys", "table",
 ]  # fmt: skip
 
 DEFAULT_MAX_ACTIVE_KEYS = 3
-_CHECK_EVERY_S = 1.0
+PROVIDERS = ("fernet", "jws")
 _LONGEST = 4096  # characters; ours are about 230, federated ones with many groups longer
 _SHAPE = re.compile(r"gAAAAA[A-Za-z0-9_-]+")
-
-
-class KeysError(Exception):
-    """The key directory cannot be used; the text says which file and what to do."""
 
 
 # --- the key directory ---------------------------------------------------------------------------------------------
@@ -51,32 +49,13 @@ def _numbers(directory: Path) -> list[int]:
 
 
 def _write_key(directory: Path, number: int) -> None:
-    temporary = directory / f".new-{number}"
-    temporary.unlink(missing_ok=True)  # left by a process that died here
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(Fernet.generate_key())
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(temporary, directory / str(number))
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """One process at a time changes the directory; a killed one leaves the lock free."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    write_file(directory / str(number), Fernet.generate_key())
 
 
 def setup_keys(directory: Path) -> None:
     """Make the directory (0700) with a primary and a staged key (0600) unless it has them; may be repeated."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _locked(directory):
+    with locked(directory):
         found = _numbers(directory)
         if not any(found):
             _write_key(directory, 1)
@@ -92,7 +71,7 @@ def rotate_keys(directory: Path, max_active_keys: int = DEFAULT_MAX_ACTIVE_KEYS)
     """
     if max_active_keys < 2:
         raise ValueError("max_active_keys must be at least 2: a primary and a staged key")
-    with _locked(directory):
+    with locked(directory):
         found = _numbers(directory)
         if not found:
             raise KeysError(f"{directory} holds no keys: set it up first")
@@ -104,6 +83,35 @@ def rotate_keys(directory: Path, max_active_keys: int = DEFAULT_MAX_ACTIVE_KEYS)
         for number in rest[: max(0, len(rest) + 1 - max_active_keys)]:
             os.unlink(directory / str(number))
         return rest[-1]
+
+
+def rotate(keys: Path, provider: str = "fernet", max_active_keys: int = DEFAULT_MAX_ACTIVE_KEYS) -> int:
+    """Rotate the token keys of one provider ("fernet" or "jws") below ``keys`` (the state directory's ``keys``).
+
+    Running processes use the new primary within a second; return its number. Raises :class:`KeysError` when there are
+    none, ValueError for another provider or a limit below 2.
+    """
+    if provider not in PROVIDERS:
+        raise ValueError(f"token provider {provider!r} is not one of {', '.join(PROVIDERS)}")
+    if not (keys / provider).is_dir():
+        raise KeysError(f"{keys / provider} is missing: set token_provider to {provider} and start the cloud first")
+    return rotate_keys(keys / provider, max_active_keys) if provider == "fernet" else jws.rotate_keys(
+        keys / provider, max_active_keys
+    )  # fmt: skip
+
+
+def open_keys(keys: Path, provider: str = "fernet") -> TokenKeys:
+    """What makes tokens of the provider, and reads those of every format there are keys for; makes missing keys.
+
+    Raises :class:`KeysError` when there are keys but they cannot be used, ValueError for an unknown provider.
+    """
+    if provider not in PROVIDERS:
+        raise ValueError(f"token_provider must be one of {', '.join(PROVIDERS)}, not {provider!r}")
+    setup_keys(keys / "fernet")
+    if provider == "jws":
+        jws.setup_keys(keys / "jws")
+    signed = jws.JwsKeys(keys / "jws") if (keys / "jws").is_dir() else None
+    return TokenKeys(keys / "fernet", signed=signed, provider=provider)
 
 
 class _Keys:
@@ -135,21 +143,31 @@ class TokenKeys:
         self,
         directory: Path,
         *,
+        signed: jws.JwsKeys | None = None,
+        provider: str = "fernet",
         cache_size: int = 4096,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``cache_size`` bounds the parsed tokens kept (about 1 KB each). Raises :class:`KeysError` without keys."""
-        self.directory = directory
-        self.problem: str | None = None  # why the directory as it is now is not in use
-        self._limit, self._clock, self._monotonic = cache_size, clock, monotonic
-        self._next = monotonic() + _CHECK_EVERY_S
-        self._seen, raw = self._load()
-        self._keys = _Keys(raw, cache_size)
+        """``signed`` also reads JWS tokens, and makes them when the provider is "jws".
+
+        ``cache_size`` bounds the parsed tokens kept (about 1 KB each). Raises :class:`KeysError` without keys.
+        """
+        self.directory, self.signed, self.provider = directory, signed, provider
+        self._limit, self._clock = cache_size, clock
+        self._last: _Keys | None = None
+        self._followed = Followed((directory,), self._load, monotonic)
+
+    @property
+    def problem(self) -> str | None:
+        """Why a key directory as it is now is not in use; None when all is well."""
+        return self._followed.problem or (self.signed.problem if self.signed else None)
 
     def issue(self, payload: Payload) -> str:
-        """The token that says ``payload``, signed with the primary key."""
-        keys = self._current()
+        """The token that says ``payload``, signed with the primary key of the provider."""
+        if self.provider == "jws" and self.signed is not None:
+            return self.signed.issue(payload)
+        keys = self._followed.current()
         token = (
             keys.fernets[0].encrypt_at_time(pack(payload), payload.issued_at // 1_000_000).decode("ascii").rstrip("=")
         )
@@ -157,14 +175,17 @@ class TokenKeys:
         return token
 
     def read(self, token: str, allow_expired_s: float = 0) -> Payload:
-        """What a token of ours says. Raises :class:`InvalidToken`, or :class:`Expired` more than
+        """What a token of ours says, whatever its format. Raises :class:`InvalidToken`, or :class:`Expired` more than
         ``allow_expired_s`` after its end. Whether it was revoked is :meth:`Revocations.revoked`'s answer.
         """
-        now = self._monotonic()
-        keys = self._keys if now < self._next else self._current()
+        keys = self._followed.current()
         payload = keys.young.get(token)
         if payload is None:
-            payload = keys.old.get(token) or _open(keys, token)
+            payload = keys.old.get(token)
+            if payload is None:
+                if self.signed is not None and isinstance(token, str) and token.startswith("ey"):
+                    return self.signed.read(token, allow_expired_s)
+                payload = _open(keys, token)
             keys.remember(token, payload)
         if (self._clock() - allow_expired_s) * 1_000_000 >= payload.expires_at:
             raise Expired(payload)
@@ -172,39 +193,17 @@ class TokenKeys:
 
     def cached(self) -> int:
         """How many parsed tokens are kept now."""
-        return len(self._keys)
+        return len(self._followed.current()) + (self.signed.cached() if self.signed else 0)
 
     def rotate(self, max_active_keys: int = DEFAULT_MAX_ACTIVE_KEYS) -> int:
         """:func:`rotate_keys` of our directory, in use at once."""
         primary = rotate_keys(self.directory, max_active_keys)
-        self._next = 0.0
-        self._current()
+        self._followed.current(now=True)
         return primary
 
-    def _current(self) -> _Keys:
-        now = self._monotonic()
-        if now >= self._next:
-            self._next = now + _CHECK_EVERY_S
-            self._follow()
-        return self._keys
-
-    def _follow(self) -> None:
+    def _load(self) -> _Keys:
+        """The keys there are, primary first; the same object when nothing changed, so that what it knows stays."""
         try:
-            stat = os.stat(self.directory)
-            if (stat.st_mtime_ns, stat.st_ino) == self._seen:
-                return
-            self._seen, raw = self._load()
-        except (KeysError, OSError) as e:
-            self.problem = f"{e}; the keys read before stay in use"
-            return
-        self.problem = None
-        if raw != self._keys.raw:
-            self._keys = _Keys(raw, self._limit)
-
-    def _load(self) -> tuple[tuple[int, int], tuple[bytes, ...]]:
-        """What tells a change of the directory, and its keys, primary first."""
-        try:
-            stat = os.stat(self.directory)
             numbers = _numbers(self.directory)
             raw = tuple((self.directory / str(number)).read_bytes().strip() for number in reversed(numbers))
         except OSError as e:
@@ -216,9 +215,9 @@ class TokenKeys:
                 Fernet(key)
             except (ValueError, TypeError, binascii.Error):
                 raise KeysError(f"token keys: {self.directory / str(number)} is not a Fernet key") from None
-        # The clock of a file system ticks in milliseconds: a change right after this one might not show.
-        young = time.time() - stat.st_mtime < 2
-        return (0 if young else stat.st_mtime_ns, stat.st_ino), raw
+        if self._last is None or raw != self._last.raw:
+            self._last = _Keys(raw, self._limit)
+        return self._last
 
 
 def _open(keys: _Keys, token: str) -> Payload:
