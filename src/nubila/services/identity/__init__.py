@@ -6,6 +6,7 @@ from nubila.core.service import Service
 from nubila.services.identity import (
     credentials,
     delegation,
+    domain_config,
     limits,
     people,
     places,
@@ -31,6 +32,7 @@ from nubila.services.identity.kinds import (
     User,
 )
 from nubila.services.identity.policies import RULES
+from nubila.services.identity.policies_config import RULES as CONFIG_RULES
 from nubila.services.identity.policies_delegation import RULES as DELEGATION_RULES
 
 SERVICE = Service(
@@ -78,7 +80,8 @@ SERVICE = Service(
         *places.ROUTES,
         *limits.ROUTES,
         *delegation.ROUTES,
+        *domain_config.ROUTES,
     ),
-    rules=(*RULES, *DELEGATION_RULES),
+    rules=(*RULES, *DELEGATION_RULES, *CONFIG_RULES),
     bootstrap=bootstrap,
 )

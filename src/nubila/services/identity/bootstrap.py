@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nubila.core import clock
-from nubila.services.identity import assignments
+from nubila.services.identity import assignments, credential_keys
 from nubila.services.identity.catalog import BASE
 from nubila.services.identity.kinds import (
     IMPLIED,
@@ -88,6 +88,7 @@ def bootstrap(cloud: Cloud, tx: Tx) -> None:
     Passwords come from ``cloud.admin_password`` and ``cloud.demo_password``, or already hashed from
     ``cloud.bootstrap_ids["hash:admin"]`` and ``["hash:demo"]``; ids are left in ``bootstrap_ids`` for other services.
     """
+    credential_keys.setup(cloud)
     tx.insert(REVISION, {"id": 1, "n": 1})
     tx.insert(
         Project.table,

@@ -151,7 +151,7 @@ class User(_Own):
     password_expires_at = Attr(
         Str(32), "When the password stops working; null = never.", observed=True, filter="lt lte gt gte eq neq"
     )
-    password = Attr(Str(128), "Its hash.", hidden=True, null=True, default=None)
+    password = Attr(Str(255), "Its hash.", hidden=True, null=True, default=None)
     created_at = Attr(Str(32), "", hidden=True, default=clock.now)
     unique = (("domain_id", "name"),)
     rest = rest("users", "user", "users")
@@ -236,7 +236,9 @@ class Credential(_Own):
     user_id = Attr(Id64, "Whose it is.", write="cu", filter="eq", ref="user.id")
     project_id = Attr(Id64, "The project it is for; required for ec2.", write="cu", null=True)
     type = Attr(Str(255), "ec2, cert, totp ...", write="cu", filter="eq")
-    blob = Attr(Text(), "The secret.", write="cu")
+    blob = Attr(Text(), "The secret; encrypted in the database.", write="cu", store=False)
+    encrypted_blob = Attr(Text(), "", hidden=True)
+    key_hash = Attr(Str(64), "", hidden=True, null=True)
     rest = rest("credentials", "credential", "credentials")
 
 
@@ -282,7 +284,7 @@ class ApplicationCredential(_Own):
     expires_at = Attr(Str(32), "When it stops working; null = never.", write="c", null=True)
     unrestricted = Attr(Bool, "Whether it may make others of its kind.", write="c", default=False)
     roles = Attr(Json, "The roles it has.", write="c", default=list)
-    secret_hash = Attr(Str(128), "", hidden=True)
+    secret_hash = Attr(Str(255), "", hidden=True)
     unique = (("user_id", "name"),)
 
 

@@ -12,7 +12,7 @@ from nubila.core.checks import checker
 from nubila.core.faults import bad_request, conflict, forbidden, not_found
 from nubila.core.query import ListQuery
 from nubila.core.service import Hooks
-from nubila.services.identity import assignments, auth, lookup, shape
+from nubila.services.identity import assignments, auth, domain_config, lookup, shape
 from nubila.services.identity.kinds import (
     MEMBERSHIP,
     PROJECT_TAG,
@@ -289,6 +289,7 @@ def _delete_domain(call: Call, row: Row) -> None:
         tx.execute(sa.delete(table).where(table.c.domain_id == id))
     tx.execute(sa.delete(PROJECT_TAG).where(_T.project_id == id))
     tx.execute(sa.delete(Limit.table).where(Limit.table.c.domain_id == id))
+    domain_config.forget(tx, id)
     assignments.forget(tx, target_kind="domain", target_id=id)
     auth.revoke(call.cloud, tx, domain_id=id)
 
