@@ -155,9 +155,10 @@ def create_app_cred(call: Call) -> Reply:
 
 def _app_cred(call: Call, rule: str) -> Row:
     user_id, id = call.params["user_id"], call.params["id"]
-    call.enforce(rule, {"user_id": user_id, "target": {"user": {"id": user_id}}})
-    row: Row | None = call.tx.one(sa.select(_A).where(_A.c.id == id, _A.c.user_id == user_id))
-    if row is None:
+    row: Row | None = call.tx.one(sa.select(_A).where(_A.c.id == id))
+    owner = row["user_id"] if row is not None else user_id  # the path's user is only what the caller says
+    call.enforce(rule, {"user_id": owner, "target": {"user": {"id": owner}}})
+    if row is None or owner != user_id:
         raise not_found("application_credential", id)
     return row
 
