@@ -26,6 +26,7 @@ from nubila.core.checks import checker
 from nubila.core.cloud import Cloud
 from nubila.core.config import Settings
 from nubila.core.db import Busy, Conflict
+from nubila.core.elsewhere import ROUNDS, Elsewhere
 from nubila.core.faults import Fault, bad_request, unauthorized, unavailable
 from nubila.core.gates import ALWAYS, Version, show
 from nubila.core.service import Service
@@ -159,9 +160,15 @@ class Edge:
         call.version = self._negotiate(wired.service, call)
         route = self._route(wired, call)
         if route.auth:
-            call.creds = self._authenticated(call)
+            try:
+                call.creds = self._authenticated(call)
+            except Elsewhere as e:
+                call.creds = await _again(e, lambda: self._authenticated(call))
         elif token := call.headers.get("x-auth-token"):
-            call.creds = self._maybe(token)
+            try:
+                call.creds = self._maybe(token)
+            except Elsewhere as e:
+                call.creds = await _again(e, lambda: self._maybe(token))
         if route.rule:
             call.enforce(route.rule)
         if route.stream:
@@ -169,7 +176,12 @@ class Edge:
             return _reply(await route.handler(call), route)  # type: ignore[misc]
         if call.method in ("POST", "PUT", "PATCH") or "content-length" in call.headers:
             await self._body(call, route, receive)
-        return _reply(await self._run(call, route), route)
+        for _ in range(ROUNDS):
+            try:
+                return _reply(await self._run(call, route), route)
+            except Elsewhere as e:
+                await e.done()
+        raise unavailable("What this request needs changes faster than it can be read; try again.")
 
     def _common(self, call: Call) -> Reply | None:
         """/healthz and /metrics belong to no service."""
@@ -399,6 +411,17 @@ def _reply(answer: Answer, route: Route) -> Reply | StreamReply:
     if isinstance(answer, Reply | StreamReply):
         return answer
     return Reply(answer, route.status)
+
+
+async def _again(first: Elsewhere, attempt: Callable[[], Any]) -> Any:
+    """The attempt's result after the work it asked for has been done in threads."""
+    await first.done()
+    for _ in range(ROUNDS):
+        try:
+            return attempt()
+        except Elsewhere as e:
+            await e.done()
+    raise unavailable("What this request needs changes faster than it can be read; try again.")
 
 
 async def _iterate(receive: Receive) -> AsyncIterator[bytes]:
