@@ -53,6 +53,12 @@ def main() -> None:
 @click.option("--name", metavar="CLOUD", help="The cloud's name; several clouds can live on one machine.")
 @click.option("--host", metavar="NAME", help="This host's name.")
 @click.option("--database", metavar="URL", help="SQLAlchemy URL of a PostgreSQL or MariaDB database.")
+@click.option("--tls-cert", metavar="FILE", help="Certificate of the APIs (PEM), or auto to have one made: https.")
+@click.option("--tls-key", metavar="FILE", help="Its private key, when not in the same file.")
+@click.option("--tls-ca", metavar="FILE", help="CA by which clients verify it, for clouds.yaml.")
+@click.option("--tls-client-ca", metavar="FILE", help="Ask clients for a certificate of this CA (mutual TLS).")
+@click.option("--tls-client-required", is_flag=True, default=None, help="Refuse clients without one.")
+@click.option("--public-url", metavar="URL", help="Fixed base of the URLs in the catalogue.")
 @click.option("--tunnel-ip", metavar="ADDR", help="This host's address for tunnels to other hosts.")
 @click.option("--classic-ports", is_flag=True, default=None, help="Also listen on 8774, 8778, 9292, 9696.")
 @click.option("--simulated-hosts", type=int, help="How many hosts the simulated gear shows.")
@@ -111,6 +117,16 @@ def status(state: Path | None, as_json: bool) -> None:
         for name, word in health.get("services", {}).items():
             click.echo(f"service  {name:14} {word}")
     sys.exit(0 if found["up"] and found["health"]["status"] == "ok" else 1)
+
+
+@main.command()
+@state_option
+def reload(state: Path | None) -> None:
+    """Read settings and certificates again and rotate full logs, without dropping a connection."""
+    from nubila.apps import lifecycle
+
+    lifecycle.reload(_state(state))
+    click.echo("told; the server's log says what changed")
 
 
 @main.command()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +26,8 @@ class ApiError(Exception):
 class Client:
     """One user in one project."""
 
-    def __init__(self, auth_url: str, user: str, password: str, project: str) -> None:
+    def __init__(self, auth_url: str, user: str, password: str, project: str, cacert: str | None = None) -> None:
+        self._tls = ssl.create_default_context(cafile=cacert) if auth_url.startswith("https:") else None
         self.auth_url, self.user, self.password, self.project = auth_url, user, password, project
         self.token, self.endpoints, self.project_id = "", {}, ""  # type: tuple[str, dict[str, str], str]
         self._connection: http.client.HTTPConnection | None = None
@@ -55,7 +57,7 @@ class Client:
         path = parts.path + (f"?{parts.query}" if parts.query else "")
         for attempt in (0, 1):
             kept = self._connection
-            connection = kept or http.client.HTTPConnection(parts.hostname or "", parts.port or 80, timeout=60)
+            connection = kept or self._connect(parts.hostname or "", parts.port)
             self._connection = connection
             try:
                 connection.request(method, path, body, {"Content-Type": "application/json", **headers})
@@ -67,6 +69,11 @@ class Client:
                 if attempt or kept is None or not isinstance(body, bytes | None):
                     raise
         raise AssertionError("unreachable")
+
+    def _connect(self, host: str, port: int | None) -> http.client.HTTPConnection:
+        if self._tls is not None:
+            return http.client.HTTPSConnection(host, port or 443, timeout=60, context=self._tls)
+        return http.client.HTTPConnection(host, port or 80, timeout=60)
 
     def call(self, method: str, service: str, path: str, body: Any = None, **query: Any) -> Any:
         """One request to a service; the decoded answer. Raises ApiError."""

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from nubila.core.config import Settings
+
 
 def overrides(state: Path) -> dict[str, Any]:
     """The options of the last ``nubila up``, kept so that a restarted process means the same."""
@@ -29,11 +31,12 @@ def write_private(path: Path, text: str) -> None:
     temp.rename(path)
 
 
-def auth_url(listen: str, public_url: str) -> str:
+def auth_url(settings: Settings) -> str:
     """Where clients find Identity."""
-    host, _, port = listen.rpartition(":")
+    host, _, port = settings.listen.rpartition(":")
     host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "[::]": "[::1]", "::": "[::1]"}.get(host, host)
-    return (public_url.rstrip("/") or f"http://{host}:{port}") + "/v3"
+    scheme = "https" if settings.tls_cert else "http"
+    return (settings.public_url.rstrip("/") or f"{scheme}://{host}:{port}") + "/v3"
 
 
 def clouds_yaml(url: str, passwords: Mapping[str, str], region: str) -> dict[str, Any]:
@@ -51,8 +54,8 @@ def clouds_yaml(url: str, passwords: Mapping[str, str], region: str) -> dict[str
     return {"clouds": {"nubila-admin": cloud("admin"), "nubila-demo": cloud("demo")}}
 
 
-def write_clouds(state: Path, url: str, passwords: Mapping[str, str] | None, region: str) -> None:
-    """Write ``DIR/clouds.yaml``; without passwords (not the first start) only the URL is brought up to date."""
+def write_clouds(state: Path, url: str, passwords: Mapping[str, str] | None, region: str, cacert: str = "") -> None:
+    """Write ``DIR/clouds.yaml``; without passwords (not the first start) only URL and CA are brought up to date."""
     path = state / "clouds.yaml"
     if passwords is None:
         if not path.exists():
@@ -62,4 +65,8 @@ def write_clouds(state: Path, url: str, passwords: Mapping[str, str] | None, reg
             cloud["auth"]["auth_url"] = url
     else:
         found = clouds_yaml(url, passwords, region)
+    for cloud in found.get("clouds", {}).values():
+        cloud.pop("cacert", None)
+        if cacert:
+            cloud["cacert"] = cacert
     write_private(path, yaml.safe_dump(found, sort_keys=False))

@@ -35,6 +35,8 @@ def openrc(state: Path, project: str) -> str:
         "OS_PROJECT_NAME": auth["project_name"], "OS_USER_DOMAIN_ID": "default", "OS_PROJECT_DOMAIN_ID": "default",
         "OS_REGION_NAME": clouds[name]["region_name"], "OS_IDENTITY_API_VERSION": "3", "OS_IMAGE_API_VERSION": "2",
     }  # fmt: skip
+    if "cacert" in clouds[name]:
+        exports["OS_CACERT"] = clouds[name]["cacert"]
     return "".join(f"export {k}={shlex.quote(str(v))}\n" for k, v in exports.items())
 
 

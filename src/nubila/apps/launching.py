@@ -15,13 +15,14 @@ from nubila.apps.client import ApiError, Client, poll
 
 def _client(state: Path, project: str) -> Client:
     try:
-        auth = yaml.safe_load((state / "clouds.yaml").read_text())["clouds"][f"nubila-{project}"]["auth"]
+        found = yaml.safe_load((state / "clouds.yaml").read_text())["clouds"][f"nubila-{project}"]
+        auth = found["auth"]
     except FileNotFoundError:
         raise lifecycle.Cannot(f"there is no cloud in {state}; bring one up with `nubila up -d`") from None
     except KeyError:
         raise lifecycle.Cannot(f"{state / 'clouds.yaml'} has no cloud nubila-{project}; use admin or demo") from None
     try:
-        return Client(auth["auth_url"], auth["username"], auth["password"], auth["project_name"])
+        return Client(auth["auth_url"], auth["username"], auth["password"], auth["project_name"], found.get("cacert"))
     except OSError as e:
         raise lifecycle.Cannot(f"the cloud does not answer ({e}); bring it up with `nubila up -d`") from None
 

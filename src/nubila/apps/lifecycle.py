@@ -51,6 +51,7 @@ class Up:
 
 def up(state: Path, options: Mapping[str, Any]) -> Up:
     """Start the supervisor in the background. Raises Cannot before anything has been changed."""
+    from nubila.apps import tls
     from nubila.apps.host import choose_gear, hostname
 
     if supervisor.running(state):
@@ -58,13 +59,14 @@ def up(state: Path, options: Mapping[str, Any]) -> Up:
     if (config_of := joined_to(state)) is not None:
         plan_agent(state)
         return Up(config_of.url, config_of.gear, f"a host of cloud {config_of.cloud}", state, joined=True)
-    given = {k: v for k, v in options.items() if v is not None}
+    given = tls.absolute({k: v for k, v in options.items() if v is not None})
     merged = {**first.overrides(state), **given}
     try:
         settings = config.load(state / "nubila.toml", merged)
         gear = choose_gear(settings.gear)
     except ValueError as e:
         raise Cannot(str(e)) from None
+    state = state.absolute()
     _check_schema(settings.database or f"sqlite:///{state / 'nubila.db'}")
     listening = {"main": settings.listen}
     _check_free(settings.listen)
@@ -74,7 +76,11 @@ def up(state: Path, options: Mapping[str, Any]) -> Up:
         listening |= {p: f"{host}:{n}" for p, n in CLASSIC.items() if n != main_port}
     for address in listening.values():
         _check_free(address)
+    if settings.tls_cert != tls.AUTO:
+        secure(settings, state)
     _make_directories(state)
+    if settings.tls_cert == tls.AUTO:
+        secure(settings, state)
     if gear.name == "real" and not settings.external_cidr and not (state / "run" / "options.json").exists():
         merged["external_cidr"] = external.claim(state) or None
     (state / "run" / "options.json").write_text(json.dumps({**merged, "gear": gear.name}))
@@ -88,9 +94,41 @@ def up(state: Path, options: Mapping[str, Any]) -> Up:
         children.append({"name": f"server-{i}" if i else "server", "role": "server", "args": args})
     children += [{"name": f"controller-{i}", "role": "controller"} for i in range(settings.controllers)]
     children.append({"name": "agent", "role": "agent"})
-    (state / "run" / "plan.json").write_text(json.dumps({"listen": listening, "children": children}))
+    plan = {"listen": listening, "children": children, "tls": bool(settings.tls_cert),
+            "log": [settings.log_max_bytes, settings.log_keep]}  # fmt: skip
+    (state / "run" / "plan.json").write_text(json.dumps(plan))
     (state / "run" / "gear.json").write_text(json.dumps(asdict(gear)))
-    return Up(first.auth_url(settings.listen, settings.public_url), gear.name, gear.why, state)
+    return Up(first.auth_url(settings), gear.name, gear.why, state)
+
+
+def secure(settings: config.Settings, state: Path) -> None:
+    """Make the listeners' own certificate when it is ours to make, and see whether all can be used. Raises Cannot."""
+    from nubila.apps import tls
+
+    try:
+        tls.make_own(settings, state, tls.listener_names)
+        tls.context(settings, state)
+    except (ValueError, OSError) as e:
+        raise Cannot(str(e)) from None
+
+
+def reload(state: Path) -> None:
+    """Have a running cloud read its settings and certificates again, after seeing that it can. Raises Cannot."""
+    pid = supervisor.running(state)
+    if pid is None:
+        raise Cannot(f"this cloud is not up; `nubila up -d --state {state}` starts it with the settings as they are")
+    if joined_to(state) is None:
+        try:
+            settings = config.load(state / "nubila.toml", first.overrides(state))
+        except ValueError as e:
+            raise Cannot(f"{e}; nothing was changed") from None
+        path = state / "run" / "plan.json"
+        plan = json.loads(path.read_text())
+        if plan.get("tls", False) == bool(settings.tls_cert):
+            secure(settings, state)
+        plan["log"] = [settings.log_max_bytes, settings.log_keep]
+        first.write_private(path, json.dumps(plan))
+    os.kill(pid, signal.SIGUSR2)
 
 
 def joined_to(state: Path) -> HostConfig | None:
@@ -201,12 +239,28 @@ def probe(state: Path) -> dict[str, Any]:
     """One look at /healthz. Raises OSError when nobody answers."""
     plan = json.loads((state / "run" / "plan.json").read_text())
     host, _, port = plan["listen"]["main"].rpartition(":")
+    if plan.get("tls"):  # whose certificate names other hosts, and who may want one of ours
+        return _probe_locally(state / "run" / "host.sock")
     host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
     try:
         with urllib.request.urlopen(f"http://{host}:{port}/healthz", timeout=2) as answer:
             found: dict[str, Any] = json.loads(answer.read())
     except urllib.error.HTTPError as e:
         found = json.loads(e.read())
+    return found
+
+
+def _probe_locally(path: Path) -> dict[str, Any]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:
+        s.settimeout(2)
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)  # a socket's address is at most 107 bytes
+        try:
+            s.connect(f"/proc/self/fd/{directory}/{path.name}")
+        finally:
+            os.close(directory)
+        s.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        data = b"".join(iter(lambda: s.recv(65536), b""))
+    found: dict[str, Any] = json.loads(data.partition(b"\r\n\r\n")[2])
     return found
 
 

@@ -9,7 +9,9 @@ import sys
 import threading
 from pathlib import Path
 
+from nubila.apps import logs
 from nubila.apps.supervisor import die_with_parent
+from nubila.core.config import BadSetting, Settings
 
 
 def main() -> None:
@@ -28,11 +30,22 @@ def main() -> None:
     if args.role == "agent":
         from nubila.apps import host
 
+        logs.on_signals()
         host.run(args.state / "hosts")
         return
     from nubila.apps import first, wiring
+    from nubila.core.tokens import KeysError
 
-    settings = wiring.settings(args.state, first.overrides(args.state))
+    try:
+        _serve(args, wiring.settings(args.state, first.overrides(args.state)))
+    except (KeysError, ValueError) as e:
+        if isinstance(e, ValueError) and not isinstance(e, BadSetting):
+            raise
+        logging.error("cannot start: %s", e)
+        sys.exit(2)
+
+
+def _serve(args: argparse.Namespace, settings: Settings) -> None:
     if args.role == "server":
         from nubila.apps import server
 
@@ -43,6 +56,7 @@ def main() -> None:
     else:
         import signal
 
+        from nubila.apps import reload, wiring
         from nubila.apps.controller import controller
 
         cloud = wiring.open_cloud(args.state, settings)
@@ -55,6 +69,7 @@ def main() -> None:
 
         signal.signal(signal.SIGTERM, end)
         signal.signal(signal.SIGINT, end)
+        logs.on_signals(lambda: reload.settings(cloud))
         gc.freeze()
         run(stop)
         cloud.store.close()

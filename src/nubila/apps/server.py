@@ -22,6 +22,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from nubila.apps import logs, reload, tls
 from nubila.apps.controller import controller
 from nubila.apps.first import auth_url, write_clouds
 from nubila.apps.supervisor import listen
@@ -62,6 +63,9 @@ App = Callable[[Any, Any, Any], Awaitable[None]]
 STRANGERS = (b"/host/ca", b"/host/join")
 """What a machine without a certificate may ask, so that it can get one."""
 
+LOCAL = (b"/healthz",)
+"""What the local socket answers besides /host: how things are, for `nubila status` where the APIs speak TLS."""
+
 
 def _first_part(scope: Any) -> str:
     """The first part of the path, read as the edge reads it."""
@@ -82,6 +86,10 @@ def only_hosts(app: App, peer: str | None) -> App:
             if peer is not None:
                 scope["nubila.peer"] = peer
             stranger = not scope.get("nubila.peer", "").startswith(("unix", "host:"))
+            if peer == "unix" and scope.get("raw_path") in LOCAL:
+                scope.pop("nubila.peer")
+                await app(scope, receive, send)
+                return
             if _first_part(scope) != "host" or (stranger and scope.get("raw_path") not in STRANGERS):
                 await _not_here(send)
                 return
@@ -141,9 +149,12 @@ def edge_of(cloud: Cloud) -> Edge:
     return Edge(cloud, authenticate, access_log=AccessLog(cloud.state / "log" / "access.log"))
 
 
-async def serve(cloud: Cloud, sockets: dict[str, socket.socket], stop: asyncio.Event, *, hosts: bool = True) -> None:
-    """Serve until ``stop``. ``sockets``: "main" and classic prefixes to listening sockets."""
-    edge = edge_of(cloud)
+async def serve(
+    cloud: Cloud, sockets: dict[str, socket.socket], stop: asyncio.Event, *, hosts: bool = True,
+    public: tls.Context | None = None, edge: Edge | None = None,
+) -> None:  # fmt: skip
+    """Serve until ``stop``. ``sockets``: "main" and classic prefixes to listening sockets; ``public``: their TLS."""
+    edge = edge or edge_of(cloud)
     waiters = Waiters()
     nudger = cloud.memory["nudger"]
     waiters.start(nudger, cloud.state / "run")
@@ -151,7 +162,10 @@ async def serve(cloud: Cloud, sockets: dict[str, socket.socket], stop: asyncio.E
     servers: list[tuple[uvicorn.Server, socket.socket]] = []
     for name, sock in sockets.items():
         app: App = edge if name in ("main", "/identity") else edge.on_port(name)  # Identity is at the root anyway
-        servers.append((_Server(_config(not_for_hosts(app), lifespan="on" if name == "main" else "off")), sock))
+        how: dict[str, Any] = {"lifespan": "on" if name == "main" else "off"}
+        if public is not None:
+            how |= {"http": tls.ClientCertificates, "ssl_context_factory": lambda *_: public}
+        servers.append((_Server(_config(not_for_hosts(app), **how)), sock))
     if hosts:
         local = _Server(_config(only_hosts(edge, "unix"), lifespan="off"))
         servers.append((local, _unix(cloud.state / "run" / "host.sock")))
@@ -168,13 +182,7 @@ async def serve(cloud: Cloud, sockets: dict[str, socket.socket], stop: asyncio.E
 
 def _tls_server(cloud: Cloud, edge: Edge) -> uvicorn.Server:
     authority = pki.Authority(cloud.state / "keys" / "pki", cloud.name)
-    address = cloud.settings.host_listen.rpartition(":")[0].strip("[]") or "127.0.0.1"
-    names = [socket.gethostname(), "localhost", "127.0.0.1"]
-    if address not in ("0.0.0.0", "::", *names):
-        names.insert(0, address)
-    else:
-        names += _addresses()
-    certificate, key = authority.listener(list(dict.fromkeys(names)))
+    certificate, key = authority.listener(tls.listener_names(cloud.settings.host_listen))
     config = _config(
         only_hosts(edge, None), lifespan="off", http=_HostProtocol, ssl_certfile=str(certificate),
         ssl_keyfile=str(key), ssl_ca_certs=str(authority.directory / "ca.pem"), ssl_cert_reqs=ssl.CERT_OPTIONAL,
@@ -182,22 +190,18 @@ def _tls_server(cloud: Cloud, edge: Edge) -> uvicorn.Server:
     return _Server(config)
 
 
-def _addresses() -> list[str]:
-    try:
-        return sorted({str(a[4][0]).partition("%")[0] for a in socket.getaddrinfo(socket.gethostname(), None)})
-    except OSError:
-        return []
-
-
 def run(
     state: Path, settings: Settings, *, fds: dict[str, int], with_controller: bool, hosts: bool, first: bool
 ) -> None:
     """The process: serve on inherited sockets until SIGTERM. ``first`` makes what a new cloud begins with."""
+    secure = tls.context(settings, state)
+    public = tls.Context(secure) if secure is not None else None
     cloud = open_cloud(state, settings)
     if first:
-        url = auth_url(settings.listen, settings.public_url)
-        if first_start(cloud, keep=lambda made: write_clouds(state, url, made, settings.region)) is None:
-            write_clouds(state, url, None, settings.region)
+        url = auth_url(settings)
+        ca = tls.cacert(settings, state)
+        if first_start(cloud, keep=lambda made: write_clouds(state, url, made, settings.region, ca)) is None:
+            write_clouds(state, url, None, settings.region, ca)
     ended = threading.Event()
     workers: list[threading.Thread] = []
     if with_controller:
@@ -211,8 +215,21 @@ def run(
         running = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             running.add_signal_handler(number, stop.set)
+        edge = edge_of(cloud)
+
+        def reopen() -> None:
+            logs.reopen()
+            edge.access.reopen()
+
+        def again() -> None:
+            reopen()
+            reload.settings(cloud, public)
+
+        running.add_signal_handler(signal.SIGHUP, again)
+        running.add_signal_handler(signal.SIGUSR1, reopen)
+        logs.listen()
         sockets = {name: socket.socket(fileno=fd) for name, fd in fds.items()}
-        await serve(cloud, sockets, stop, hosts=hosts)
+        await serve(cloud, sockets, stop, hosts=hosts, public=public, edge=edge)
 
     import uvloop
 

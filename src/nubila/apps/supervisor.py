@@ -20,8 +20,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from nubila.apps import logs
+
 PR_SET_PDEATHSIG = 1
 QUICK_S = 2.0
+LOGS_EVERY_S = 30.0
 LOCK_TRIES = 10
 
 
@@ -80,14 +83,19 @@ class Child:
 
     def start(self) -> None:
         """Start it; its output goes to its log."""
-        with self.log.open("ab") as out:
-            self.process = subprocess.Popen(
-                [sys.executable, *self.command, "--parent", str(os.getpid())],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                pass_fds=self.fds,
-            )
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, logs.SIGNALS)  # the child takes them when it can
+        try:
+            with self.log.open("ab") as out:
+                self.process = subprocess.Popen(
+                    [sys.executable, *self.command, "--parent", str(os.getpid())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    pass_fds=self.fds,
+                    env={**os.environ, logs.VARIABLE: str(self.log)},
+                )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self.started = time.monotonic()
 
     def died(self) -> None:
@@ -144,10 +152,24 @@ def _end(children: list[Child]) -> None:
             process.wait()
 
 
+def _tell(children: list[Child], number: signal.Signals) -> None:
+    for child in children:
+        if child.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                child.process.send_signal(number)
+
+
 def supervise(state: Path, plan: dict[str, Any], sockets: dict[str, socket.socket]) -> None:
-    """Run the children of the plan until SIGTERM or SIGINT."""
+    """Run the children of the plan until SIGTERM or SIGINT.
+
+    SIGHUP (SIGUSR2 on a terminal) has them read their settings and certificates again and go on in new logs where one
+    was full; logs that fill up are noticed without it.
+    """
     children = _children(state, plan, sockets)
     stopping = False
+    wanted: list[signal.Signals] = []
+    keep_logs = plan.get("log", logs.DEFAULT)
+    look = time.monotonic() + LOGS_EVERY_S
 
     def stop(*_: Any) -> None:
         nonlocal stopping
@@ -159,7 +181,20 @@ def supervise(state: Path, plan: dict[str, Any], sockets: dict[str, socket.socke
     os.set_blocking(wake_w, False)
     signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGUSR1, lambda *_: wanted.append(signal.SIGUSR1))
+    signal.signal(signal.SIGUSR2, lambda *_: wanted.append(signal.SIGHUP))
+    if not os.isatty(0):  # there it means that the terminal was closed
+        signal.signal(signal.SIGHUP, lambda *_: wanted.append(signal.SIGHUP))
     while not stopping:
+        told, wanted[:] = wanted[:], []
+        if told or time.monotonic() >= look:
+            look = time.monotonic() + LOGS_EVERY_S
+            if told:
+                with contextlib.suppress(OSError, ValueError, KeyError):  # what is in force stays so
+                    keep_logs = json.loads((state / "run" / "plan.json").read_text())["log"]
+            if logs.rotate(state / "log", *keep_logs) or told:
+                logs.follow(state / "log" / "supervisor.log")
+                _tell(children, signal.SIGHUP if signal.SIGHUP in told else signal.SIGUSR1)
         if _tend(children):
             _write_pids(state, children)
         _sleep(wake_r, min([1.0, *(max(0.0, c.again - time.monotonic()) for c in children if c.process is None)]))

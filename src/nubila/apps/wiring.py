@@ -24,7 +24,7 @@ from nubila.core.nudge import Nudger
 from nubila.core.passwords import Passwords, generate_password
 from nubila.core.policy import Policy, policy_files
 from nubila.core.service import Service
-from nubila.core.tokens import TokenKeys, setup_keys
+from nubila.core.tokens import open_keys
 
 log = logging.getLogger("nubila")
 STARTED = sa.Table("first_start", METADATA, sa.Column("done", sa.Integer, primary_key=True))
@@ -67,14 +67,13 @@ def open_cloud(state: Path, found: Settings, *, wired: tuple[Service, ...] | Non
     nudger = Nudger(state / "run")
     store = Store(found.database, nudge=nudger.send)
     migrate.prepare(store, METADATA, backups=state / "backups")
-    setup_keys(state / "keys" / "fernet")
     cloud = Cloud(
         name=found.name,
         settings=found,
         state=state,
         store=store,
         policy=Policy(rules(wired), policy_files(state, [s.name for s in wired])),
-        keys=TokenKeys(state / "keys" / "fernet"),
+        keys=open_keys(state / "keys", found.token_provider),
         services=wired,
         region=found.region,
     )

@@ -17,6 +17,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 CA_DAYS, HOST_DAYS = 3650, 825
+_SIGNS = x509.KeyUsage(
+    digital_signature=False, content_commitment=False, key_encipherment=False, data_encipherment=False,
+    key_agreement=False, key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False,
+)  # fmt: skip
 
 
 class BadRequestFile(ValueError):
@@ -58,12 +62,12 @@ def _window(days: int) -> tuple[datetime, datetime]:
 class Authority:
     """The CA of one cloud; made on first use."""
 
-    def __init__(self, directory: Path, cloud: str) -> None:
+    def __init__(self, directory: Path, cloud: str, purpose: str = "host authority") -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.directory = directory
         key_file, cert_file = directory / "ca.key", directory / "ca.pem"
         if not (key_file.exists() and cert_file.exists()):
-            self._make(key_file, cert_file, cloud)
+            self._make(key_file, cert_file, f"{cloud} {purpose}")
         loaded = serialization.load_pem_private_key(key_file.read_bytes(), None)
         assert isinstance(loaded, ec.EllipticCurvePrivateKey)
         self._key = loaded
@@ -71,10 +75,10 @@ class Authority:
         self.certificate = x509.load_pem_x509_certificate(self.pem)
 
     @staticmethod
-    def _make(key_file: Path, cert_file: Path, cloud: str) -> None:
+    def _make(key_file: Path, cert_file: Path, common: str) -> None:
         key = new_key()
         start, end = _window(CA_DAYS)
-        name = _name(f"{cloud} host authority")
+        name = _name(common)
         cert = (
             x509.CertificateBuilder()
             .subject_name(name)
@@ -84,6 +88,8 @@ class Authority:
             .not_valid_before(start)
             .not_valid_after(end)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_SIGNS, critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
             .sign(key, hashes.SHA256())
         )
         private_write(key_file, key_pem(key))
@@ -110,6 +116,7 @@ class Authority:
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.ExtendedKeyUsage(usage), critical=False)
             .add_extension(x509.SubjectAlternativeName(alt), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
             .sign(self._key, hashes.SHA256())
         )
         return cert.public_bytes(serialization.Encoding.PEM)
@@ -139,6 +146,20 @@ def _alt(name: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:
         return x509.DNSName(name)
+
+
+def names_of(certificate: x509.Certificate) -> set[str]:
+    """The DNS names and addresses a certificate is for."""
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return set()
+    return {*found.get_values_for_type(x509.DNSName), *map(str, found.get_values_for_type(x509.IPAddress))}
+
+
+def days_left(certificate: x509.Certificate) -> float:
+    """Days until a certificate ends; negative when it has."""
+    return (certificate.not_valid_after_utc - datetime.now(UTC)).total_seconds() / 86400
 
 
 def fingerprint(pem: bytes) -> str:

@@ -62,6 +62,7 @@ class AccessLog:
     """
 
     def __init__(self, path: Path | None) -> None:
+        self._path = path
         self._file = path.open("ab", buffering=0) if path else None
         self._lock = threading.Lock()
         self._encode = msgspec.json.Encoder().encode
@@ -83,6 +84,14 @@ class AccessLog:
             if self._file is not None and self._lines:
                 self._file.write(self._lines)
                 self._lines.clear()
+
+    def reopen(self) -> None:
+        """Go on in the file that has the name now: the old one was renamed (log rotation)."""
+        self.flush()
+        with self._lock:
+            if self._file is not None and self._path is not None:
+                self._file.close()
+                self._file = self._path.open("ab", buffering=0)
 
     def close(self) -> None:
         """Flush and close; later lines are dropped."""
