@@ -75,6 +75,9 @@ class Settings:
     api_workers: int = setting(1, "Number of API server processes.")
     controllers: int = setting(0, "Number of controller processes; 0: a thread in the first API server.")
     token_ttl_s: int = setting(3600, "Seconds until a token expires.")
+    token_provider: str = setting(
+        "fernet", "Which tokens are made: fernet (short), or jws (ES256, readable with public keys); both are accepted."
+    )
     bcrypt_rounds: int = setting(12, "Cost of password hashes: the logarithm of the number of rounds.")
     password_hash_algorithm: str = setting(
         "bcrypt", "How passwords are hashed: bcrypt, bcrypt_sha256, scrypt or pbkdf2_sha512; old hashes stay readable."

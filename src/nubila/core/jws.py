@@ -47,6 +47,7 @@ LONGEST = 16384  # characters; federated users may be in hundreds of groups
 _SHAPE = re.compile(r"(eyJ[A-Za-z0-9_-]{1,200})\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]{86})")
 _ES256 = ec.ECDSA(hashes.SHA256())
 _ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551  # of P-256 (FIPS 186-5)
+_LATEST_S = 253_402_300_800  # the year 10000, where dates end
 _FILE = re.compile(r"([0-9]{1,9})\.pem")
 
 
@@ -302,8 +303,8 @@ def _private(file: Path, content: bytes) -> ec.EllipticCurvePrivateKey:
 
 
 def _payload(c: _Claims) -> Payload:
-    if not c.openstack_audit_ids:
-        raise ValueError("no audit id")
+    if not c.openstack_audit_ids or not (0 < c.iat < _LATEST_S and 0 < c.exp < _LATEST_S):
+        raise ValueError("no audit id, or a time that is none")
     return Payload(
         user_id=c.sub,
         methods=c.openstack_methods,

@@ -103,6 +103,7 @@ _EXTRA = {  # optional fields -> short keys: never reuse one
     "trust_id": "t", "app_cred_id": "a", "access_token_id": "o", "thumbprint": "x", "idp_id": "i", "protocol_id": "p",
     "group_ids": "g",
 }  # fmt: skip
+_LATEST = 253_402_300_800_000_000  # the year 10000, where dates end
 _UNSCOPED, _PROJECT, _DOMAIN, _SYSTEM = range(4)
 
 
@@ -167,13 +168,13 @@ def pack(p: Payload) -> bytes:
 def unpack(data: bytes) -> Payload:
     """The payload of bytes. Raises ValueError, IndexError or msgspec.MsgspecError when they are none."""
     w = _decode(data)
-    if w.version != _VERSION or not w.audit:
+    if w.version != _VERSION or not w.audit or not (0 < w.issued < _LATEST and 0 < w.expires < _LATEST):
         raise ValueError("not a payload of version 1")
     extra: dict[str, Any] = {}
     for name, key in _EXTRA.items():
         value = w.extra.get(key)
         if value is not None:
-            extra[name] = tuple(_long(id) for id in value) if isinstance(value, (tuple, list)) else _long(value)
+            extra[name] = tuple(_long(id) for id in value) if name == "group_ids" else _long(value)
     scope = None if w.scope is None else _long(w.scope)
     return Payload(
         user_id=_long(w.user),

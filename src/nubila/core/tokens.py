@@ -38,6 +38,7 @@ __all__ = [
 DEFAULT_MAX_ACTIVE_KEYS = 3
 PROVIDERS = ("fernet", "jws")
 _LONGEST = 4096  # characters; ours are about 230, federated ones with many groups longer
+_SEALED = b"\x00sealed:"  # never how a payload begins
 _SHAPE = re.compile(r"gAAAAA[A-Za-z0-9_-]+")
 
 
@@ -191,6 +192,17 @@ class TokenKeys:
             raise Expired(payload)
         return payload
 
+    def seal(self, data: bytes) -> str:
+        """Text that only this cloud can make and read, such as a receipt; it is no token."""
+        return self._followed.current().fernets[0].encrypt(_SEALED + data).decode("ascii").rstrip("=")
+
+    def unseal(self, text: str) -> bytes:
+        """What :meth:`seal` was given. Raises :class:`InvalidToken` for anything else, tokens too."""
+        data = _decrypt(self._followed.current(), text)
+        if not data.startswith(_SEALED):
+            raise InvalidToken("this is not a sealed text")
+        return data[len(_SEALED) :]
+
     def cached(self) -> int:
         """How many parsed tokens are kept now."""
         return len(self._followed.current()) + (self.signed.cached() if self.signed else 0)
@@ -220,7 +232,7 @@ class TokenKeys:
         return self._last
 
 
-def _open(keys: _Keys, token: str) -> Payload:
+def _decrypt(keys: _Keys, token: str) -> bytes:
     if not isinstance(token, str) or len(token) > _LONGEST or not _SHAPE.fullmatch(token):
         raise InvalidToken("this is not a token")
     padded = pad(token)
@@ -232,14 +244,17 @@ def _open(keys: _Keys, token: str) -> Payload:
         raise InvalidToken("this is not a token") from None
     for fernet in keys.fernets:
         try:
-            data = fernet.decrypt(padded)
+            return fernet.decrypt(padded)
         except NotFernet:
             continue
-        try:
-            return unpack(data)
-        except (ValueError, IndexError, msgspec.MsgspecError):
-            break
     raise InvalidToken("the token is not one of this cloud, or its key is gone")
+
+
+def _open(keys: _Keys, token: str) -> Payload:
+    try:
+        return unpack(_decrypt(keys, token))
+    except (ValueError, IndexError, msgspec.MsgspecError):
+        raise InvalidToken("the token is not one of this cloud, or its key is gone") from None
 
 
 # --- who is asking -------------------------------------------------------------------------------------------------
