@@ -222,7 +222,7 @@ def login(cloud: Started, connection: http.client.HTTPSConnection) -> dict[str, 
 def serial(connection: http.client.HTTPSConnection) -> int:
     if connection.sock is None:
         connection.connect()
-    der = connection.sock.getpeercert(binary_form=True)  # type: ignore[union-attr]
+    der: Any = connection.sock.getpeercert(binary_form=True)
     return x509.load_der_x509_certificate(der).serial_number
 
 
