@@ -28,7 +28,7 @@ OLD_PASSWORD = sa.Table(
 USED_PASSCODE = sa.Table(
     "used_passcode",
     METADATA,
-    sa.Column("credential_id", sa.String(64), primary_key=True),
+    sa.Column("user_id", sa.String(64), primary_key=True),
     sa.Column("step", sa.BigInteger, primary_key=True, autoincrement=False),  # RFC 6238's T
-    sa.Column("user_id", sa.String(64), nullable=False, index=True),
+    sa.Column("code", sa.String(16), primary_key=True),
 )

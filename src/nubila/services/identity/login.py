@@ -1,18 +1,16 @@
 """Getting a token: who are you (methods), what for (scope), here it is. API: POST /v3/auth/tokens.
 
-Nothing is written to the database: a token is its own record. Password hashing runs in threads of low priority, so
-that a storm of logins does not slow other requests down. An unknown user costs the same time as a wrong password, and
-whatever is wrong with user, password or scope is answered alike.
+A token is its own record: the database is written only where a setting or a method asks for it (failures counted,
+passcodes used up). Secrets are compared in threads of low priority, so that a storm of logins does not slow other
+requests down. An unknown user costs the same time as a wrong password, and whatever is wrong with user, password or
+scope, a lock included, is answered alike; only who knows the password is told that it has expired.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
@@ -20,17 +18,28 @@ import sqlalchemy as sa
 from nubila.core import clock
 from nubila.core.call import Call, Reply
 from nubila.core.checks import checker
-from nubila.core.faults import bad_request
-from nubila.core.passwords import Passwords, verify
+from nubila.core.faults import bad_request, unavailable
+from nubila.core.passwords import Passwords
 from nubila.core.payload import new_payload
-from nubila.services.identity import assignments, auth, lookup, methods
-from nubila.services.identity.kinds import TRUST, Project
-from nubila.services.identity.proof import DOMAIN, Compare, Proof, domain_of, expecting, named
+from nubila.core.sql import Busy
+from nubila.services.identity import (
+    assignments,
+    auth,
+    compliance,
+    lockout,
+    lookup,
+    methods,
+    methods_external,
+    receipts,
+)
+from nubila.services.identity import hashing as hashing_threads
+from nubila.services.identity.kinds import TRUST, Project, User
+from nubila.services.identity.proof import DOMAIN, Proof, domain_of, expecting, named
 from nubila.services.identity.revision import fresh
 
 if TYPE_CHECKING:
     from nubila.core.cloud import Cloud
-    from nubila.core.db import Reader
+    from nubila.core.db import Reader, Tx
 
 Row = dict[str, Any]
 T = TypeVar("T")
@@ -67,43 +76,102 @@ _TRUST = sa.select(TRUST).where(TRUST.c.id == sa.bindparam("id"))
 async def issue(call: Call) -> Reply:
     """Answer POST /v3/auth/tokens."""
     wanted, names = _read(call)
-    proof = await _database(call.cloud, lambda: _prove(call, wanted["identity"], names))
-    loop, pool = asyncio.get_running_loop(), _pool(call.cloud)
-    for compare in proof.compare:
-        if not await loop.run_in_executor(pool, _compare, call.cloud, compare):
-            proof.refused = True
+    cloud = call.cloud
+    proof = await _database(cloud, lambda: _prove(call, wanted["identity"], names))
+    attempt = lockout.Attempt(cloud, _subject(wanted["identity"], proof), call.peer)
+    loop = asyncio.get_running_loop()
     for check in proof.check:
-        if not await loop.run_in_executor(pool, check):
+        if not await loop.run_in_executor(hashing_threads.checkers(cloud), check):
             proof.refused = True
-    return await _database(call.cloud, lambda: _grant(call, wanted, proof))
+    if proof.compare or proof.effects or proof.wrong or proof.check:
+        await loop.run_in_executor(hashing_threads.pool(cloud), _decide, call, proof)
+    if proof.user_id is not None:
+        attempt.good()
+    return await _database(cloud, lambda: _grant(call, wanted, proof))
 
 
 async def _database(cloud: Cloud, work: Callable[[], T]) -> T:
     """Inline on an embedded database, else in a worker thread."""
-    return work() if cloud.store.embedded else await asyncio.to_thread(work)
+    try:
+        return work() if cloud.store.embedded else await asyncio.to_thread(work)
+    except Busy:
+        raise unavailable("The database is busy; try again.") from None
 
 
-def _pool(cloud: Cloud) -> ThreadPoolExecutor:
-    pool: ThreadPoolExecutor | None = cloud.memory.get("identity.hashing")
-    if pool is None:
-        workers = max(1, (os.cpu_count() or 2) - 1)
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="hash", initializer=_yield_to_others)
-        pool = cloud.memory.setdefault("identity.hashing", pool)
-    return pool
-
-
-def _yield_to_others() -> None:
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+def _subject(identity: Row, proof: Proof) -> str:
+    """Whom an attempt is about, also when there is no such user: its failures are counted together."""
+    if found := next((u for u in proof.users if u), None):
+        return found
+    parts = [identity.get(m) for m in ("password", "totp", "application_credential")]
+    named_as = [(p.get("user") or p) for p in parts if p]
+    return "?" + repr([(u.get("id"), u.get("name"), repr(u.get("domain"))) for u in named_as])[:500]
 
 
 def hashing(cloud: Cloud) -> Passwords:
     """How this cloud hashes passwords."""
-    return Passwords("bcrypt", cloud.settings.bcrypt_rounds)
+    return hashing_threads.passwords(cloud)
 
 
-def _compare(cloud: Cloud, c: Compare) -> bool:
-    return hashing(cloud).dummy_verify(c.secret) if c.hashed is None else verify(c.hashed, c.secret)
+# --- deciding, in a hashing thread ---------------------------------------------------------------------------------
+
+
+def _decide(call: Call, proof: Proof) -> None:
+    """Compare secrets and write down what follows: failures, or the login and what the methods have to store."""
+    cloud = call.cloud
+    for c in proof.compare:
+        if not hashing_threads.compare(cloud, c):
+            proof.refused = True
+            if c.user is not None:
+                proof.wrong.append(c.user["id"])
+    if proof.user_id is None:
+        if proof.wrong and cloud.settings.lockout_failure_attempts:
+            _write(cloud, lambda tx: compliance.note_failures(cloud, tx, proof.wrong))
+        raise auth.denied(call)
+    for user in (c.user for c in proof.compare if c.user is not None):
+        if compliance.expired(user):
+            raise compliance.expired_fault(user["id"], dict(auth.denied(call).headers))
+    _rehash(cloud, proof)
+    settings = cloud.settings
+    if settings.lockout_failure_attempts or settings.disable_user_account_days_inactive:
+        proof.effects.append(lambda tx: _logged_in(call, tx, proof))
+    if proof.effects:
+        _write(cloud, lambda tx: [effect(tx) for effect in proof.effects])
+
+
+def _rehash(cloud: Cloud, proof: Proof) -> None:
+    """Hash a right password anew when the settings ask for another way than it was hashed in."""
+    how = hashing_threads.passwords(cloud)
+    for c in proof.compare:
+        if c.user is not None and c.hashed is not None and how.needs_rehash(c.hashed):
+            t, old, new = User.table, c.hashed, how.hash(c.secret)
+            stmt = sa.update(t).where(t.c.id == c.user["id"], t.c.password == old).values(password=new)
+            proof.effects.append(lambda tx, stmt=stmt: tx.execute(stmt))  # type: ignore[misc]
+
+
+def _logged_in(call: Call, tx: Tx, proof: Proof) -> None:
+    user = lookup.user(tx, str(proof.user_id))
+    if user is None:
+        raise auth.denied(call)
+    known = compliance.security(tx, user["id"])
+    settings, by_secret = call.cloud.settings, bool({"password", "totp"} & set(proof.methods))
+    if by_secret and compliance.locked(settings, user, known):
+        raise auth.denied(call)  # others failed meanwhile: guessing side by side does not outrun the lock
+    if compliance.inactive(settings, user, known):
+        raise auth.denied(call)
+    compliance.note_login(call.cloud, tx, user, known if by_secret else {**known, "failures": 0})
+
+
+def _write(cloud: Cloud, work: Callable[[Tx], object]) -> None:
+    """One write transaction from a hashing thread, tried again while the database is busy."""
+    for pause in (0.01, 0.05, 0.2, None):
+        try:
+            with cloud.store.write() as tx:
+                work(tx)
+            return
+        except Busy:
+            if pause is None:
+                raise unavailable("The database is busy; try again.") from None
+            time.sleep(pause)
 
 
 # --- reading the request -------------------------------------------------------------------------------------------
@@ -133,6 +201,8 @@ def _read(call: Call) -> tuple[dict[str, Any], list[str]]:
         given = [k for k in kinds if k in scope] if isinstance(scope, dict) else [scope]
         if len(given) != 1 or given[0] not in kinds:
             raise expecting("exactly one of system, project, domain, OS-TRUST:trust or unscoped", "scope")
+    if isinstance(scope, dict) and "project" in scope:
+        named(scope["project"], "scope/project")
     return wanted, names
 
 
@@ -141,6 +211,8 @@ def _prove(call: Call, identity: Row, names: list[str]) -> Proof:
     with call.cloud.store.read() as reader:
         for name in names:
             methods.METHODS[name].prove(call.cloud, reader, identity[name], proof)
+        if "external" not in names and methods_external.enabled(call.cloud.settings):
+            methods_external.implied(call.cloud, reader, proof)
     return proof
 
 
@@ -203,49 +275,39 @@ def _default_scope(cloud: Cloud, reader: Reader, user: Row) -> dict[str, Any]:
 
 def _grant(call: Call, wanted: dict[str, Any], proof: Proof) -> Reply:
     cloud = call.cloud
-    _check_scope_form(wanted)
-    same = len(set(proof.users)) == 1 and proof.users[0] is not None
-    if proof.refused or not same:
+    if proof.user_id is None:
         raise auth.denied(call)
-    if proof.effects:
-        with cloud.store.write() as tx:
-            for effect in proof.effects:
-                effect(tx)
     with cloud.store.read() as reader:
         known = fresh(cloud, reader)
         tokens = known.tokens
-        user = lookup.user(reader, str(proof.users[0]))
-        if user is None or not _multi_factor(user, proof.methods):
+        user = lookup.user(reader, proof.user_id)
+        if user is None:
             raise auth.denied(call)
+        receipt = receipts.read(call, reader)
+        if receipt is not None:
+            proof.methods += [m for m in receipts.of(call, receipt, user["id"]) if m not in proof.methods]
+        asked = receipts.rules(user, methods.enabled(cloud.settings))
+        if not receipts.satisfied(asked, proof.methods):
+            return receipts.issue(call, reader, user, proof.methods, asked)
         fields = _scope(call, reader, wanted, user, proof.app_cred)
         lifetime = float(cloud.settings.token_ttl_s)
         until = fields.pop("_until", None) or (proof.app_cred or {}).get("expires_at")
         if until:
             lifetime = min(lifetime, clock.seconds(until) - clock.seconds(clock.now()))
-        claims = new_payload(user["id"], tuple(proof.methods), lifetime, parent=proof.parent, **proof.fields, **fields)
+        claims = new_payload(
+            user["id"], tuple(proof.methods), lifetime, parent=proof.parent, **{**fields, **proof.fields}
+        )
         try:
             meaning = auth.resolve(cloud, reader, claims)
         except auth.Refused:
             raise auth.denied(call) from None
+        if proof.granted:
+            with cloud.store.write() as tx:
+                for settle in proof.granted:
+                    settle(tx)
         token = cloud.keys.issue(claims)
         if tokens is known.tokens:
             known.remember(token, meaning)
         with_catalog = call.arg("nocatalog") is None
         body = auth.document(cloud, reader, meaning, call.base, catalog=with_catalog)
     return Reply(body, 201, {"X-Subject-Token": token})
-
-
-def _check_scope_form(wanted: dict[str, Any]) -> None:
-    scope = wanted.get("scope")
-    if isinstance(scope, dict) and "project" in scope:
-        named(scope["project"], "scope/project")
-
-
-def _multi_factor(user: Row, names: list[str]) -> bool:
-    """Whether the methods used satisfy the user's multi-factor rules, if there are any that can be."""
-    options = user["options"] or {}
-    rules = [set(r) & set(methods.METHODS) for r in options.get("multi_factor_auth_rules") or []]
-    rules = [r for r in rules if r]
-    if not rules or options.get("multi_factor_auth_enabled") is False:
-        return True
-    return any(r <= set(names) for r in rules)

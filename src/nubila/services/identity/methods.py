@@ -8,6 +8,7 @@ from typing import Any
 
 from nubila.core.config import Settings
 from nubila.services.identity import methods_basic as basic
+from nubila.services.identity import methods_external, methods_totp
 from nubila.services.identity.proof import Method
 
 METHODS: Mapping[str, Method] = MappingProxyType(
@@ -15,6 +16,8 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "password": Method(basic.by_password, basic.PASSWORD_SCHEMA),
         "token": Method(basic.by_token, basic.TOKEN_SCHEMA),
         "application_credential": Method(basic.by_app_cred, basic.APP_CRED_SCHEMA),
+        "totp": Method(methods_totp.prove, methods_totp.SCHEMA),
+        "external": Method(methods_external.prove, enabled=methods_external.enabled),
     }
 )
 

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from nubila.core import clock
 from nubila.core.faults import forbidden
-from nubila.services.identity import auth
+from nubila.services.identity import auth, compliance
 from nubila.services.identity.kinds import ApplicationCredential
 from nubila.services.identity.proof import USER, Compare, Proof, expecting, find_user, named
 
@@ -39,11 +39,10 @@ def by_password(cloud: Cloud, reader: Reader, part: Row, proof: Proof) -> None:
     secret = part["user"].get("password") or ""
     # A back end other than this database decides here: append to proof.users and proof.check, and return.
     user = find_user(reader, part["user"])
+    if user is not None and (not user["password"] or not compliance.usable(cloud, reader, user)):
+        user = None
     proof.users.append(user["id"] if user else None)
-    hashed = user["password"] if user else None
-    if user and user["password_expires_at"] and user["password_expires_at"] <= clock.now():
-        hashed = None
-    proof.compare.append(Compare(hashed, secret, user))
+    proof.compare.append(Compare(user["password"] if user else None, secret, user))
 
 
 def by_token(cloud: Cloud, reader: Reader, part: Row, proof: Proof) -> None:

@@ -54,8 +54,9 @@ class Proof:
 
     ``users`` has one id per method, None = refused; all must be the same one. ``check`` are functions that run in the
     hashing threads (they may block for a bounded time, set ``users``, append ``effects``, raise a Fault such as 503)
-    and return whether the proof holds. ``effects`` run in one write transaction once everything is proven, before the
-    token is made. ``fields`` are further fields of the token's payload (core/payload.py).
+    and return whether the proof holds. ``effects`` run in one write transaction once everything is proven, before scope
+    and multi-factor rules are looked at; ``granted`` in one when there is a token to hand out (uses of a trust). Both
+    may raise a Fault instead. ``fields`` are further fields of the token's payload (core/payload.py).
     """
 
     call: Call
@@ -64,10 +65,18 @@ class Proof:
     compare: list[Compare] = field(default_factory=list)
     check: list[Callable[[], bool]] = field(default_factory=list)
     effects: list[Callable[[Tx], None]] = field(default_factory=list)
+    granted: list[Callable[[Tx], None]] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)  # ids of users for whom something wrong was shown: counted
     fields: Row = field(default_factory=dict)
     parent: Payload | None = None
     app_cred: Row | None = None
     refused: bool = False
+
+    @property
+    def user_id(self) -> str | None:
+        """The user whom every method found, None when they disagree or one refused."""
+        same = not self.refused and len(set(self.users)) == 1
+        return self.users[0] if same else None
 
 
 Prove: TypeAlias = "Callable[[Cloud, Reader, Row, Proof], None]"
