@@ -353,7 +353,8 @@ def test_domain_manager(cloud: TestCloud) -> None:
     assert post("projects", name="outside", domain_id="default").status == 403
     assert post("users", name="inside", domain_id=domain["id"]).status == 201
     assert post("users", name="outside", domain_id="default").status == 403
-    assert post("groups", name="inside").status == 201  # its own domain is the default
+    assert post("groups", name="inside", domain_id=domain["id"]).status == 201
+    assert post("groups", name="nowhere").status == 403  # as in the original: a manager says where
     seen = cloud.request("GET", "/v3/users", token=token)
     assert {u["domain_id"] for u in seen.json["users"]} == {domain["id"]}
     seen = cloud.request("GET", "/v3/projects", token=token)

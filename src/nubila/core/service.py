@@ -42,6 +42,7 @@ class Hooks:
     trim: Callable[[str, Row, Row], None] | None = None  # (verb, row, view): leave out what is not always shown
     scope: Callable[[Call, ListQuery], list[Any]] | None = None
     target: Callable[[Call, Row], Mapping[str, Any]] | None = None
+    rule: Callable[[Call, str, Row | None], str | None] | None = None  # (call, verb, row): instead of the declared one
     own_filters: tuple[str, ...] = ()
     column: Callable[[str], Any] | None = None  # SQL for a policy target name that is no attribute (lists)
     find: Callable[[Call, str], Row | None] | None = None  # instead of the key lookup

@@ -98,6 +98,11 @@ class _Crud:
     def target(self, call: Call, row: Row) -> Mapping[str, Any]:
         return Target(self.cls, row, self.hooks.target(call, row) if self.hooks.target else None)
 
+    def rule(self, call: Call, verb: str, row: Row | None = None) -> str:
+        """The policy rule of a verb, for this row when it depends on it."""
+        special = self.hooks.rule(call, verb, row) if self.hooks.rule else None
+        return special or self.rest.rules[verb]
+
     def find(self, call: Call, id: str, statement: sa.Select[Any] | None = None) -> Row:
         """The row if the caller may know of it, else 404 (or the representation's own status)."""
         row: Row | None
@@ -107,10 +112,11 @@ class _Crud:
             row = call.tx.one(self.by_key if statement is None else statement, {"key": id})
         if row is None:
             raise not_found(self.rest.item, id)
-        if not call.may(self.rest.rules["show"], self.target(call, row)):
+        rule = self.rule(call, "show", row)
+        if not call.may(rule, self.target(call, row)):
             if self.rest.hidden == 404:
                 raise not_found(self.rest.item, id)
-            raise forbidden(f"Policy does not allow {self.rest.rules['show']} to be performed with these credentials.")
+            raise forbidden(f"Policy does not allow {rule} to be performed with these credentials.")
         return row
 
     def answer(self, call: Call, row: Row, verb: str) -> Reply:
@@ -164,7 +170,7 @@ class _Crud:
         if "revision_number" in self.cls.attrs:
             values.setdefault("revision_number", 0)
         target = self.target(call, values)
-        call.enforce(self.rest.rules["create"], target)
+        call.enforce(self.rule(call, "create", values), target)
         self.attr_rules(call, "create", given, target)
         if self.hooks.prepare:
             self.hooks.prepare(call, values)
@@ -189,12 +195,12 @@ class _Crud:
         before = self.find(call, call.params["id"], self.to_change)
         values = checks.accept(self.cls, "update", self.inner(call), call.version)
         target = self.target(call, before)
-        call.enforce(self.rest.rules["update"], target)
+        call.enforce(self.rule(call, "update", before), target)
         self.attr_rules(call, "update", values, self.target(call, {**before, **values}))
         if self.hooks.prepare_update:
             self.hooks.prepare_update(call, before, values)
         if values:  # nobody may make a thing into what he could not have changed: another user's, another project's
-            call.enforce(self.rest.rules["update"], self.target(call, {**before, **values}))
+            call.enforce(self.rule(call, "update", before), self.target(call, {**before, **values}))
         if "updated_at" in self.cls.attrs:
             values["updated_at"] = clock.now()
         if "revision_number" in self.cls.attrs:
@@ -212,7 +218,7 @@ class _Crud:
 
     def delete(self, call: Call) -> Reply:
         row = self.find(call, call.params["id"], self.to_delete)
-        call.enforce(self.rest.rules["delete"], self.target(call, row))
+        call.enforce(self.rule(call, "delete", row), self.target(call, row))
         if self.hooks.deleting:
             self.hooks.deleting(call, row)
         table = self.cls.table
@@ -227,7 +233,7 @@ class _Crud:
     def page(self, call: Call) -> Reply:
         rest, cls = self.rest, self.cls
         q = query.parse(cls, rest, call.query, call.version, own=self.hooks.own_filters)
-        rule = rest.rules["list"]
+        rule = self.rule(call, "list")
         scope = call.predicate(rule, self.column)
         if isinstance(scope, sa.sql.elements.False_):
             if self.dialect.refused_list == 403 and rest.hidden == 403:

@@ -170,3 +170,9 @@ def forget(tx: Tx, **columns: str | list[str]) -> None:
     """Remove all assignments whose columns have these values."""
     where = [_A[k].in_(v) if isinstance(v, list) else _A[k] == v for k, v in columns.items()]
     tx.execute(sa.delete(ASSIGNMENT).where(*where))
+
+
+def forget_role(tx: Tx, id: str) -> None:
+    """Remove what hangs on a role, not the role."""
+    forget(tx, role_id=id)
+    tx.execute(sa.delete(IMPLIED).where(sa.or_(IMPLIED.c.prior_id == id, IMPLIED.c.implied_id == id)))

@@ -130,7 +130,8 @@ def _scope(call: Call, q: ListQuery) -> list[Any]:
 
 def _target(call: Call, row: Row) -> Row:
     project = lookup.project(call.tx, row["project_id"]) if row.get("project_id") else None
-    return {"target": {"limit": {**row, "project": project or {}}}}
+    named = {**row, "project": project or {}, "domain": {"id": row.get("domain_id")}}
+    return {"target": {"limit": named}}
 
 
 def model(call: Call) -> Row:
@@ -140,7 +141,7 @@ def model(call: Call) -> Row:
 
 
 REGISTERED_HOOKS = Hooks(prepare_update=_change_registered, deleting=_unused, find=shape.finder(RegisteredLimit))
-HOOKS = Hooks(scope=_scope, target=_target, find=shape.finder(Limit))
+HOOKS = Hooks(scope=_scope, target=_target, find=shape.finder(Limit, open_to="PATCH DELETE"))
 ROUTES = (
     Route(
         method="POST", path="/v3/registered_limits", handler=create_registered, doc="Create registered limits.",

@@ -21,7 +21,7 @@ Row = dict[str, Any]
 _U, _G, _M = User.table, Group.table, MEMBERSHIP.c
 _PASSWORD = {"type": ["string", "null"], "maxLength": 4096}
 _OPERATORS = {"lt": "__lt__", "lte": "__le__", "gt": "__gt__", "gte": "__ge__", "eq": "__eq__", "neq": "__ne__"}
-_find_user, _find_group = shape.finder(User), shape.finder(Group)
+_find_user, _find_group = shape.finder(User), shape.finder(Group, open_to="DELETE")
 
 
 # --- users ---------------------------------------------------------------------------------------------------------
@@ -38,7 +38,7 @@ def _hashed(call: Call, body: Row) -> Row:
 
 
 def _target(call: Call, row: Row) -> Row:
-    domain = row.get("domain_id") or shape.default_domain(call)
+    domain = row.get("domain_id")  # of a new one: only when it is given
     named = {"target": {"user": {**row, "domain_id": domain}}, "target.user.domain_id": domain}
     return {**named, "user_id": row.get("id"), "domain_id": domain}
 
@@ -170,7 +170,9 @@ def user_projects(call: Call) -> Row:
     """GET /v3/users/{user_id}/projects."""
     user = _known(call, "identity:list_user_projects")
     projects, _, _ = assignments.targets_of_user(call.tx, user["id"])
+    mine = call.creds.domain_id
     rows = [r for p in projects if (r := lookup.project(call.tx, p)) and not r["is_domain"]]
+    rows = [r for r in rows if mine in (None, r["domain_id"])]
     return shape.listing(call, "projects", resources.project_views(call, rows), call.path)
 
 
@@ -186,7 +188,7 @@ def _known(call: Call, rule: str) -> Row:
 
 
 def _group_target(call: Call, row: Row) -> Row:
-    domain = row.get("domain_id") or shape.default_domain(call)
+    domain = row.get("domain_id")
     named = {"target": {"group": {**row, "domain_id": domain}}, "target.group.domain_id": domain}
     return {**named, "group_id": row.get("id"), "domain_id": domain}
 
@@ -213,7 +215,7 @@ def _delete_group(call: Call, row: Row) -> None:
 def user_groups(call: Call) -> Row:
     """GET /v3/users/{user_id}/groups."""
     user = _known(call, "identity:list_groups_for_user")
-    where = [_G.c.name == v for k, v in call.query if k == "name"]
+    where = [*shape.within(call, _G.c.domain_id), *(_G.c.name == v for k, v in call.query if k == "name")]
     found = sa.select(_G).join(MEMBERSHIP, _M.group_id == _G.c.id).where(_M.user_id == user["id"], *where)
     rows = call.tx.all(found.order_by(_G.c.id))
     views = [shape.view(call, Group, r, membership_expires_at=None) for r in rows]
@@ -237,7 +239,7 @@ def _group(call: Call, rule: str, user: Row | None = None) -> Row:
 def group_users(call: Call) -> Row:
     """GET /v3/groups/{group_id}/users."""
     group = _group(call, "identity:list_users_in_group")
-    where = [_U.c.name == v for k, v in call.query if k == "name"]
+    where = [*shape.within(call, _U.c.domain_id), *(_U.c.name == v for k, v in call.query if k == "name")]
     where += [_U.c.enabled.is_(v.lower() not in ("0", "false")) for k, v in call.query if k == "enabled"]
     found = sa.select(_U).join(MEMBERSHIP, _M.user_id == _U.c.id).where(_M.group_id == group["id"], *where)
     views = [_shown(call, r) for r in call.tx.all(found.order_by(_U.c.id))]
@@ -288,11 +290,11 @@ def remove_member(call: Call) -> None:
 
 USER_HOOKS = Hooks(
     deleting=_delete_user, present=_present, target=_target, find=_find_user, column=shape.domain_column(User),
-    own_filters=("password_expires_at",), scope=lambda call, q: _expiry(q),
+    own_filters=("password_expires_at",), scope=lambda call, q: [*_expiry(q), *shape.within(call, _U.c.domain_id)],
 )  # fmt: skip
 GROUP_HOOKS = Hooks(
     prepare=_new_group, prepare_update=_change_group, deleting=_delete_group, target=_group_target, find=_find_group,
-    column=shape.domain_column(Group),
+    column=shape.domain_column(Group), scope=lambda call, q: shape.within(call, _G.c.domain_id),
 )  # fmt: skip
 
 _MEMBER = "/v3/groups/{group_id}/users/{user_id}"

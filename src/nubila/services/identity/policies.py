@@ -244,11 +244,12 @@ _IMPLIED_ROLES = [
     ),
 ]
 
+_SEE_ASSIGNMENTS = f"{_READERS}(role:reader and domain_id:%(target.domain_id)s and not None:%(target.domain_id)s)"
 _ASSIGNMENTS = [
-    _rule("list_role_assignments", _SEE_IN_DOMAIN, "List who has which role where.", "GET /role_assignments"),
+    _rule("list_role_assignments", _SEE_ASSIGNMENTS, "List who has which role where.", "GET /role_assignments"),
     _rule(
         "list_role_assignments_for_tree",
-        _SEE_IN_DOMAIN,
+        _SEE_ASSIGNMENTS,
         "The same for a project and all projects below it.",
         "GET /role_assignments?include_subtree",
     ),

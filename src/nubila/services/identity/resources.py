@@ -12,11 +12,10 @@ from nubila.core.checks import checker
 from nubila.core.faults import bad_request, conflict, forbidden, not_found
 from nubila.core.query import ListQuery
 from nubila.core.service import Hooks
-from nubila.services.identity import assignments, auth, domain_config, lookup, shape
+from nubila.services.identity import application_credentials, assignments, auth, domain_config, lookup, shape, trusts
 from nubila.services.identity.kinds import (
     MEMBERSHIP,
     PROJECT_TAG,
-    TRUST,
     ApplicationCredential,
     Credential,
     Domain,
@@ -135,12 +134,9 @@ def _created(call: Call, row: Row) -> None:
 
 
 def _project_target(call: Call, row: Row) -> Row:
-    """What project rules name: also of a project that is being created without saying where."""
-    domain = row.get("domain_id")
-    if not domain and not row.get("is_domain"):
-        parent = lookup.project(call.tx, row["parent_id"]) if row.get("parent_id") else None
-        domain = (parent["domain_id"] or parent["id"]) if parent else shape.default_domain(call)
-    return {"target.project.domain_id": domain or row.get("id"), "project_id": row.get("id")}
+    """What project rules name. A new project's domain counts only when it is given: who may not create it anywhere
+    names the domain he manages; a project that acts as a domain is in none."""
+    return {"target.project.domain_id": row.get("domain_id") or None, "project_id": row.get("id")}
 
 
 def _change_project(call: Call, before: Row, values: Row) -> None:
@@ -221,7 +217,7 @@ def _nested(id: str, below: list[Row]) -> Row | None:
 
 
 def _scope_projects(call: Call, q: ListQuery) -> list[Any]:
-    clauses = _tag_filters(q)
+    clauses = _tag_filters(q) + shape.within(call, _P.c.domain_id)
     if call.arg("is_domain") is None:
         clauses.append(_P.c.is_domain.is_(False))
     return clauses
@@ -243,7 +239,7 @@ def _forget_project(tx: Tx, id: str) -> None:
     tx.execute(sa.delete(Limit.table).where(Limit.table.c.project_id == id))
     tx.execute(sa.delete(Credential.table).where(Credential.table.c.project_id == id))
     tx.execute(sa.delete(ApplicationCredential.table).where(ApplicationCredential.table.c.project_id == id))
-    tx.execute(sa.delete(TRUST).where(TRUST.c.project_id == id))
+    trusts.forget(tx, project_id=id)
     users = User.table
     tx.execute(sa.update(users).where(users.c.default_project_id == id).values(default_project_id=None))
     assignments.forget(tx, target_kind="project", target_id=id)
@@ -284,7 +280,7 @@ def _delete_domain(call: Call, row: Row) -> None:
     for (project,) in tx.rows(sa.select(_P.c.id).where(_P.c.domain_id == id)):
         _forget_project(tx, project)
     for (role,) in tx.rows(sa.select(roles.c.id).where(roles.c.domain_id == id)):
-        assignments.forget(tx, role_id=role)
+        assignments.forget_role(tx, role)
     for table in (users, groups, roles, _P):
         tx.execute(sa.delete(table).where(table.c.domain_id == id))
     tx.execute(sa.delete(PROJECT_TAG).where(_T.project_id == id))
@@ -298,8 +294,8 @@ def forget_user(tx: Tx, id: str) -> None:
     """Remove what hangs on a user, not the user."""
     tx.execute(sa.delete(MEMBERSHIP).where(MEMBERSHIP.c.user_id == id))
     tx.execute(sa.delete(Credential.table).where(Credential.table.c.user_id == id))
-    tx.execute(sa.delete(ApplicationCredential.table).where(ApplicationCredential.table.c.user_id == id))
-    tx.execute(sa.delete(TRUST).where(sa.or_(TRUST.c.trustor_user_id == id, TRUST.c.trustee_user_id == id)))
+    application_credentials.forget_user(tx, id)
+    trusts.forget(tx, user_id=id)
     assignments.forget(tx, actor_kind="user", actor_id=id)
 
 
@@ -394,6 +390,10 @@ def delete_tag(call: Call) -> None:
     call.tx.execute(sa.delete(PROJECT_TAG).where(_T.project_id == row["id"], _T.name == call.params["tag"]))
 
 
+def _scope_domains(call: Call, q: ListQuery) -> list[Any]:
+    return [_P.c.is_domain.is_(True), *shape.within(call, _P.c.id)]
+
+
 def _domain_target(call: Call, row: Row) -> Row:
     return {"target.domain.id": row.get("id"), "domain_id": row.get("id")}
 
@@ -409,8 +409,9 @@ PROJECT_HOOKS = Hooks(
 )  # fmt: skip
 DOMAIN_HOOKS = Hooks(
     prepare=_new_domain, created=_created, prepare_update=_change_domain, updated=_changed, deleting=_delete_domain,
-    present=lambda call, rows: _with_tags(call.tx, rows), scope=lambda call, q: [_P.c.is_domain.is_(True)],
-    target=_domain_target, find=shape.finder(Domain, _P.c.is_domain.is_(True)), column=_domain_column,
+    present=lambda call, rows: _with_tags(call.tx, rows), scope=_scope_domains,
+    target=_domain_target, find=shape.finder(Domain, _P.c.is_domain.is_(True), open_to="PATCH DELETE"),
+    column=_domain_column,
 )  # fmt: skip
 
 _ONE = "/v3/projects/{project_id}/tags/{tag}"

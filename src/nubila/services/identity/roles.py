@@ -12,7 +12,7 @@ from nubila.core.call import Call, Reply, Route
 from nubila.core.faults import bad_request, forbidden, not_found
 from nubila.core.query import ListQuery
 from nubila.core.service import Hooks
-from nubila.services.identity import assignments, lookup, shape
+from nubila.services.identity import application_credentials, assignments, lookup, shape
 from nubila.services.identity.kinds import ASSIGNMENT, IMPLIED, Group, Role
 from nubila.services.identity.revision import bump, fresh
 
@@ -53,8 +53,8 @@ def _changed(call: Call, before: Row, after: Row) -> None:
 
 def _delete(call: Call, row: Row) -> None:
     shape.mutable(row)
-    assignments.forget(call.tx, role_id=row["id"])
-    call.tx.execute(sa.delete(IMPLIED).where(sa.or_(_I.prior_id == row["id"], _I.implied_id == row["id"])))
+    application_credentials.role_deleted(call, row["id"])
+    assignments.forget_role(call.tx, row["id"])
     bump(call.cloud, call.tx)
 
 
@@ -67,9 +67,17 @@ def _target(call: Call, row: Row) -> Row:
     return {"target.role.domain_id": row.get("domain_id") or None, "role_id": row.get("id")}
 
 
+def _of_domain(call: Call, verb: str, row: Row | None) -> str | None:
+    """Roles of a domain have rules of their own."""
+    if not (call.arg("domain_id") if row is None else row.get("domain_id")):
+        return None
+    return "identity:list_domain_roles" if verb == "list" else f"identity:{_VERBS[verb]}_domain_role"
+
+
+_VERBS = {"show": "get", "create": "create", "update": "update", "delete": "delete"}
 HOOKS = Hooks(
     prepare=_new, prepare_update=_change, updated=_changed, deleting=_delete, scope=_scope, target=_target,
-    find=shape.finder(Role), column=shape.domain_column(Role),
+    find=shape.finder(Role, open_to="GET HEAD PATCH DELETE"), column=shape.domain_column(Role), rule=_of_domain,
 )  # fmt: skip
 
 
@@ -196,14 +204,13 @@ def _rule(verb: str, target_kind: str, actor_kind: str) -> str:
 
 
 def _fits(role: Row, call: Call, target: tuple[str, str]) -> None:
-    """A domain role can only be given on things of its domain."""
-    if not role["domain_id"] or target[0] == "system":
-        if role["domain_id"]:
-            raise forbidden("A domain role cannot be granted on the system.", "ValidationError")
+    """A domain role can be given only on projects of its domain and, where it has no effect, on domains."""
+    if not role["domain_id"]:
         return
+    if target[0] == "system":
+        raise bad_request("A domain role cannot be granted on the system.", "ValidationError")
     row = lookup.project(call.tx, target[1])
-    domain = (row["domain_id"] or row["id"]) if row else None
-    if domain != role["domain_id"]:
+    if target[0] == "project" and row is not None and (row["domain_id"] or row["id"]) != role["domain_id"]:
         raise forbidden("A domain role can be granted only within its domain.", "DomainSpecificRoleMismatch")
 
 
@@ -227,6 +234,8 @@ def delete_grant(call: Call, target_kind: str, actor_kind: str, inherited: bool)
     role, actor, target = _grant(call, _rule("delete", target_kind, actor_kind), target_kind, actor_kind)
     if not assignments.revoke(call.tx, actor, target, role["id"], inherited):
         raise not_found("role_assignment", f"of role {role['id']}")
+    if actor[0] == "user" and target[0] == "project":
+        application_credentials.role_taken(call, actor[1], target[1])
     bump(call.cloud, call.tx)
 
 
