@@ -343,7 +343,7 @@ def test_trust(cloud: TestCloud, impersonation: bool) -> None:
     assert got.json["token"]["user"]["id"] == (trustor if impersonation else trustee)["id"]
     assert got.json["token"]["project"]["id"] == project["id"]
     assert [r["name"] for r in got.json["token"]["roles"]] == ["reader"]
-    assert auth(cloud, scope).status == 401  # not the trustee
+    assert auth(cloud, scope).status == 403  # not the trustee
     borrowed = got.headers["x-subject-token"]
     for wider in ("unscoped", {"project": {"id": project["id"]}}):
         assert rescope(cloud, borrowed, wider).status == 403

@@ -280,6 +280,7 @@ class Creds:
     is_admin: bool = False  # holds the role admin; set by itself from ``roles``
     is_admin_project: bool = True
     token: Payload | None = None
+    access_rules: tuple[tuple[str, str, str], ...] | None = None  # the only requests allowed (core/access_rules.py)
     service_user_id: str | None = None  # X-Service-Token: the service that asks for the user
     service_user_domain_id: str | None = None
     service_project_id: str | None = None

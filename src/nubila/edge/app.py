@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from nubila.core import hosts, work
+from nubila.core import access_rules, hosts, work
 from nubila.core.call import Answer, AsyncHandler, Call, Reply, Route, StreamReply
 from nubila.core.checks import checker
 from nubila.core.cloud import Cloud
@@ -159,16 +159,7 @@ class Edge:
         self.cloud.policy.reload_if_changed()
         call.version = self._negotiate(wired.service, call)
         route = self._route(wired, call)
-        if route.auth:
-            try:
-                call.creds = self._authenticated(call)
-            except Elsewhere as e:
-                call.creds = await _again(e, lambda: self._authenticated(call))
-        elif token := call.headers.get("x-auth-token"):
-            try:
-                call.creds = self._maybe(token)
-            except Elsewhere as e:
-                call.creds = await _again(e, lambda: self._maybe(token))
+        await self._whose(wired, call, route)
         if route.rule:
             call.enforce(route.rule)
         if route.stream:
@@ -239,6 +230,24 @@ class Edge:
         call.route, call.params = found
         return call.route
 
+    async def _whose(self, wired: _Wired, call: Call, route: Route) -> None:
+        """Find out who makes the request, and whether his token is for such requests."""
+        if route.auth:
+            try:
+                call.creds = self._authenticated(call)
+            except Elsewhere as e:
+                call.creds = await _again(e, lambda: self._authenticated(call))
+        elif token := call.headers.get("x-auth-token"):
+            try:
+                call.creds = self._maybe(token)
+            except Elsewhere as e:
+                call.creds = await _again(e, lambda: self._maybe(token))
+        if call.creds is not None and call.creds.access_rules is not None:
+            try:
+                self._narrowed(wired.service, call, route)
+            except Elsewhere as e:
+                await _again(e, lambda: self._narrowed(wired.service, call, route))
+
     def _authenticated(self, call: Call) -> Any:
         token = call.headers.get("x-auth-token")
         try:
@@ -249,6 +258,21 @@ class Edge:
             if e.status == 401:
                 e.headers.setdefault("WWW-Authenticate", f'Keystone uri="{_origin(call)}/v3"')
             raise
+
+    def _narrowed(self, service: Service, call: Call, route: Route) -> None:
+        """Refuse what the access rules of an application credential do not allow, with 401 as Keystonemiddleware.
+
+        A service asking on behalf of its user (X-Service-Token) is a part of a request that was allowed.
+        """
+        names = (call.path, service.prefix + call.path)
+        if access_rules.allows(call.creds.access_rules or (), service.type, call.method, *names):
+            return
+        chained = self._maybe(call.headers.get("x-service-token", ""))
+        if chained is not None and "service" in chained.roles:
+            return
+        if route.auth:
+            raise unauthorized("The access rules of the application credential do not allow this request.")
+        call.creds = None  # type: ignore[assignment]  # an open route: he is nobody there
 
     def _maybe(self, token: str) -> Any:
         try:

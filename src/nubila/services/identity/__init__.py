@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from nubila.core.service import Service
 from nubila.services.identity import (
+    application_credentials,
     credentials,
-    delegation,
     domain_config,
     limits,
     people,
@@ -14,6 +14,7 @@ from nubila.services.identity import (
     role_list,
     roles,
     tokens,
+    trusts,
     versions,
 )
 from nubila.services.identity.bootstrap import bootstrap
@@ -79,7 +80,8 @@ SERVICE = Service(
         *role_list.ROUTES,
         *places.ROUTES,
         *limits.ROUTES,
-        *delegation.ROUTES,
+        *application_credentials.ROUTES,
+        *trusts.ROUTES,
         *domain_config.ROUTES,
     ),
     rules=(*RULES, *DELEGATION_RULES, *CONFIG_RULES),

@@ -22,6 +22,7 @@ from nubila.services.identity import assignments, lookup
 from nubila.services.identity import catalog as catalogue
 from nubila.services.identity.kinds import TRUST, ApplicationCredential
 from nubila.services.identity.revision import bump, fresh, memory
+from nubila.services.identity.trust_chain import Broken, chain
 
 if TYPE_CHECKING:
     from nubila.core.call import Call
@@ -54,7 +55,14 @@ class Meaning:
 
 
 class Refused(Exception):
-    """The token cannot be used; the text says why (for validation's 404, never for a stranger's 401)."""
+    """The token cannot be used; the text says why (for validation's 404, never for a stranger's 401).
+
+    ``forbidden``: who proved to be the right user is told so with 403 when he asks for such a token.
+    """
+
+    def __init__(self, message: str, *, forbidden: bool = False) -> None:
+        super().__init__(message)
+        self.forbidden = forbidden
 
 
 def authenticate(cloud: Cloud, token: str) -> Creds:
@@ -106,7 +114,7 @@ def resolve(cloud: Cloud, reader: Reader, claims: Payload) -> Meaning:
         out.project = _live(reader, claims.project_id, "project")
         out.project_domain = _live(reader, out.project["domain_id"] or out.project["id"], "domain")
         domains.append(out.project_domain["id"])
-        whose = trust["trustor_user_id"] if trust else user["id"]
+        whose = trust["first_trustor"] if trust else user["id"]
         out.roles = assignments.token_roles(known, reader, whose, "project", claims.project_id)
     elif claims.domain_id:
         out.domain = _live(reader, claims.domain_id, "domain")
@@ -122,7 +130,7 @@ def resolve(cloud: Cloud, reader: Reader, claims: Payload) -> Meaning:
     if trust is not None:
         given = set(assignments.expand(trust["roles"], assignments.implied_roles(known, reader)))
         if not set(trust["roles"]) <= {r["id"] for r in out.roles}:
-            raise Refused("The trustor has not all roles of the trust any more.")
+            raise Refused("The trustor has not all roles of the trust any more.", forbidden=True)
         out.roles = [r for r in out.roles if r["id"] in given]
     if (claims.project_id or claims.domain_id or claims.system) and not out.roles:
         raise Refused("The user has no role on the token's scope.")
@@ -145,12 +153,18 @@ def _user(reader: Reader, id: str) -> Row:
 
 
 def _trust(reader: Reader, claims: Payload) -> Row:
+    """The trust of a token, with ``first_trustor``: the user whose roles it gives, also when it was passed on."""
     row = reader.one(_TRUST, {"id": claims.trust_id})
     if row is None or (row["expires_at"] and row["expires_at"] <= clock.now()):
         raise Refused("The trust is gone or has expired.")
     if row["trustee_user_id"] != claims.user_id:
-        raise Refused("The token's user is not the trustee.")
-    _live(reader, _user(reader, row["trustor_user_id"])["domain_id"], "domain")
+        raise Refused("The token's user is not the trustee.", forbidden=True)
+    try:
+        row["first_trustor"] = chain(reader, row)[-1]["trustor_user_id"]
+        for id in dict.fromkeys((row["trustor_user_id"], row["first_trustor"])):
+            _live(reader, _user(reader, id)["domain_id"], "domain")
+    except (Broken, Refused) as e:
+        raise Refused(str(e), forbidden=True) from None
     return row
 
 
@@ -159,6 +173,11 @@ def _app_cred(reader: Reader, claims: Payload) -> Row:
     if row is None or (row["expires_at"] and row["expires_at"] <= clock.now()):
         raise Refused("The application credential is gone or has expired.")
     return row
+
+
+def _access_rules(app_cred: Row | None) -> tuple[tuple[str, str, str], ...] | None:
+    rules = app_cred["access_rules"] if app_cred else None
+    return tuple((r["service"], r["method"], r["path"]) for r in rules) if rules else None
 
 
 def _creds(m: Meaning) -> Creds:
@@ -178,6 +197,7 @@ def _creds(m: Meaning) -> Creds:
         roles=tuple(r["name"] for r in m.roles),
         role_ids=tuple(r["id"] for r in m.roles),
         token=claims,
+        access_rules=_access_rules(m.app_cred),
     )
 
 
@@ -222,6 +242,8 @@ def document(cloud: Cloud, reader: Reader, m: Meaning, base: str, *, catalog: bo
         }  # fmt: skip
     if m.app_cred is not None:
         token["application_credential"] = {**named(m.app_cred), "restricted": not m.app_cred["unrestricted"]}
+        if m.app_cred["access_rules"]:
+            token["application_credential"]["access_rules"] = m.app_cred["access_rules"]
     if catalog:
         token["catalog"] = catalogue.catalog(
             memory(cloud), reader, base, project_id=claims.project_id, user_id=claims.user_id

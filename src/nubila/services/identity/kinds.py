@@ -284,6 +284,7 @@ class ApplicationCredential(_Own):
     expires_at = Attr(Str(32), "When it stops working; null = never.", write="c", null=True)
     unrestricted = Attr(Bool, "Whether it may make others of its kind.", write="c", default=False)
     roles = Attr(Json, "The roles it has.", write="c", default=list)
+    access_rules = Attr(Json, "The requests it is limited to; null = none are excluded.", write="c", null=True)
     secret_hash = Attr(Str(255), "", hidden=True)
     unique = (("user_id", "name"),)
 
@@ -341,5 +342,8 @@ TRUST = sa.Table(
     sa.Column("impersonation", sa.Boolean, nullable=False),
     sa.Column("expires_at", sa.String(32)),
     sa.Column("roles", sa.JSON, nullable=False),  # ids
+    sa.Column("remaining_uses", sa.Integer),  # tokens still to be had; null = any number
+    sa.Column("redelegated_trust_id", sa.String(64), index=True),  # the trust it was made with
+    sa.Column("redelegation_count", sa.Integer, nullable=False),  # how often it may be passed on
     sa.Column("created_at", sa.String(32), nullable=False),
 )

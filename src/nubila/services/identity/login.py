@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from nubila.core import clock
 from nubila.core.call import Call, Reply
 from nubila.core.checks import checker
-from nubila.core.faults import bad_request, unavailable
+from nubila.core.faults import bad_request, forbidden, unavailable
 from nubila.core.passwords import Passwords
 from nubila.core.payload import new_payload
 from nubila.core.sql import Busy
@@ -31,6 +31,7 @@ from nubila.services.identity import (
     methods,
     methods_external,
     receipts,
+    trusts,
 )
 from nubila.services.identity import hashing as hashing_threads
 from nubila.services.identity.kinds import TRUST, Project, User
@@ -259,7 +260,7 @@ def _trust_scope(call: Call, reader: Reader, part: dict[str, Any]) -> dict[str, 
     if "id" not in part:
         raise expecting("id", "OS-TRUST:trust")
     trust = reader.one(_TRUST, {"id": part["id"]})
-    if trust is None:
+    if trust is None or trust["remaining_uses"] == 0:
         raise auth.denied(call)
     return {"trust_id": trust["id"], "project_id": trust["project_id"], "_until": trust["expires_at"]}
 
@@ -299,8 +300,10 @@ def _grant(call: Call, wanted: dict[str, Any], proof: Proof) -> Reply:
         )
         try:
             meaning = auth.resolve(cloud, reader, claims)
-        except auth.Refused:
-            raise auth.denied(call) from None
+        except auth.Refused as e:
+            raise (forbidden(str(e), "Forbidden") if e.forbidden else auth.denied(call)) from None
+        if claims.trust_id:
+            trusts.consume(call, claims.trust_id)
         if proof.granted:
             with cloud.store.write() as tx:
                 for settle in proof.granted:

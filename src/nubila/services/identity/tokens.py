@@ -31,11 +31,21 @@ def _subject(call: Call, rule: str, window_s: float = 0.0) -> auth.Meaning:
     return found
 
 
+def _understands_rules(call: Call) -> bool:
+    """Whether the one who asks says (with this header) that he enforces access rules."""
+    try:
+        return float(call.headers.get("openstack-identity-access-rules", "0")) >= 1.0
+    except ValueError:
+        return False
+
+
 def validate(call: Call) -> Reply:
     """GET and HEAD /v3/auth/tokens."""
     late = (call.arg("allow_expired") or "").lower() in ("1", "true", "yes", "on")
     rule = "identity:check_token" if call.method == "HEAD" else "identity:validate_token"
     found = _subject(call, rule, ALLOW_EXPIRED_S if late else 0.0)
+    if found.creds.access_rules is not None and not _understands_rules(call):
+        raise auth.not_valid("The token has access rules, which the one who asks does not say he enforces.")
     with_catalog = call.arg("nocatalog") is None
     key = (call.base, with_catalog)
     body = found.shown.get(key)
