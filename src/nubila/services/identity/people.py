@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
 
-from nubila.core import checks
+from nubila.core import checks, clock
 from nubila.core.call import Call, Reply, Route
-from nubila.core.faults import bad_request, forbidden, not_found
-from nubila.core.passwords import verify
+from nubila.core.faults import bad_request, not_found
 from nubila.core.query import ListQuery
 from nubila.core.service import Hooks
-from nubila.services.identity import assignments, auth, lookup, resources, shape
+from nubila.services.identity import (
+    assignments,
+    auth,
+    compliance,
+    hashing,
+    lookup,
+    own_password,
+    resources,
+    shape,
+)
 from nubila.services.identity.kinds import MEMBERSHIP, Group, User
-from nubila.services.identity.login import hashing
 from nubila.services.identity.revision import bump
 
 Row = dict[str, Any]
@@ -33,7 +41,10 @@ def _hashed(call: Call, body: Row) -> Row:
         return body
     password = body["password"]
     checks.checker(_PASSWORD)(password)
-    call.memo["hash"] = hashing(call.cloud).hash(password) if password is not None else None
+    if password is not None:
+        compliance.strong(call.cloud.settings, password)
+    how = hashing.passwords(call.cloud)
+    call.memo["hash"] = None if password is None else hashing.run(call.cloud, lambda: how.hash(password))
     return {k: v for k, v in body.items() if k != "password"}
 
 
@@ -49,8 +60,11 @@ def _shown(call: Call, row: Row) -> Row:
 
 
 def _present(call: Call, rows: list[Row]) -> None:
-    """Attributes that the original leaves out when they are not set go with the caller's own."""
+    """Attributes that the original leaves out when they are not set go with the caller's own; who has not been here
+    for too long is shown as disabled."""
+    inactive = compliance.inactive_ids(call.cloud.settings, call.tx, rows)
     for row in rows:
+        row["enabled"] = bool(row["enabled"]) and row["id"] not in inactive
         extra = dict(row.get("extra") or {})
         if call.method == "PATCH":
             extra["extra"] = dict(extra)
@@ -71,11 +85,15 @@ def create_user(call: Call) -> Reply:
         values["extra"] = shape.own(User, body)
         values["password"] = call.memo.get("hash")
         shape.merge_options({}, values)
+        if values["password"]:
+            values["password_expires_at"] = compliance.expiry(call.cloud.settings, values["options"], by_admin=True)
         _check_project(call, values)
         _domain(call, values["domain_id"])
         shape.names_free(call.tx, User, values, "user")
         call.tx.insert(_U, {c.name: values.get(c.name) for c in _U.columns})
-    return Reply({"user": _shown(call, values)}, 201)
+        if values["password"]:
+            compliance.note_password(call.cloud, call.tx, values["id"], None, self_service=False)
+        return Reply({"user": _shown(call, values)}, 201)
 
 
 def _domain(call: Call, id: str) -> Row:
@@ -111,42 +129,19 @@ def update_user(call: Call) -> Reply:
         values["extra"] = {**before["extra"], **shape.own(User, body)}
         if "hash" in call.memo:
             values["password"] = call.memo["hash"]
+            options = values.get("options", before["options"])
+            until = compliance.expiry(call.cloud.settings, options, by_admin=True) if values["password"] else None
+            values["password_expires_at"] = until
+            compliance.note_password(call.cloud, call.tx, before["id"], before["password"], self_service=False)
+        if values.get("enabled"):
+            compliance.note_enabled(call.cloud, call.tx, before["id"])
         call.tx.execute(sa.update(_U).where(_U.c.id == before["id"]).values(**values))
         after = {**before, **values}
         if "hash" in call.memo or (before["enabled"] and not after["enabled"]):
             auth.revoke(call.cloud, call.tx, user_id=before["id"])
         else:
             bump(call.cloud, call.tx)
-    return Reply({"user": _shown(call, after)}, 200)
-
-
-def change_password(call: Call) -> None:
-    """POST /v3/users/{id}/password: the user's own doing, proved by the old password; needs no token."""
-    schema = {
-        "type": "object",
-        "properties": {"original_password": {"type": "string"}, "password": {"type": "string", "maxLength": 4096}},
-        "required": ["original_password", "password"],
-    }
-    body = shape.inner(call, "user")
-    checks.checker(schema)(body)
-    with call.cloud.store.read() as reader:
-        user = lookup.user(reader, call.params["id"])
-    passwords = hashing(call.cloud)
-    if user is None or not user["enabled"] or not user["password"]:
-        passwords.dummy_verify(body["original_password"])
-        raise auth.denied(call)
-    if not verify(user["password"], body["original_password"]):
-        raise auth.denied(call)
-    if (user["options"] or {}).get("lock_password"):
-        raise forbidden("The password of this user is locked; ask an administrator.", "PasswordLocked")
-    if body["password"] == body["original_password"]:
-        raise bad_request("The new password must be different from the old one.", "PasswordValidationError")
-    hashed = passwords.hash(body["password"])
-    with call.cloud.store.write() as tx:
-        same = (_U.c.id == user["id"], _U.c.password == user["password"])
-        if not tx.execute(sa.update(_U).where(*same).values(password=hashed)):
-            raise auth.denied(call)  # somebody else changed it meanwhile
-        auth.revoke(call.cloud, tx, user_id=user["id"])
+        return Reply({"user": _shown(call, after)}, 200)
 
 
 def _delete_user(call: Call, row: Row) -> None:
@@ -154,16 +149,28 @@ def _delete_user(call: Call, row: Row) -> None:
     auth.revoke(call.cloud, call.tx, user_id=row["id"])
 
 
-def _expiry(q: ListQuery) -> list[Any]:
+def _expiry(query: list[str]) -> list[Any]:
+    """The clauses of ``password_expires_at=OPERATOR:TIME``, else 400."""
     out = []
-    for text in q.extra.get("password_expires_at", []):
+    for text in query:
         op, _, at = text.partition(":")
         if op not in _OPERATORS:
             raise bad_request(
                 f"password_expires_at takes {', '.join(_OPERATORS)}, a colon and a time.", "ValidationError"
             )
-        out.append(getattr(_U.c.password_expires_at, _OPERATORS[op])(at.rstrip("Z")))
+        try:
+            given = datetime.fromisoformat(at)
+            when = clock.at((given if given.tzinfo else given.replace(tzinfo=UTC)).timestamp())
+        except (ValueError, OverflowError):
+            raise bad_request(
+                f"password_expires_at: '{at}' is not a time such as 2030-01-31T12:00:00Z.", "ValidationError"
+            ) from None
+        out.append(getattr(_U.c.password_expires_at, _OPERATORS[op])(when))
     return out
+
+
+def _narrow(call: Call, q: ListQuery) -> list[Any]:
+    return [*_expiry(q.extra.get("password_expires_at", [])), *shape.within(call, _U.c.domain_id)]
 
 
 def user_projects(call: Call) -> Row:
@@ -241,6 +248,7 @@ def group_users(call: Call) -> Row:
     group = _group(call, "identity:list_users_in_group")
     where = [*shape.within(call, _U.c.domain_id), *(_U.c.name == v for k, v in call.query if k == "name")]
     where += [_U.c.enabled.is_(v.lower() not in ("0", "false")) for k, v in call.query if k == "enabled"]
+    where += _expiry([v for k, v in call.query if k == "password_expires_at"])
     found = sa.select(_U).join(MEMBERSHIP, _M.user_id == _U.c.id).where(_M.group_id == group["id"], *where)
     views = [_shown(call, r) for r in call.tx.all(found.order_by(_U.c.id))]
     return shape.listing(call, "users", views, call.path)
@@ -290,7 +298,7 @@ def remove_member(call: Call) -> None:
 
 USER_HOOKS = Hooks(
     deleting=_delete_user, present=_present, target=_target, find=_find_user, column=shape.domain_column(User),
-    own_filters=("password_expires_at",), scope=lambda call, q: [*_expiry(q), *shape.within(call, _U.c.domain_id)],
+    own_filters=("password_expires_at",), scope=_narrow,
 )  # fmt: skip
 GROUP_HOOKS = Hooks(
     prepare=_new_group, prepare_update=_change_group, deleting=_delete_group, target=_group_target, find=_find_group,
@@ -302,8 +310,8 @@ ROUTES = (
     Route(method="POST", path="/v3/users", handler=create_user, doc="Create a user.", tx="", slow=True),
     Route(method="PATCH", path="/v3/users/{id}", handler=update_user, doc="Update a user.", tx="", slow=True),
     Route(
-        method="POST", path="/v3/users/{id}/password", handler=change_password, doc="Change one's own password.",
-        tx="", slow=True, auth=False, status=204,
+        method="POST", path="/v3/users/{id}/password", handler=own_password.change_password,
+        doc="Change one's own password.", tx="", slow=True, auth=False, status=204,
     ),
     Route(method="GET", path="/v3/users/{user_id}/projects", handler=user_projects, doc="A user's projects."),
     Route(method="GET", path="/v3/users/{user_id}/groups", handler=user_groups, doc="Groups a user is in."),

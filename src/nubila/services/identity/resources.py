@@ -12,7 +12,16 @@ from nubila.core.checks import checker
 from nubila.core.faults import bad_request, conflict, forbidden, not_found
 from nubila.core.query import ListQuery
 from nubila.core.service import Hooks
-from nubila.services.identity import application_credentials, assignments, auth, domain_config, lookup, shape, trusts
+from nubila.services.identity import (
+    application_credentials,
+    assignments,
+    auth,
+    compliance,
+    domain_config,
+    lookup,
+    shape,
+    trusts,
+)
 from nubila.services.identity.kinds import (
     MEMBERSHIP,
     PROJECT_TAG,
@@ -296,6 +305,7 @@ def forget_user(tx: Tx, id: str) -> None:
     tx.execute(sa.delete(Credential.table).where(Credential.table.c.user_id == id))
     application_credentials.forget_user(tx, id)
     trusts.forget(tx, user_id=id)
+    compliance.forget_user(tx, id)
     assignments.forget(tx, actor_kind="user", actor_id=id)
 
 
