@@ -7,6 +7,7 @@ from nubila.services.identity import (
     application_credentials,
     credentials,
     domain_config,
+    federation,
     limits,
     people,
     places,
@@ -35,6 +36,7 @@ from nubila.services.identity.kinds import (
 from nubila.services.identity.policies import RULES
 from nubila.services.identity.policies_config import RULES as CONFIG_RULES
 from nubila.services.identity.policies_delegation import RULES as DELEGATION_RULES
+from nubila.services.identity.policies_federation import RULES as FEDERATION_RULES
 
 SERVICE = Service(
     name="identity",
@@ -73,6 +75,7 @@ SERVICE = Service(
     },
     routes=(
         *versions.ROUTES,
+        *federation.ROUTES,
         *tokens.ROUTES,
         *resources.ROUTES,
         *people.ROUTES,
@@ -84,6 +87,6 @@ SERVICE = Service(
         *trusts.ROUTES,
         *domain_config.ROUTES,
     ),
-    rules=(*RULES, *DELEGATION_RULES, *CONFIG_RULES),
+    rules=(*RULES, *DELEGATION_RULES, *FEDERATION_RULES, *CONFIG_RULES),
     bootstrap=bootstrap,
 )
