@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 import base64
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+import sqlalchemy as sa
+import yaml
+from click.testing import CliRunner, Result
 
-from nubila.apps import wiring
+from nubila.apps import cli, doctor, first, lifecycle, wiring
 from nubila.core import pki
 from nubila.core.config import BadSetting, Settings, load
+from nubila.core.keyfiles import KeysError
 from nubila.edge.forwarded import Proxies, der
+from nubila.services.identity import kinds
+from nubila.services.identity.revision import bump
 from nubila.testing.cloud import Response, TestCloud
 
 FORGED = {"X-Forwarded-Host": "evil.example.org", "X-Forwarded-Proto": "https", "X-Forwarded-For": "192.0.2.1"}
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, f"never: {what}"
+        time.sleep(0.02)
 
 
 def login(cloud: TestCloud, **how: object) -> Response:
@@ -109,3 +129,180 @@ def test_proxies_are_addresses(tmp_path: Path) -> None:
     with pytest.raises(BadSetting, match="trusted_proxies must be addresses or networks"):
         load(tmp_path / "nubila.toml", environ={})
     assert wiring.settings(tmp_path / "none").trusted_proxies == ("127.0.0.0/8", "::1")
+
+
+# --- first things made again ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> Iterator[TestCloud]:
+    """A cloud with the files that `nubila up` leaves, for commands that open it themselves."""
+    made = TestCloud(tmp_path / "cloud", hosts=0)
+    first.write_clouds(made.state, "http://127.0.0.1:5000/v3", made.passwords, "RegionOne")
+    (made.state / "run" / "options.json").write_text('{"bcrypt_rounds": 4}')
+    yield made
+    made.close()
+
+
+def run(cloud: TestCloud, *arguments: str, env: dict[str, str] | None = None) -> Result:
+    command = [*arguments, "--state", str(cloud.state)]
+    return CliRunner().invoke(cli.main, command, env={"OS_BOOTSTRAP_PASSWORD": None, **(env or {})})
+
+
+def break_everything(cloud: TestCloud) -> None:
+    """What an administrator may do to himself."""
+    with cloud.cloud.store.write() as tx:
+        for statement in (
+            sa.delete(kinds.ASSIGNMENT), sa.delete(kinds.Endpoint.table), sa.delete(kinds.IMPLIED),
+            sa.delete(kinds.Role.table).where(kinds.Role.table.c.name == "reader"),
+            sa.update(kinds.User.table).values(enabled=False, password=None),
+            sa.update(kinds.Project.table).values(enabled=False),
+            sa.update(kinds.CatalogService.table).values(enabled=False),
+        ):  # fmt: skip
+            tx.execute(statement)
+        bump(cloud.cloud, tx)
+
+
+@pytest.mark.req("A/ID-02")
+@pytest.mark.req("A/ID-59")
+def test_bootstrap_repairs_what_locks_everybody_out(stopped: TestCloud) -> None:
+    break_everything(stopped)
+    said = run(stopped, "identity", "bootstrap", env={"OS_BOOTSTRAP_PASSWORD": "n3w-secret"})
+    assert said.exit_code == 0, said.output
+    for words in ("created role reader", "role member implies reader", "granted role admin to user admin on system",
+                  "enabled user admin", "enabled project admin", "enabled domain Default", "enabled service keystone",
+                  "created the public endpoint of keystone in RegionOne", "wrote the password into"):  # fmt: skip
+        assert words in said.output
+    assert "n3w-secret" not in said.output
+    stopped.passwords["admin"] = "n3w-secret"
+    stopped.cloud.memory.pop("identity", None)
+    got = login(stopped)
+    assert {r["name"] for r in got.json["token"]["roles"]} == {"admin", "manager", "member", "reader"}
+    assert "http://127.0.0.1:5000" in urls(got)
+    assert yaml.safe_load((stopped.state / "clouds.yaml").read_text())["clouds"]["nubila-admin"]["auth"][
+        "password"
+    ] == "n3w-secret"  # fmt: skip
+    again = run(stopped, "identity", "bootstrap", "--keep-password")
+    assert (again.exit_code, again.output) == (0, "everything was as it should be\n")
+
+
+def test_bootstrap_makes_another_administrator_and_endpoints(stopped: TestCloud, tmp_path: Path) -> None:
+    (tmp_path / "pw").write_text("0ther-secret\nnot this\n")
+    said = run(
+        stopped, "identity", "bootstrap", "--bootstrap-username", "root", "--bootstrap-project-name", "ops",
+        "--role", "boss", "--region-id", "North", "--public-url", "https://id.example.org/v3",
+        "--password-file", str(tmp_path / "pw"),
+    )  # fmt: skip
+    assert said.exit_code == 0, said.output
+    token = stopped.login("root", "0ther-secret", "ops")
+    shown = stopped.request("GET", "/v3/auth/tokens", token=token, headers={"X-Subject-Token": token}).json["token"]
+    assert [r["name"] for r in shown["roles"]] == ["boss"]
+    north = {e["interface"]: e["url"] for s in shown["catalog"] if s["type"] == "identity" for e in s["endpoints"]
+             if e["region"] == "North"}  # fmt: skip
+    assert north["public"] == "https://id.example.org/v3"
+    assert set(north) == {"public", "internal", "admin"}
+
+
+def test_bootstrap_of_a_password_without_one(stopped: TestCloud, tmp_path: Path) -> None:
+    said = run(stopped, "identity", "bootstrap")
+    assert said.exit_code == 2
+    assert "no password was given: set OS_BOOTSTRAP_PASSWORD" in said.output
+    said = run(stopped, "identity", "bootstrap", "--keep-password", "--user", "nobody")
+    assert said.exit_code == 2
+    assert "there is no user nobody yet" in said.output
+    (tmp_path / "empty").write_text("\n")
+    said = run(stopped, "identity", "bootstrap", "--password-file", str(tmp_path / "empty"))
+    assert said.exit_code == 2
+    assert "is empty; write the password there" in said.output
+
+
+def test_a_new_password_ends_the_tokens_made_with_the_old_one(stopped: TestCloud) -> None:
+    token = stopped.login("admin", stopped.passwords["admin"], "admin")
+    assert stopped.request("GET", "/v3/projects", token=token).status == 200
+    assert run(stopped, "identity", "bootstrap", env={"OS_BOOTSTRAP_PASSWORD": "x1-secret"}).exit_code == 0
+    stopped.cloud.memory["identity"].next_check = 0.0  # instead of waiting a quarter of a second
+    assert stopped.request("GET", "/v3/projects", token=token).status == 401
+
+
+# --- keys -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.req("A/ID-23")
+def test_keys_are_rotated_and_listed(stopped: TestCloud) -> None:
+    token = stopped.token()
+    for kind in ("fernet", "credential"):
+        before = json.loads(run(stopped, "key", "list", "--json").output)
+        mine = [(k["number"], k["for"], k["mode"]) for k in before if k["kind"] == kind]
+        assert mine == [(0, "staged", "0600"), (1, "primary", "0600")]
+        said = run(stopped, "key", "rotate", "--kind", kind)
+        assert said.exit_code == 0, said.output
+        assert f"{kind}: key 2 is the primary" in said.output
+        after = json.loads(run(stopped, "key", "list", "--json").output)
+        now = [(k["number"], k["for"]) for k in after if k["kind"] == kind]
+        assert now == [(0, "staged"), (1, "reads older ones"), (2, "primary")]
+    assert "tokens may end before their time" in run(stopped, "key", "rotate").output
+    assert stopped.request("GET", "/v3/projects", token=token).status == 200
+    assert (stopped.state / "keys" / "fernet" / "2").read_text() not in run(stopped, "key", "list").output
+
+
+def test_jws_keys_are_set_up_and_rotated(stopped: TestCloud) -> None:
+    said = run(stopped, "key", "rotate", "--kind", "jws")
+    assert said.exit_code == 2
+    assert "nubila key setup --kind jws" in said.output
+    assert run(stopped, "key", "setup", "--kind", "jws").exit_code == 0
+    assert run(stopped, "key", "rotate", "--kind", "jws").output.startswith("jws: key 2 is the primary")
+    found = [k for k in json.loads(run(stopped, "key", "list", "--json").output) if k["kind"] == "jws"]
+    assert [(k["number"], k["for"]) for k in found] == [(1, "reads older ones"), (2, "primary"), (3, "staged")]
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "garbage", "unreadable"])
+@pytest.mark.req("A/ID-53")
+def test_keys_that_cannot_be_used(stopped: TestCloud, damage: str) -> None:
+    """A start is refused with a sentence; a running process keeps the keys it has, and says so."""
+    directory = stopped.state / "keys" / "fernet"
+    token = stopped.login("admin", stopped.passwords["admin"], "admin")
+    if damage == "missing":
+        shutil.rmtree(directory)
+    elif damage == "empty":
+        for path in directory.iterdir():
+            path.unlink()
+    elif damage == "garbage":
+        (directory / "1").write_text("x")
+    else:  # the tests may run as root, whom no mode stops
+        (directory / "1").unlink()
+        (directory / "1").mkdir()
+    assert stopped.request("GET", "/v3/projects", token=token).status == 200
+    with pytest.raises(KeysError) as refused:
+        wiring.open_cloud(stopped.state, replace(wiring.settings(stopped.state), bcrypt_rounds=4))
+    assert str(refused.value).startswith("token keys: ")
+    assert str(directory) in str(refused.value)
+    assert "\n" not in str(refused.value)
+    said = run(stopped, "identity", "bootstrap", "--keep-password")
+    assert said.exit_code == 2
+    assert said.output.startswith("nubila: token keys: ")
+    with pytest.raises(lifecycle.Cannot, match="nubila key setup"):
+        lifecycle.up(stopped.state, {"gear": "simulated", "listen": f"127.0.0.1:{lifecycle.free_port(0)}"})
+    process = subprocess.run(
+        [sys.executable, "-m", "nubila.apps.process", "controller", "--state", str(stopped.state)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert process.returncode == 2
+    assert "cannot start: token keys: " in process.stderr
+    assert "Traceback" not in process.stderr
+    until(lambda: stopped.cloud.keys.problem or stopped.cloud.keys.read(token) is None, "the running process noticed")
+    assert "the keys read before stay in use" in (stopped.cloud.keys.problem or "")
+    assert stopped.request("GET", "/v3/projects", token=token).status == 200
+    assert any("keys" in c.name and not c.ok for c in doctor.identity(stopped.state, None))
+
+
+def test_a_rotation_that_was_killed_is_finished(stopped: TestCloud) -> None:
+    directory = stopped.state / "keys" / "fernet"
+    (directory / "0").rename(directory / "2")  # killed here
+    token = stopped.login("admin", stopped.passwords["admin"], "admin")
+    assert [c.fix for c in doctor.identity(stopped.state, None) if not c.ok] == [
+        f"nubila key setup --kind fernet --state {stopped.state}"
+    ]
+    assert run(stopped, "key", "rotate").exit_code == 0
+    assert all(c.ok for c in doctor.identity(stopped.state, None))
+    assert sorted(p.name for p in directory.iterdir()) == ["0", "1", "2"]
+    assert stopped.request("GET", "/v3/projects", token=token).status == 200

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from nubila import __version__
+from nubila.apps import identity_cli
 
 
 class _Main(click.Group):
@@ -353,6 +354,9 @@ def completion(shell: str) -> None:
     assert found is not None
     click.echo(found(main, {}, "nubila", "_NUBILA_COMPLETE").source())
 
+
+main.add_command(identity_cli.identity)
+main.add_command(identity_cli.key)
 
 if __name__ == "__main__":
     main()

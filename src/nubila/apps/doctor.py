@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +15,14 @@ import msgspec
 import sqlalchemy as sa
 
 from nubila.agent.apply import Drivers
-from nubila.apps import first, lifecycle, supervisor
+from nubila.apps import doctor_identity, first, lifecycle, supervisor
+from nubila.apps.checks import Check
 from nubila.apps.host import HostConfig, choose_gear, drivers, missing_engines
 from nubila.core import work
 from nubila.core.cloud import Cloud
+from nubila.core.keyfiles import KeysError
 from nubila.core.ports import HostPlace
 from nubila.drivers.simulated_network import SimulatedNetwork
-
-
-@dataclass(frozen=True)
-class Check:
-    """One question and its answer; ``fix`` says what to do when it failed."""
-
-    name: str
-    ok: bool
-    seen: str = ""
-    fix: str = ""
-
-    def as_dict(self) -> dict[str, Any]:
-        """For --json."""
-        return asdict(self)
-
-    def line(self) -> str:
-        """For people."""
-        text = f"{'OK    ' if self.ok else 'FAILED'}  {self.name}" + (f": {self.seen}" if self.seen else "")
-        return text if self.ok else f"{text}\n        fix: {self.fix}"
 
 
 def examine(state: Path) -> list[Check]:
@@ -49,13 +31,18 @@ def examine(state: Path) -> list[Check]:
     if not (state / "run" / "options.json").exists():
         return [*out, Check("a cloud in this directory", False, str(state), "nubila up, or name another --state")]
     out += _processes(state)
-    try:
-        from nubila.apps import wiring
+    if (joined := lifecycle.joined_to(state)) is not None:
+        return [*out, doctor_identity.clock_of(joined.url)]
+    from nubila.apps import wiring
 
+    try:
         cloud = wiring.open_cloud(state, wiring.settings(state, first.overrides(state)))
+    except KeysError:
+        return [*out, *identity(state, None)]
     except Exception as e:
         return [*out, Check("database", False, f"{type(e).__name__}: {e}", "see the message; restore DIR/backups")]
     out.append(Check("database", True, cloud.store.dialect))
+    out += identity(state, cloud)
     problem = cloud.policy.problem
     out.append(
         Check("policy files", problem is None, problem or "", "correct the file; the last good rules are in force")
@@ -64,6 +51,18 @@ def examine(state: Path) -> list[Check]:
         out.append(
             Check(name, not complaints, "; ".join(complaints[:5]), "wait a minute for the sweep; then report it")
         )
+    return out
+
+
+def identity(state: Path, cloud: Cloud | None) -> list[Check]:
+    """What there is to ask about Identity; without a cloud about its files alone."""
+    from nubila.apps import wiring
+
+    settings = cloud.settings if cloud is not None else wiring.settings(state, first.overrides(state))
+    out = [*doctor_identity.keys(state, settings), *doctor_identity.certificate(state, settings)]
+    if cloud is not None:
+        up = supervisor.running(state) is not None
+        out += [*doctor_identity.clocks(cloud), *doctor_identity.catalogue(cloud, up=up)]
     return out
 
 

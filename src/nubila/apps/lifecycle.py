@@ -67,6 +67,7 @@ def up(state: Path, options: Mapping[str, Any]) -> Up:
     except ValueError as e:
         raise Cannot(str(e)) from None
     state = state.absolute()
+    _check_keys(state)
     _check_schema(settings.database or f"sqlite:///{state / 'nubila.db'}")
     listening = {"main": settings.listen}
     _check_free(settings.listen)
@@ -167,6 +168,18 @@ def _check_schema(url: str) -> None:
         free = shutil.disk_usage(next(p for p in [path, *path.parents] if p.exists())).free
         if free < 64 << 20:
             raise Cannot(f"only {free >> 20} MB are free at {path.parent}; a cloud needs at least 64 MB: make room")
+
+
+def _check_keys(state: Path) -> None:
+    """Refuse to start a cloud whose token keys cannot be used."""
+    from nubila.core.tokens import KeysError, TokenKeys
+
+    if (state / "clouds.yaml").exists():  # it has been started before
+        try:
+            TokenKeys(state / "keys" / "fernet")
+        except KeysError as e:
+            make = f"`nubila key setup --state {state}`: every token ends then"
+            raise Cannot(f"{e}; restore {state / 'keys'} from a backup, or {make}") from None
 
 
 def _check_free(address: str) -> None:

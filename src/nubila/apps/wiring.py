@@ -6,6 +6,7 @@ Everything here is called by a process at its start; nothing is global.
 from __future__ import annotations
 
 import logging
+import os
 import socket
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ from nubila.core.nudge import Nudger
 from nubila.core.passwords import Passwords, generate_password
 from nubila.core.policy import Policy, policy_files
 from nubila.core.service import Service
-from nubila.core.tokens import open_keys
+from nubila.core.tokens import KeysError, open_keys
 
 log = logging.getLogger("nubila")
 STARTED = sa.Table("first_start", METADATA, sa.Column("done", sa.Integer, primary_key=True))
@@ -67,6 +68,7 @@ def open_cloud(state: Path, found: Settings, *, wired: tuple[Service, ...] | Non
     nudger = Nudger(state / "run")
     store = Store(found.database, nudge=nudger.send)
     migrate.prepare(store, METADATA, backups=state / "backups")
+    _refuse_new_keys(store, state / "keys" / "fernet")
     cloud = Cloud(
         name=found.name,
         settings=found,
@@ -79,6 +81,20 @@ def open_cloud(state: Path, found: Settings, *, wired: tuple[Service, ...] | Non
     )
     cloud.memory["nudger"] = nudger
     return cloud
+
+
+def _refuse_new_keys(store: Store, directory: Path) -> None:
+    """A cloud that has been started before must have its keys: new ones would end every token without a word."""
+    if directory.is_dir() and any(name.isdigit() for name in os.listdir(directory)):
+        return
+    with store.read() as reader:
+        if reader.scalar(sa.select(STARTED.c.done)) is None:
+            return
+    store.close()
+    raise KeysError(
+        f"token keys: {directory} holds no keys; restore them from a backup, or make new ones with "
+        "`nubila key setup`: every token ends then"
+    )
 
 
 def first_start(
