@@ -17,6 +17,12 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+class Sections(dict[str, Any]):
+    """Tables of nubila.toml with names of the operator's own; never changed."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]  # lets it be a default
+
+
 def setting(default: T, doc: str) -> T:
     """A setting's default and the sentence that the documentation has for it."""
     made: T = dc.field(default=default, metadata={"doc": doc})
@@ -141,6 +147,9 @@ class Settings:
     simulated_boot_s: float = setting(0.0, "Seconds a simulated guest takes to boot.")
     simulated_hosts: int = setting(1, "Number of hosts in the simulated gear.")
     sweep_s: float = setting(60.0, "Seconds between full compares of everything.")
+    ldap: Sections = setting(
+        Sections(), "Directories with users and groups, a table [ldap.<domain name>] for each domain; see docs/ldap.md."
+    )
 
 
 class BadSetting(ValueError):
