@@ -126,9 +126,8 @@ def _verify(hashed: str, password: bytes) -> bool:
     if len(parts) < 4 or parts[0]:
         return False
     if parts[1] in ("2a", "2b", "2y", "2x"):
-        if len(password) > _BCRYPT_MAX:
-            return False
-        return bcrypt.checkpw(password, hashed.encode("ascii"))
+        # Too long a password takes the usual time as well: else it would tell which users there are.
+        return bcrypt.checkpw(password[:_BCRYPT_MAX], hashed.encode("ascii")) and len(password) <= _BCRYPT_MAX
     _, kind, options, salt, digest = parts
     if kind == "pbkdf2-sha512":
         wanted = _bytes64(digest)

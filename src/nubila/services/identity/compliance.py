@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -59,8 +59,8 @@ def inactive(settings: Settings, user: Row, security: Row) -> bool:
     days = settings.disable_user_account_days_inactive
     if not days or exempt(user, "ignore_user_inactivity"):
         return False
-    last = security["active_on"] or user["created_at"][:10]
-    return (datetime.now(UTC).date() - datetime.fromisoformat(last).date()).days >= days
+    last = security["active_on"] or user["created_at"]
+    return (_day(clock.now()) - _day(last)).days >= days
 
 
 def expiry(settings: Settings, options: Row | None, *, by_admin: bool) -> str | None:
@@ -70,8 +70,7 @@ def expiry(settings: Settings, options: Row | None, *, by_admin: bool) -> str | 
     if forced and not exempt(of, "ignore_change_password_upon_first_use"):
         return clock.now()
     if settings.password_expires_days and not exempt(of, "ignore_password_expiry"):
-        at = datetime.now(UTC) + timedelta(days=settings.password_expires_days)
-        return clock.at(int(at.timestamp()))
+        return clock.at(int(_seconds() + settings.password_expires_days * DAY_S))
     return None
 
 
@@ -91,7 +90,7 @@ def changeable(settings: Settings, user: Row, security: Row) -> None:
         )
     days = settings.minimum_password_age
     if days and security["self_service"] and security["changed_at"]:
-        left = clock.seconds(security["changed_at"]) + days * DAY_S - clock.seconds(clock.now())
+        left = clock.seconds(security["changed_at"]) + days * DAY_S - _seconds()
         if left > 0:
             raise bad_request(
                 f"You cannot change your password yet: it must be used for {days} day(s) first. Try again in "
@@ -202,5 +201,13 @@ def forget_user(tx: Tx, user_id: str) -> None:
         tx.execute(sa.delete(table).where(table.c.user_id == user_id))
 
 
+def _seconds() -> float:
+    return clock.seconds(clock.now())
+
+
 def _ago(seconds: float) -> str:
-    return clock.at(datetime.now(UTC).timestamp() - seconds)
+    return clock.at(_seconds() - seconds)
+
+
+def _day(text: str) -> date:
+    return date.fromisoformat(text[:10])

@@ -9,11 +9,11 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
-import time
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from nubila.core import clock
 from nubila.core.sql import Conflict
 from nubila.services.identity import auth, compliance, credentials
 from nubila.services.identity.kinds_auth import USED_PASSCODE
@@ -87,7 +87,7 @@ def prove(cloud: Cloud, reader: Reader, part: Row, proof: Proof) -> None:
 
 def _matching(cloud: Cloud, reader: Reader, user_id: str, given: str) -> int | None:
     """The step whose unused passcode was given."""
-    now = int(time.time()) // STEP_S
+    now = int(clock.seconds(clock.now())) // STEP_S
     steps = range(now, now - max(0, cloud.settings.totp_included_previous_windows) - 1, -1)
     found = None
     for secret in credentials.secrets(cloud, reader, user_id, "totp"):
