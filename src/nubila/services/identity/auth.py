@@ -21,6 +21,7 @@ from nubila.core.tokens import Creds
 from nubila.services.identity import assignments, lookup
 from nubila.services.identity import catalog as catalogue
 from nubila.services.identity.kinds import TRUST, ApplicationCredential
+from nubila.services.identity.ldap import reads as directories
 from nubila.services.identity.revision import bump, fresh, memory
 from nubila.services.identity.trust_chain import Broken, chain
 
@@ -52,6 +53,7 @@ class Meaning:
     app_cred: Row | None = None
     trust: Row | None = None
     shown: dict[tuple[str, bool], bytes] = field(default_factory=dict)  # encoded answers by base URL and catalogue
+    until: float = 0.0  # Unix time after which all this is looked up again: a directory may say something else by then
 
 
 class Refused(Exception):
@@ -70,7 +72,7 @@ def authenticate(cloud: Cloud, token: str) -> Creds:
     known = memory(cloud)
     if clock.monotonic() < known.next_check:
         found: Meaning | None = known.tokens.get(token)
-        if found is not None and found.expires > time.time():
+        if found is not None and found.until > time.time():
             return found.creds
     try:
         with cloud.store.read() as reader:
@@ -85,7 +87,7 @@ def meaning(cloud: Cloud, reader: Reader, token: str, *, window_s: float = 0.0) 
     tokens = known.tokens  # whoever forgets replaces the dict: what is read from here on is not put into the new one
     found: Meaning | None = tokens.get(token)
     now = time.time()
-    if found is None:
+    if found is None or found.until <= now < found.expires:
         try:
             claims = cloud.keys.read(token, window_s)
         except InvalidToken as e:
@@ -102,10 +104,10 @@ def resolve(cloud: Cloud, reader: Reader, claims: Payload) -> Meaning:
     """Compare a token's claims with the database as it is. Raises :class:`Refused`."""
     known = memory(cloud)
     known.revocations.refresh(reader)
-    user = _user(reader, claims.user_id)
-    trust = _trust(reader, claims) if claims.trust_id else None
+    user = _user(cloud, reader, claims.user_id)
+    trust = _trust(cloud, reader, claims) if claims.trust_id else None
     if trust is not None and trust["impersonation"]:
-        user = _user(reader, trust["trustor_user_id"])
+        user = _user(cloud, reader, trust["trustor_user_id"])
     user_domain = _live(reader, user["domain_id"], "domain")
     domains = [user_domain["id"]]
     out = Meaning(claims, None, claims.expires_at / 1e6, user, user_domain)  # type: ignore[arg-type]  # creds: below
@@ -135,6 +137,8 @@ def resolve(cloud: Cloud, reader: Reader, claims: Payload) -> Meaning:
     if (claims.project_id or claims.domain_id or claims.system) and not out.roles:
         raise Refused("The user has no role on the token's scope.")
     out.creds = _creds(out)
+    whom = (claims.user_id, trust["trustor_user_id"], trust["first_trustor"]) if trust else (claims.user_id,)
+    out.until = min(out.expires, time.time() + directories.good_s(cloud, reader, whom))
     return out
 
 
@@ -145,14 +149,15 @@ def _live(reader: Reader, id: str, what: str) -> Row:
     return row
 
 
-def _user(reader: Reader, id: str) -> Row:
+def _user(cloud: Cloud, reader: Reader, id: str) -> Row:
     row = lookup.user(reader, id)
+    row = row and directories.current(cloud, reader, row)
     if row is None or not row["enabled"]:
         raise Refused("The token's user is gone or disabled.")
     return row
 
 
-def _trust(reader: Reader, claims: Payload) -> Row:
+def _trust(cloud: Cloud, reader: Reader, claims: Payload) -> Row:
     """The trust of a token, with ``first_trustor``: the user whose roles it gives, also when it was passed on."""
     row = reader.one(_TRUST, {"id": claims.trust_id})
     if row is None or (row["expires_at"] and row["expires_at"] <= clock.now()):
@@ -162,7 +167,7 @@ def _trust(reader: Reader, claims: Payload) -> Row:
     try:
         row["first_trustor"] = chain(reader, row)[-1]["trustor_user_id"]
         for id in dict.fromkeys((row["trustor_user_id"], row["first_trustor"])):
-            _live(reader, _user(reader, id)["domain_id"], "domain")
+            _live(reader, _user(cloud, reader, id)["domain_id"], "domain")
     except (Broken, Refused) as e:
         raise Refused(str(e), forbidden=True) from None
     return row

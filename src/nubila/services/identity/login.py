@@ -36,6 +36,7 @@ from nubila.services.identity import (
 from nubila.services.identity import hashing as hashing_threads
 from nubila.services.identity.kinds import TRUST, Project, User
 from nubila.services.identity.proof import DOMAIN, Proof, domain_of, expecting, named
+from nubila.services.identity.ldap import reads as directories
 from nubila.services.identity.revision import fresh
 
 if TYPE_CHECKING:
@@ -214,6 +215,8 @@ def _prove(call: Call, identity: Row, names: list[str]) -> Proof:
             methods.METHODS[name].prove(call.cloud, reader, identity[name], proof)
         if "external" not in names and methods_external.enabled(call.cloud.settings):
             methods_external.implied(call.cloud, reader, proof)
+        for user in [row for id in proof.users if id and (row := lookup.user(reader, id))]:
+            directories.current(call.cloud, reader, user)  # now, while nothing has been written down yet
     return proof
 
 

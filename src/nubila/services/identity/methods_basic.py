@@ -10,6 +10,7 @@ from nubila.core import clock
 from nubila.core.faults import forbidden
 from nubila.services.identity import auth, compliance
 from nubila.services.identity.kinds import ApplicationCredential
+from nubila.services.identity.ldap import writes as directories
 from nubila.services.identity.proof import USER, Compare, Proof, expecting, find_user, named
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def by_password(cloud: Cloud, reader: Reader, part: Row, proof: Proof) -> None:
         raise expecting("user", "password")
     named(part["user"], "identity/password/user")
     secret = part["user"].get("password") or ""
-    # A back end other than this database decides here: append to proof.users and proof.check, and return.
+    if directories.password(cloud, reader, part["user"], secret, proof):
+        return
     user = find_user(reader, part["user"])
     if user is not None and (not user["password"] or not compliance.usable(cloud, reader, user)):
         user = None

@@ -14,6 +14,7 @@ from nubila.core import checks
 from nubila.core.call import Call
 from nubila.services.identity import auth, compliance, hashing, lockout, shape
 from nubila.services.identity.kinds import User
+from nubila.services.identity.ldap import writes as directories
 from nubila.services.identity.proof import Compare, find_user
 
 Row = dict[str, Any]
@@ -30,7 +31,8 @@ def change_password(call: Call) -> None:
     body = shape.inner(call, "user")
     checks.checker(SCHEMA)(body)
     cloud, id = call.cloud, call.params["id"]
-    # A back end other than this database changes the password here, and returns.
+    if directories.change_password(call, id, body):
+        return
     with cloud.store.read() as reader:
         user = find_user(reader, {"id": id})
         if user is not None and (not user["password"] or not compliance.usable(cloud, reader, user)):

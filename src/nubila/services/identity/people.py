@@ -23,13 +23,14 @@ from nubila.services.identity import (
     shape,
 )
 from nubila.services.identity.kinds import MEMBERSHIP, Group, User
+from nubila.services.identity.ldap import reads, writes
 from nubila.services.identity.revision import bump
 
 Row = dict[str, Any]
 _U, _G, _M = User.table, Group.table, MEMBERSHIP.c
 _PASSWORD = {"type": ["string", "null"], "maxLength": 4096}
 _OPERATORS = {"lt": "__lt__", "lte": "__le__", "gt": "__gt__", "gte": "__ge__", "eq": "__eq__", "neq": "__ne__"}
-_find_user, _find_group = shape.finder(User), shape.finder(Group, open_to="DELETE")
+_find_user, _find_group = reads.finder(shape.finder(User)), reads.finder(shape.finder(Group, open_to="DELETE"))
 
 
 # --- users ---------------------------------------------------------------------------------------------------------
@@ -90,6 +91,8 @@ def create_user(call: Call) -> Reply:
         _check_project(call, values)
         _domain(call, values["domain_id"])
         shape.names_free(call.tx, User, values, "user")
+        if (made := writes.create_user(call, values, call.body["user"].get("password"))) is not None:
+            return Reply({"user": _shown(call, made)}, 201)
         call.tx.insert(_U, {c.name: values.get(c.name) for c in _U.columns})
         if values["password"]:
             compliance.note_password(call.cloud, call.tx, values["id"], None, self_service=False)
@@ -135,6 +138,7 @@ def update_user(call: Call) -> Reply:
             compliance.note_password(call.cloud, call.tx, before["id"], before["password"], self_service=False)
         if values.get("enabled"):
             compliance.note_enabled(call.cloud, call.tx, before["id"])
+        writes.update_user(call, before, values, shape.own(User, body), call.body["user"].get("password"))
         call.tx.execute(sa.update(_U).where(_U.c.id == before["id"]).values(**values))
         after = {**before, **values}
         if "hash" in call.memo or (before["enabled"] and not after["enabled"]):
@@ -145,6 +149,7 @@ def update_user(call: Call) -> Reply:
 
 
 def _delete_user(call: Call, row: Row) -> None:
+    writes.delete_user(call, row)
     resources.forget_user(call.tx, row["id"])
     auth.revoke(call.cloud, call.tx, user_id=row["id"])
 
@@ -170,7 +175,13 @@ def _expiry(query: list[str]) -> list[Any]:
 
 
 def _narrow(call: Call, q: ListQuery) -> list[Any]:
-    return [*_expiry(q.extra.get("password_expires_at", [])), *shape.within(call, _U.c.domain_id)]
+    mine = [*_expiry(q.extra.get("password_expires_at", [])), *shape.within(call, _U.c.domain_id)]
+    return [*mine, *reads.listed(call, User, [*q.where, *mine])]
+
+
+def _narrow_groups(call: Call, q: ListQuery) -> list[Any]:
+    mine = shape.within(call, _G.c.domain_id)
+    return [*mine, *reads.listed(call, Group, [*q.where, *mine])]
 
 
 def user_projects(call: Call) -> Row:
@@ -184,7 +195,7 @@ def user_projects(call: Call) -> Row:
 def _known(call: Call, rule: str) -> Row:
     user = lookup.user(call.tx, call.params["user_id"])
     call.enforce(rule, {} if user is None else _target(call, user))
-    if user is None:
+    if user is None or not reads.compared(call, user["id"]):
         raise not_found("user", call.params["user_id"])
     return user
 
@@ -204,15 +215,18 @@ def _new_group(call: Call, values: Row) -> None:
     values["description"] = values.get("description") or ""
     shape.keep_extra(call, Group, values)
     shape.names_free(call.tx, Group, values, "group")
+    writes.create_group(call, values)
 
 
 def _change_group(call: Call, before: Row, values: Row) -> None:
     shape.same_domain(before, values)
     shape.keep_extra(call, Group, values, before)
     shape.names_free(call.tx, Group, values, "group", before)
+    writes.update_group(call, before, values)
 
 
 def _delete_group(call: Call, row: Row) -> None:
+    writes.delete_group(call, row)
     resources.forget_group(call.tx, row["id"])
     bump(call.cloud, call.tx)
 
@@ -244,6 +258,8 @@ def _group(call: Call, rule: str, user: Row | None = None) -> Row:
 def group_users(call: Call) -> Row:
     """GET /v3/groups/{group_id}/users."""
     group = _group(call, "identity:list_users_in_group")
+    if not reads.compared(call, group["id"]):
+        raise not_found("group", group["id"])
     where = [*shape.within(call, _U.c.domain_id), *(_U.c.name == v for k, v in call.query if k == "name")]
     where += [_U.c.enabled.is_(v.lower() not in ("0", "false")) for k, v in call.query if k == "enabled"]
     where += _expiry([v for k, v in call.query if k == "password_expires_at"])
@@ -256,7 +272,7 @@ def _member(call: Call, rule: str) -> tuple[str, str, bool]:
     """(group id, user id, whether he is in it)."""
     user = lookup.user(call.tx, call.params["user_id"])
     group = _group(call, rule, user)
-    if user is None:
+    if user is None or not reads.compared(call, user["id"]):
         raise not_found("user", call.params["user_id"])
     same = (_M.group_id == group["id"], _M.user_id == user["id"])
     return (
@@ -270,6 +286,7 @@ def add_member(call: Call) -> None:
     """PUT /v3/groups/{group_id}/users/{user_id}."""
     group, user, there = _member(call, "identity:add_user_to_group")
     if not there:
+        writes.change_member(call, group, user, present=True)
         call.tx.insert(MEMBERSHIP, {"group_id": group, "user_id": user})
         bump(call.cloud, call.tx)
 
@@ -290,6 +307,7 @@ def remove_member(call: Call) -> None:
     group, user, there = _member(call, "identity:remove_user_from_group")
     if not there:
         raise _absent(call)
+    writes.change_member(call, group, user, present=False)
     call.tx.execute(sa.delete(MEMBERSHIP).where(_M.group_id == group, _M.user_id == user))
     bump(call.cloud, call.tx)
 
@@ -300,7 +318,7 @@ USER_HOOKS = Hooks(
 )  # fmt: skip
 GROUP_HOOKS = Hooks(
     prepare=_new_group, prepare_update=_change_group, deleting=_delete_group, target=_group_target, find=_find_group,
-    column=shape.domain_column(Group), scope=lambda call, q: shape.within(call, _G.c.domain_id),
+    column=shape.domain_column(Group), scope=_narrow_groups,
 )  # fmt: skip
 
 _MEMBER = "/v3/groups/{group_id}/users/{user_id}"

@@ -35,6 +35,7 @@ from nubila.services.identity.kinds import (
     Tags,
     User,
 )
+from nubila.services.identity.kinds_ldap import ID_MAPPING
 from nubila.services.identity.revision import bump
 
 if TYPE_CHECKING:
@@ -282,6 +283,7 @@ def _delete_domain(call: Call, row: Row) -> None:
         raise forbidden("Cannot delete a domain that is enabled, please disable it first.", "Forbidden")
     tx, id = call.tx, row["id"]
     users, groups, roles = User.table, Group.table, Role.table
+    tx.execute(sa.delete(ID_MAPPING).where(ID_MAPPING.c.domain_id == id))
     for (user,) in tx.rows(sa.select(users.c.id).where(users.c.domain_id == id)):
         forget_user(tx, user)
     for (group,) in tx.rows(sa.select(groups.c.id).where(groups.c.domain_id == id)):

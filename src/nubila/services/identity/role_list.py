@@ -12,6 +12,7 @@ from nubila.core.call import Call, Route
 from nubila.core.faults import bad_request
 from nubila.services.identity import assignments, lookup, shape
 from nubila.services.identity.kinds import ASSIGNMENT, MEMBERSHIP, Group, Project
+from nubila.services.identity.ldap import reads as directories
 from nubila.services.identity.revision import fresh
 
 Row = dict[str, Any]
@@ -82,6 +83,7 @@ def expanded(
 
 def _effective(call: Call, rows: list[Grant]) -> list[Grant]:
     known = fresh(call.cloud, call.tx)
+    directories.members(call, (g.actor_id for g in rows if g.actor_kind == "group"))
     members: dict[str, list[str]] = {}
     for user, group in call.tx.rows(sa.select(MEMBERSHIP.c.user_id, MEMBERSHIP.c.group_id)):
         members.setdefault(group, []).append(user)

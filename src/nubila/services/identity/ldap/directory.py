@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from nubila.core.clock import new_hex
-from nubila.core.faults import bad_request, conflict, forbidden
+from nubila.core.faults import Fault, bad_request, conflict, forbidden
 from nubila.services.identity.ldap import client, entries
 from nubila.services.identity.ldap.client import Entry, Rejected, Session, Unreachable
 from nubila.services.identity.ldap.entries import Person, Team, escaped, id_filter, query, rdn, same_dn
@@ -145,6 +145,14 @@ class Directory:
             for old in list(self.results)[: max(0, len(self.results) - 512)]:
                 del self.results[old]
             self.results[key] = result
+
+    def available(self) -> bool:
+        """Whether it makes sense to ask now."""
+        try:
+            self.usable()
+        except Fault:
+            return False
+        return True
 
     def usable(self) -> None:
         """Raise the 503 at once when asking makes no sense now."""

@@ -8,6 +8,7 @@ means is looked up again after the option ``cache_time``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import sqlalchemy as sa
@@ -16,7 +17,7 @@ from nubila.core import clock
 from nubila.core.call import Call
 from nubila.core.declare import Resource
 from nubila.core.elsewhere import Elsewhere
-from nubila.services.identity import lookup, shape
+from nubila.services.identity import lookup
 from nubila.services.identity.kinds import Group
 from nubila.services.identity.kinds_ldap import ID_MAPPING
 from nubila.services.identity.ldap import copies, entries
@@ -34,6 +35,7 @@ T = TypeVar("T")
 JUST_NOW_S = 2.0
 MOST_ANSWERS = 10_000
 Question = tuple[Any, ...]
+Asked = tuple[Directory, Question, Callable[[], None]]
 _I = ID_MAPPING.c
 _ALL = sa.select(_I.public_id)
 
@@ -47,14 +49,23 @@ def _missing(directory: Directory, questions: Iterable[Question], window_s: floa
 
 
 def need(
-    cloud: Cloud, asked: Sequence[tuple[Directory, Question, Callable[[], None]]], window_s: float = JUST_NOW_S
+    cloud: Cloud,
+    asked: Sequence[Asked],
+    window_s: float = JUST_NOW_S,
+    *,
+    tolerant: bool = False,
 ) -> None:
-    """Raise Elsewhere unless all these questions have been answered within the window; Fault 503 when it is no use."""
+    """Raise Elsewhere unless all these questions have been answered within the window; Fault 503 when it is no use.
+
+    ``tolerant``: what cannot be answered now counts as answered, the copies are good enough.
+    """
     todo = [(d, q, work) for d, q, work in asked if _missing(d, [q], window_s)]
-    if not todo:
-        return
+    if tolerant:
+        todo = [(d, q, work) for d, q, work in todo if d.available()]
     for directory, _, _ in todo:
         directory.usable()
+    if not todo:
+        return
 
     def answered(directory: Directory, question: Question, work: Callable[[], None]) -> Callable[[], None]:
         def run() -> None:
@@ -65,11 +76,26 @@ def need(
 
         return run
 
-    raise Elsewhere(
-        lambda: [d.guard.start(q, answered(d, q, work)) for d, q, work in todo],
-        max(d.options.deadline_s for d, _, _ in todo) + 1.0,
-        todo[0][0].guard.late,
-    )
+    def start() -> list[Future[Any]]:
+        futures = [d.guard.start(q, answered(d, q, work)) for d, q, work in todo]
+        if not tolerant:
+            return futures
+        return [_calmed(d, q, f) for (d, q, _), f in zip(todo, futures, strict=True)]
+
+    raise Elsewhere(start, max(d.options.deadline_s for d, _, _ in todo) + 1.0, todo[0][0].guard.late)
+
+
+def _calmed(directory: Directory, question: Question, future: Future[Any]) -> Future[Any]:
+    """A future that is done when the other is, and never fails; a question that failed counts as answered."""
+    out: Future[Any] = Future()
+
+    def landed(f: Future[Any]) -> None:
+        if f.cancelled() or f.exception() is not None:
+            directory.good_for[question] = clock.monotonic()
+        out.set_result(None)
+
+    future.add_done_callback(landed)
+    return out
 
 
 def done(call: Call, directory: Directory, what: Question, work: Callable[[], T], *, changes: bool = True) -> T:
@@ -101,7 +127,7 @@ def of_id(cloud: Cloud, reader: Reader, id: str) -> tuple[Directory | None, Row]
 # --- questions -----------------------------------------------------------------------------------------------------
 
 
-def _user_question(cloud: Cloud, d: Directory, m: Row) -> tuple[Directory, Question, Callable[[], None]]:
+def _user_question(cloud: Cloud, d: Directory, m: Row) -> Asked:
     """The user and the groups it is in."""
     id, local = m["public_id"], m["local_id"]
 
@@ -126,7 +152,7 @@ def with_groups(cloud: Cloud, d: Directory, someone: Person) -> None:
     copies.groups_of_user(cloud, public_id(d.domain_id, "user", someone.local_id), kept)
 
 
-def _group_question(cloud: Cloud, d: Directory, m: Row) -> tuple[Directory, Question, Callable[[], None]]:
+def _group_question(cloud: Cloud, d: Directory, m: Row) -> Asked:
     """The group and who is in it."""
     id, local = m["public_id"], m["local_id"]
 
@@ -144,13 +170,13 @@ def _group_question(cloud: Cloud, d: Directory, m: Row) -> tuple[Directory, Ques
     return d, ("group", id), work
 
 
-def _question(cloud: Cloud, d: Directory, m: Row) -> tuple[Directory, Question, Callable[[], None]]:
+def _question(cloud: Cloud, d: Directory, m: Row) -> Asked:
     return (_user_question if m["entity_type"] == "user" else _group_question)(cloud, d, m)
 
 
 def _list_question(
     cloud: Cloud, d: Directory, cls: type[Resource], asked: list[tuple[str, str]], where: list[Any]
-) -> tuple[Directory, Question, Callable[[], None]]:
+) -> Asked:
     """Users or groups, narrowed as the client narrows them."""
     kind = "group" if cls is Group else "user"
     part = entries.wanted(d.options, kind, asked)
@@ -197,15 +223,16 @@ def listed(call: Call, cls: type[Resource], where: list[Any]) -> list[Any]:
     return [sa.or_(t.c.id.not_in(_ALL), t.c.id.in_(mine))]
 
 
-def finder(cls: type[Resource]) -> Callable[[Call, str], Row | None]:
+def finder(base: Callable[[Call, str], Row | None]) -> Callable[[Call, str], Row | None]:
     """The hook that looks a user or group up by id, a directory's compared with the directory first."""
-    base = shape.finder(cls)
 
     def find(call: Call, id: str) -> Row | None:
         row = base(call, id)
-        if row is None or compared(call, id):
+        if row is None or len(id) != PUBLIC_ID:
             return row
-        return base(call, "")  # the same refusal as for one that never was
+        if not compared(call, id):
+            return base(call, "")  # the same refusal as for one that never was
+        return base(call, id)
 
     return find
 
@@ -231,26 +258,30 @@ def members(call: Call, group_ids: Iterable[str]) -> None:
         found = of_id(call.cloud, call.tx, id)
         if found is not None and found[0] is not None:
             asked.append(_question(call.cloud, found[0], found[1]))
-    need(call.cloud, asked)
+    need(call.cloud, asked, tolerant=True)
 
 
-def current(cloud: Cloud, reader: Reader, row: Row) -> tuple[Row | None, float]:
-    """(the row of a token's user as the directory has it now, for how many seconds that counts).
-
-    For users of this database's own: the row itself, for ever. None: it is gone.
-    """
+def current(cloud: Cloud, reader: Reader, row: Row) -> Row | None:
+    """The row of a token's user, at most ``cache_time`` seconds old; None when the directory has it no more."""
     if len(row["id"]) != PUBLIC_ID:
-        return row, float("inf")
+        return row
     found = of_id(cloud, reader, row["id"])
     if found is None:
-        return row, float("inf")
+        return row
     d, m = found
     if d is None:
-        return None, 0.0
-    keep_s = float(d.options["cache_time"])
-    question = _user_question(cloud, d, m)
-    need(cloud, [question], max(keep_s, 1.0))
-    if not m["present"]:
-        return None, 0.0
-    age = clock.monotonic() - d.good_for.get(question[1], clock.monotonic())
-    return lookup.user(reader, row["id"]), max(keep_s - age, 0.5)
+        return None
+    need(cloud, [_user_question(cloud, d, m)], max(float(d.options["cache_time"]), 1.0))
+    return lookup.user(reader, row["id"]) if m["present"] else None
+
+
+def good_s(cloud: Cloud, reader: Reader, user_ids: Iterable[str]) -> float:
+    """For how many seconds what is known about these users counts: for ever, for users of this database's own."""
+    out = float("inf")
+    for id in user_ids:
+        found = of_id(cloud, reader, id)
+        if found is not None and found[0] is not None:
+            d, now = found[0], clock.monotonic()
+            age = now - d.good_for.get(("user", id), now)
+            out = min(out, max(float(d.options["cache_time"]) - age, 0.5))
+    return out

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from nubila.core import clock
 from nubila.core.call import Call
 from nubila.core.faults import bad_request, forbidden
 from nubila.services.identity import auth, lookup
@@ -78,16 +79,18 @@ def _named(cloud: Cloud, d: Directory, name: str) -> str | None:
         d.named[name] = None
         if someone is not None:
             reads.with_groups(cloud, d, someone)
-            d.named[name] = public_id(d.domain_id, "user", someone.local_id)
+            id = d.named[name] = public_id(d.domain_id, "user", someone.local_id)
+            d.good_for["user", id] = clock.monotonic()
 
     need(cloud, [(d, question, work)])
     return d.named.get(name)
 
 
-def change_password(call: Call, user: Row | None, body: Row) -> bool:
+def change_password(call: Call, id: str, body: Row) -> bool:
     """A user's own new password, proved by the old one; False when the user is not a directory's."""
     with call.cloud.store.read() as reader:
-        found = of_id(call.cloud, reader, user["id"]) if user else None
+        found = of_id(call.cloud, reader, id)
+        user = lookup.user(reader, id)
         if found is None or user is None:
             return False
         d, m = found
@@ -132,9 +135,16 @@ def update_user(call: Call, before: Row, values: Row, given: Row, password: str 
     if found is None:
         return
     d, m = _usable(found)
+    for name in ("password", "password_expires_at"):
+        values.pop(name, None)
+    ours = {"extra", "options"}  # what stays in this database
+    if not d.options["user_default_project_id_attribute"]:
+        ours.add("default_project_id")
+    wanted = {k: v for k, v in {**given, **values}.items() if k not in ours}
+    if not wanted and not password:
+        values["extra"] = dict(before["extra"])
+        return
     must_be_writable(d, "user", "update")
-    values.pop("password", None)
-    wanted = {k: v for k, v in {**given, **values}.items() if k not in ("extra", "options", "password")}
     person = done(call, d, ("update", before["id"]), lambda: d.update_person(m["dn"], wanted, password))
     values |= {"name": person.name, "enabled": person.enabled, "extra": dict(person.extra)}
     copies.keep_in(call.cloud, call.tx, d, "user", [person])
