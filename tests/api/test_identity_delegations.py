@@ -201,8 +201,8 @@ def test_expired_robot(cloud: TestCloud) -> None:
         body = {"application_credential": {"name": "late", "expires_at": when}}
         got = cloud.request("POST", f"{owner.url}/application_credentials", body, token=owner.token())
         assert got.status == 400
-    got = robot(cloud, owner, "later", expires_at="2101-01-01T00:00:00.000000Z")
-    assert got["expires_at"].startswith("2101-01-01T00:00:00")
+    found = robot(cloud, owner, "later", expires_at="2101-01-01T00:00:00.000000Z")
+    assert found["expires_at"].startswith("2101-01-01T00:00:00")
 
 
 # --- trusts --------------------------------------------------------------------------------------------------------

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from nubila.core.service import Service
 from nubila.services.identity import (
+    audit,
     application_credentials,
     credentials,
     domain_config,
+    ec2,
     federation,
     limits,
     people,
@@ -86,7 +88,9 @@ SERVICE = Service(
         *application_credentials.ROUTES,
         *trusts.ROUTES,
         *domain_config.ROUTES,
+        *ec2.ROUTES,
     ),
     rules=(*RULES, *DELEGATION_RULES, *FEDERATION_RULES, *CONFIG_RULES),
     bootstrap=bootstrap,
+    observe=audit.observe,
 )
