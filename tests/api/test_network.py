@@ -548,13 +548,16 @@ def test_a_router_taken_from_its_host_stays_nowhere_until_it_is_given_to_one(dem
     router = demo.make("router", external_gateway_info={"network_id": demo.public()["id"]})
     demo.ok("PUT", f"routers/{router['id']}/add_router_interface", {"subnet_id": subnet["id"]})
     demo.cloud.settle()
+    port = demo.make("port", network_id=subnet["network_id"])
+    floating = demo.make("floatingip", floating_network_id=demo.public()["id"], port_id=port["id"])
     where = f"routers/{router['id']}/l3-agents"
     (agent,) = admin.ok("GET", where)["agents"]
     take = f"agents/{agent['id']}/l3-routers"
     here = demo.cloud.agents[0].drivers.network
 
     def ports() -> set[str]:
-        return {p["status"] for p in admin.ok("GET", "ports", device_id=router["id"])["ports"]}
+        leads = demo.ok("GET", f"floatingips/{floating['id']}")["floatingip"]
+        return {p["status"] for p in [leads, *admin.ok("GET", "ports", device_id=router["id"])["ports"]]}
 
     def taken() -> None:
         admin.ok("DELETE", f"{take}/{router['id']}")

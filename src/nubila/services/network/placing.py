@@ -20,7 +20,7 @@ from nubila.core.faults import Fault
 from nubila.core.work import Item
 from nubila.services.network import agents, allocate, asks, fixed, look, place, ports
 from nubila.services.network.asks import DHCP, ROUTER_OWNERS
-from nubila.services.network.kinds import Network, Router, Subnet
+from nubila.services.network.kinds import FloatingIP, Network, Router, Subnet
 from nubila.services.network.kinds_port import Port
 from nubila.services.network.tables import DHCP_BINDING
 
@@ -46,6 +46,12 @@ _NEED_DHCP = sa.select(Subnet.table.c.network_id).where(Subnet.table.c.enable_dh
 _NEED_HOST = sa.select(_P.device_id).where(_P.device_owner.in_(ROUTER_OWNERS)).distinct()
 _BOUND_TO = sa.select(_D.network_id).where(_D.host == sa.bindparam("host"))
 _ROUTED_BY = sa.select(_R.id).where(_R.host == sa.bindparam("host"))
+_F = FloatingIP.table.c
+_FLOATING_DOWN = (
+    sa.update(FloatingIP.table)
+    .where(_F.router_id == sa.bindparam("b_router"), _F.fixed_ip_address.is_not(None), _F.status != "DOWN")
+    .values(status="DOWN")
+)
 _TAKEN = sa.select(_R.id).where(_R.host == TAKEN)
 STAYING = ("enabled", "disabled")
 
@@ -233,6 +239,7 @@ def move_router(tx: Tx, row: Row, host: str | None) -> None:
     for place_ in {row["host"], host} - {None, TAKEN}:
         tx.ask("router", row["id"], place_)
     allocate.set_columns(tx, Router, row["id"], {"host": host, "fence": row["fence"] + 1})
+    tx.execute(_FLOATING_DOWN, {"b_router": row["id"]})  # until the new host says that they lead somewhere
 
 
 def unschedule(tx: Tx, row: Row) -> None:
