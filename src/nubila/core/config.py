@@ -9,6 +9,7 @@ import dataclasses as dc
 import difflib
 import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -150,6 +151,28 @@ class Settings:
     ldap: Sections = setting(
         Sections(), "Directories with users and groups, a table [ldap.<domain name>] for each domain; see docs/ldap.md."
     )
+
+    def __post_init__(self) -> None:
+        """Refuse what could only fail at somebody's login. Raises :class:`BadSetting`."""
+        for name in _NOT_NEGATIVE:
+            if getattr(self, name) < 0:
+                raise BadSetting(f"setting {name} must not be negative; 0 turns it off")
+        try:
+            re.compile(self.password_regex)
+        except re.error as e:
+            raise BadSetting(f"setting password_regex is no regular expression: {e}") from None
+        if self.password_hash_algorithm not in PASSWORD_ALGORITHMS:
+            raise BadSetting(
+                f"setting password_hash_algorithm must be one of {', '.join(PASSWORD_ALGORITHMS)}, "
+                f"not {self.password_hash_algorithm!r}"
+            )
+
+
+_NOT_NEGATIVE = (
+    "lockout_failure_attempts", "lockout_duration", "disable_user_account_days_inactive", "password_expires_days",
+    "unique_last_password_count", "minimum_password_age", "totp_included_previous_windows", "login_failures_per_minute",
+)  # fmt: skip
+PASSWORD_ALGORITHMS = ("bcrypt", "bcrypt_sha256", "scrypt", "pbkdf2_sha512")
 
 
 class BadSetting(ValueError):

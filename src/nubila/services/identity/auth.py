@@ -224,7 +224,7 @@ def document(cloud: Cloud, reader: Reader, m: Meaning, base: str, *, catalog: bo
         "methods": list(claims.methods),
         "user": {
             "domain": named(m.user_domain), "id": m.user["id"], "name": m.user["name"],
-            "password_expires_at": clock.zulu_us(m.user["password_expires_at"]),
+            "password_expires_at": m.user["password_expires_at"],
         },
         "audit_ids": list(claims.audit_ids),
         "expires_at": iso(claims.expires_at),
