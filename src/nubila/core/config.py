@@ -72,6 +72,10 @@ class Settings:
         "",
         "Header in which a trusted proxy passes on the client certificate it verified (PEM, escaped or base64).",
     )
+    audit: bool = setting(True, "Whether logins and changes of Identity are written to DIR/log/audit.log (CADF).")
+    audit_opt_out: tuple[str, ...] = setting(
+        (), "Events left out of the audit log: identity.authenticate.success, identity.user.updated and the like."
+    )
     log_max_bytes: int = setting(100_000_000, "Size in bytes at which a log is rotated.")
     log_keep: int = setting(5, "Number of old logs kept beside each log.")
     database: str = setting(
@@ -84,6 +88,16 @@ class Settings:
     token_ttl_s: int = setting(3600, "Seconds until a token expires.")
     token_provider: str = setting(
         "fernet", "Which tokens are made: fernet (short), or jws (ES256, readable with public keys); both are accepted."
+    )
+    oidc: tuple[Any, ...] = setting(
+        (),
+        "Per identity provider, as tables [[oidc]]: identity_provider, issuer, audience, jwks (file or URL), skew_s.",
+    )
+    default_authorization_ttl: int = setting(
+        0, "Minutes that groups given by an identity provider without authorization_ttl are remembered; 0: not at all."
+    )
+    trusted_dashboards: tuple[str, ...] = setting(
+        (), "URLs of dashboards that browsers may be sent back to with a token (web single sign-on)."
     )
     bcrypt_rounds: int = setting(12, "Cost of password hashes: the logarithm of the number of rounds.")
     password_hash_algorithm: str = setting(

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from nubila.core.gates import Version
 
 if TYPE_CHECKING:
-    from nubila.core.call import Call, Route
+    from nubila.core.call import Call, Reply, Route, StreamReply
     from nubila.core.cloud import Cloud
     from nubila.core.db import Reader, Store, Tx
     from nubila.core.declare import Resource
+    from nubila.core.faults import Fault
     from nubila.core.policy import Rule
     from nubila.core.query import ListQuery
     from nubila.core.work import Item
@@ -84,6 +85,7 @@ class Service:
     on_host: Callable[[Cloud, Tx, Row], None] | None = None  # a host reported: inventory, agents
     invariants: Sequence[Callable[[Cloud, Reader], list[str]]] = ()  # sentences about what is wrong among the rows
     quotas: Mapping[str, int] = field(default_factory=dict)  # default limits by resource, -1 = unlimited
+    observe: Callable[[Call, Reply | StreamReply, Fault | None], None] | None = None  # sees every answer; never raises
     healthy: Callable[[Cloud, Reader], str] | None = None  # "" = fine, else a sentence
     versions: tuple[Version, Version] | None = None  # microversions honoured (lowest, highest)
     version_headers: tuple[str, ...] = ()  # lower-case request headers that choose one, newest style first

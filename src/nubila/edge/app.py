@@ -94,15 +94,19 @@ class Edge:
             return
         started = time.perf_counter()
         wired, call = self._identify(scope)
+        fault: Fault | None = None
         try:
             answer = _encoded(await self._handle(wired, call, scope, receive))
         except Fault as e:
-            answer = _encoded(self._refusal(wired, call, e))
+            fault = e
         except Exception:
             log.exception("request %s failed", call.request_id)
             fault = Fault(500, f"Internal error; request {call.request_id} is in the log.")
+        if fault is not None:
             answer = _encoded(self._refusal(wired, call, fault))
         status = answer.status
+        if wired.service.observe is not None:
+            wired.service.observe(call, answer, fault)
         try:
             await self._send(wired, call, answer, send)
         finally:

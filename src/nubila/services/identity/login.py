@@ -80,6 +80,7 @@ async def issue(call: Call) -> Reply:
     wanted, names = _read(call)
     cloud = call.cloud
     proof = await _database(cloud, lambda: _prove(call, wanted["identity"], names))
+    call.memo["audit.user"] = next((u for u in proof.users if u), None)
     attempt = lockout.Attempt(cloud, _subject(wanted["identity"], proof), call.peer)
     loop = asyncio.get_running_loop()
     for check in proof.check:
