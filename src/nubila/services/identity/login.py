@@ -35,8 +35,8 @@ from nubila.services.identity import (
 )
 from nubila.services.identity import hashing as hashing_threads
 from nubila.services.identity.kinds import TRUST, Project, User
-from nubila.services.identity.proof import DOMAIN, Proof, domain_of, expecting, named
 from nubila.services.identity.ldap import reads as directories
+from nubila.services.identity.proof import DOMAIN, Proof, domain_of, expecting, named
 from nubila.services.identity.revision import fresh
 
 if TYPE_CHECKING:
