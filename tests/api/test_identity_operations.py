@@ -240,6 +240,10 @@ def test_keys_are_rotated_and_listed(stopped: TestCloud) -> None:
         after = json.loads(run(stopped, "key", "list", "--json").output)
         now = [(k["number"], k["for"]) for k in after if k["kind"] == kind]
         assert now == [(0, "staged"), (1, "reads older ones"), (2, "primary")]
+    trail = [json.loads(x) for x in (stopped.state / "log" / "audit.log").read_text().splitlines()]
+    assert [(e["action"], e["resource_info"]) for e in trail[-2:]] == [
+        ("rotated.key", "fernet"), ("rotated.key", "credential"),
+    ]  # fmt: skip
     assert "tokens may end before their time" in run(stopped, "key", "rotate").output
     assert stopped.request("GET", "/v3/projects", token=token).status == 200
     assert (stopped.state / "keys" / "fernet" / "2").read_text() not in run(stopped, "key", "list").output

@@ -16,7 +16,7 @@ from nubila.apps import first, wiring
 from nubila.apps.lifecycle import Cannot
 from nubila.core import jws, keyfiles, tokens
 from nubila.core.cloud import Cloud
-from nubila.services.identity import credential_keys, hashing
+from nubila.services.identity import audit, credential_keys, hashing
 from nubila.services.identity.bootstrap import NeedsPassword, Wanted, repair
 
 PASSWORD_VARIABLE = "OS_BOOTSTRAP_PASSWORD"  # the name keystone-manage uses
@@ -72,6 +72,8 @@ def bootstrap(
             done: list[str] = cloud.store.transact(lambda tx: repair(cloud, tx, wanted))
         except NeedsPassword:
             raise Cannot(f"there is no user {user} yet: give it a password (leave --keep-password out)") from None
+        if done:
+            audit.record(state, cloud.settings, "updated", "bootstrap", user, done=done)
     if password is not None:
         done += _into_clouds_yaml(state, user, password)
     return done or ["everything was as it should be"]
@@ -159,8 +161,9 @@ def rotate(state: Path, kind: str, max_active_keys: int) -> list[str]:
         primary = tokens.rotate(state / "keys", kind, max_active_keys)
     except (keyfiles.KeysError, ValueError, OSError) as e:
         raise Cannot(f"{e}; `nubila key setup --kind {kind}` makes missing ones") from None
-    said = [f"{kind}: key {primary} is the primary"]
-    ttl = wiring.settings(state, first.overrides(state)).token_ttl_s
+    settings = wiring.settings(state, first.overrides(state))
+    audit.record(state, settings, "rotated", "key", kind, primary=primary)
+    said, ttl = [f"{kind}: key {primary} is the primary"], settings.token_ttl_s
     if ages and max_active_keys > 2 and ages[0] < ttl / (max_active_keys - 2):
         said.append(f"the last rotation was {_age(ages[0])} ago: tokens may end before their time")
     return said
@@ -174,6 +177,7 @@ def _rotate_credential(state: Path, max_active_keys: int) -> list[str]:
             raise Cannot(f"{e} `nubila key migrate` does it") from None
         except keyfiles.KeysError as e:
             raise Cannot(str(e)) from None
+        audit.record(state, cloud.settings, "rotated", "key", "credential", primary=primary)
         said = [f"credential: key {primary} is the primary"]
         return [*said, f"{credential_keys.migrate(cloud)} secrets were encrypted again"]
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from nubila.core.call import Call, Reply, StreamReply
     from nubila.core.cloud import Cloud
+    from nubila.core.config import Settings
     from nubila.core.faults import Fault
 
 log = logging.getLogger("nubila.audit")
@@ -151,35 +152,37 @@ def observe(call: Call, answer: Reply | StreamReply, fault: Fault | None) -> Non
     authenticates = operation == "authenticate"
     if _opted_out(settings.audit_opt_out, planned.resource, operation, outcome):
         return
-    initiator = _initiator(call)
+    written, initiator = trail(call.cloud), _initiator(call)
     if authenticates:
         user, methods = _authenticated(call, answer, failed)
         initiator["id"] = user or initiator["id"]
-        event = _event(call.cloud, "authenticate", outcome, initiator, {"typeURI": USER, "id": initiator["id"]})
+        event = _event(written, "authenticate", outcome, initiator, {"typeURI": USER, "id": initiator["id"]})
         if methods:
             event["methods"] = methods
     else:
         id = call.params.get(planned.id, "") if planned.id else _made(answer, failed)
         target = {"typeURI": TYPES.get(planned.resource, f"data/security/{planned.resource}"), "id": id or "unknown"}
-        event = _event(call.cloud, f"{operation}.{planned.resource}", outcome, initiator, target)
+        event = _event(written, f"{operation}.{planned.resource}", outcome, initiator, target)
         if id:
             event["resource_info"] = id
         for key, param in planned.extra:
             event[key] = _word(param[1:]) if param[0] == "=" else call.params.get(param)
     if failed:
         event["reason"] = {"reasonCode": str(answer.status), "reasonType": _why(answer.status, fault)}
-    trail(call.cloud).write(event)
+    written.write(event)
 
 
-def record(cloud: Cloud, operation: str, resource: str, id: str, **more: Any) -> None:
+def record(state: Path, settings: Settings, operation: str, resource: str, id: str, **more: Any) -> None:
     """Write the event of something done without a request: by a command on this machine."""
-    if not cloud.settings.audit or _opted_out(cloud.settings.audit_opt_out, resource, operation, "success"):
+    if not settings.audit or _opted_out(settings.audit_opt_out, resource, operation, "success"):
         return
+    written = Trail(state / "log" / "audit.log", settings.name)
     host = {"address": "localhost", "agent": "nubila"}
     initiator = {"typeURI": USER, "id": f"os:uid:{os.getuid()}", "host": host}
     target = {"typeURI": TYPES.get(resource, f"data/security/{resource}"), "id": id}
-    event = _event(cloud, f"{operation}.{resource}", "success", initiator, target)
-    trail(cloud).write({**event, "resource_info": id, **more})
+    event = _event(written, f"{operation}.{resource}", "success", initiator, target)
+    written.write({**event, "resource_info": id, **more})
+    written.close()
 
 
 def _outcome(answer: Reply | StreamReply) -> str:
@@ -199,13 +202,13 @@ def _opted_out(names: tuple[str, ...], resource: str, operation: str, outcome: s
 
 
 def _event(
-    cloud: Cloud, action: str, outcome: str, initiator: Mapping[str, Any], target: Mapping[str, Any]
+    trail: Trail, action: str, outcome: str, initiator: Mapping[str, Any], target: Mapping[str, Any]
 ) -> dict[str, Any]:
     return {
         "typeURI": EVENT, "id": f"openstack:{uuid.uuid4()}", "eventType": "activity",
         "eventTime": datetime.now(UTC).isoformat(), "action": action, "outcome": outcome,
         "initiator": initiator, "target": target,
-        "observer": {"typeURI": "service/security", "id": trail(cloud).observer, "name": cloud.name},
+        "observer": {"typeURI": "service/security", "id": trail.observer, "name": trail.cloud},
     }  # fmt: skip
 
 
@@ -278,7 +281,7 @@ class Trail:
     """The file of one process; follows it when it is rotated. Several processes append whole lines to it."""
 
     def __init__(self, path: Path, cloud: str) -> None:
-        self.path = path
+        self.path, self.cloud = path, cloud
         self.observer = f"openstack:{uuid.uuid5(uuid.NAMESPACE_URL, f'nubila:{cloud}')}"
         self._fd = -1
         self._seen: tuple[int, int] = (0, 0)
@@ -296,6 +299,12 @@ class Trail:
                 log.error("audit events are lost: %s cannot be written: %s", self.path, e.strerror)
             self._failed = True
             self._next = 0.0
+
+    def close(self) -> None:
+        """Let go of the file; a later event opens it again."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
     def _follow(self) -> None:
         now = time.monotonic()
