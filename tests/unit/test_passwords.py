@@ -67,6 +67,15 @@ def test_a_damaged_hash_matches_nothing_and_raises_nothing(hashed: str) -> None:
         assert not verify(hashed, "y")
 
 
+@pytest.mark.parametrize("algorithm", ["scrypt", "pbkdf2_sha512"])
+def test_a_hash_that_is_cut_off_matches_nothing(algorithm: str) -> None:
+    hashed = Passwords(algorithm, CHEAP[algorithm]).hash("x")
+    assert verify(hashed, "x")
+    start = hashed.rindex("$") + 1
+    for left in range(4, 22, 4):  # whole bytes of the right digest
+        assert not verify(hashed[: start + left], "x")
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_an_unknown_user_takes_as_long_as_a_wrong_password(algorithm: str) -> None:
     passwords = Passwords(algorithm, {"bcrypt": 8, "bcrypt_sha256": 8, "scrypt": 12, "pbkdf2_sha512": 20000}[algorithm])

@@ -25,6 +25,7 @@ _BCRYPT_MAX = 72
 _DEFAULT_ROUNDS = {"bcrypt": 12, "bcrypt_sha256": 12, "scrypt": 16, "pbkdf2_sha512": 60000}
 _RANGES = {"bcrypt": (4, 31), "bcrypt_sha256": (4, 31), "scrypt": (4, 22), "pbkdf2_sha512": (1000, 100_000_000)}
 _SCRYPT_MEMORY = 1 << 30  # bytes; refuses a hash that would take more to verify
+_SHORTEST_DIGEST = 16  # bytes
 _LETTERS = "abcdefghjkmnpqrstuvwxyzABCDEFGHJKMNPQRSTUVWXYZ23456789"  # without those that look alike
 
 
@@ -130,9 +131,9 @@ def _verify(hashed: str, password: bytes) -> bool:
         return bcrypt.checkpw(password[:_BCRYPT_MAX], hashed.encode("ascii")) and len(password) <= _BCRYPT_MAX
     _, kind, options, salt, digest = parts
     if kind == "pbkdf2-sha512":
-        wanted = _bytes64(digest)
+        wanted = _digest(digest)
         return hmac.compare_digest(
-            hashlib.pbkdf2_hmac("sha512", password, _bytes64(salt), int(options), len(wanted) or None), wanted
+            hashlib.pbkdf2_hmac("sha512", password, _bytes64(salt), int(options), len(wanted)), wanted
         )
     given = dict(option.split("=", 1) for option in options.split(","))
     if kind == "bcrypt-sha256":
@@ -143,10 +144,18 @@ def _verify(hashed: str, password: bytes) -> bool:
         )
         return bcrypt.checkpw(data, f"${given['t']}${int(given['r']):02d}${salt}{digest}".encode("ascii"))
     if kind == "scrypt":
-        wanted = _bytes64(digest)
+        wanted = _digest(digest)
         made = _scrypt(password, _bytes64(salt), int(given["ln"]), int(given["r"]), int(given["p"]), len(wanted))
         return hmac.compare_digest(made, wanted)
     return False
+
+
+def _digest(text: str) -> bytes:
+    """The digest of a hash; ValueError when it is so short (cut off) that chance would match it."""
+    found = _bytes64(text)
+    if len(found) < _SHORTEST_DIGEST:
+        raise ValueError("the hash is cut off")
+    return found
 
 
 def generate_password(length: int = 20) -> str:
