@@ -31,6 +31,11 @@ SCHEMAS = Path("/etc/ldap/schema")
 
 CONF = """
 {schemas}
+attributetype ( 1.2.840.113556.1.4.8 NAME 'userAccountControl' EQUALITY integerMatch
+  SYNTAX 1.3.6.1.4.1.1466.115.121.1.27 SINGLE-VALUE )
+attributetype ( 1.3.6.1.4.1.4203.666.1.900 NAME 'enabled' EQUALITY booleanMatch
+  SYNTAX 1.3.6.1.4.1.1466.115.121.1.7 SINGLE-VALUE )
+objectclass ( 1.3.6.1.4.1.4203.666.3.900 NAME 'switched' SUP top AUXILIARY MAY ( userAccountControl $ enabled ) )
 modulepath {modules}
 moduleload back_mdb
 pidfile {root}/pid
@@ -130,7 +135,7 @@ class Slapd:
             cert, key, ca = certificate
             tls = f"TLSCertificateFile {cert}\nTLSCertificateKeyFile {key}\nTLSCACertificateFile {ca}"
         schemas = "\n".join(
-            f"include {SCHEMAS / n}.schema" for n in ("core", "cosine", "inetorgperson", "nis", "msuser")
+            f"include {SCHEMAS / n}.schema" for n in ("core", "cosine", "inetorgperson", "nis")
             if (SCHEMAS / f"{n}.schema").exists()
         )  # fmt: skip
         self.conf = root / "slapd.conf"
@@ -206,6 +211,22 @@ class Slapd:
             ["ldapmodify", "-x", "-H", self.url, "-D", ROOT, "-y", self._secret(), *self._adds(ldif)],
             input=ldif.encode(), check=True, timeout=20, capture_output=True,
         )  # fmt: skip
+
+    def show(self, name: str) -> str:
+        """The entry at this name below the suffix, "" when there is none."""
+        got = subprocess.run(
+            ["ldapsearch", "-x", "-LLL", "-o", "ldif-wrap=no", "-H", self.url, "-D", ROOT, "-y", self._secret(),
+             "-b", f"{name},{SUFFIX}", "-s", "base"], timeout=20, capture_output=True, check=False,
+        )  # fmt: skip
+        return got.stdout.decode()
+
+    def dump(self) -> str:
+        """Everything in it."""
+        got = subprocess.run(
+            ["ldapsearch", "-x", "-LLL", "-H", self.url, "-D", ROOT, "-y", self._secret(), "-b", SUFFIX],
+            timeout=20, capture_output=True, check=True,
+        )  # fmt: skip
+        return got.stdout.decode()
 
     @staticmethod
     def _adds(ldif: str) -> list[str]:
