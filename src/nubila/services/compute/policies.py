@@ -144,6 +144,7 @@ RULES: tuple[Rule, ...] = (
             text,
             f"{method} {path}.",
             ((method, path.partition(" ")[0]),),
+            ("project",),
         )
         for name, method, path, text in _TABLE
     ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nubila.core.policy import Rule
 
 ADMIN = "rule:context_is_admin"
@@ -17,7 +19,7 @@ _IMAGES = "/v2/images"
 _IMAGE, _FILE = "/v2/images/{image_id}", "/v2/images/{image_id}/file"
 _MEMBERS, _ONE_MEMBER = "/v2/images/{image_id}/members", "/v2/images/{image_id}/members/{member_id}"
 
-RULES: list[Rule] = [
+_RULES: list[Rule] = [
     Rule("context_is_admin", "role:admin", "Who counts as administrator."),
     Rule("service_api", "role:service or role:admin", "Calls between services."),
     Rule("add_image", f"{ADMIN} or ({_MEMBER} and project_id:%(owner)s)", "Create images.", (("POST", _IMAGES),)),
@@ -40,3 +42,4 @@ RULES: list[Rule] = [
     Rule("deactivate", _OWNER_WRITES, "Stop downloads.", (("POST", f"{_IMAGE}/actions/deactivate"),)),
     Rule("reactivate", _OWNER_WRITES, "Allow downloads again.", (("POST", f"{_IMAGE}/actions/reactivate"),)),
 ]  # fmt: skip
+RULES: list[Rule] = [replace(rule, scopes=("project",)) if rule.operations else rule for rule in _RULES]

@@ -35,6 +35,9 @@ BASE: tuple[tuple[str, str], ...] = (
     ("external", "field:networks:router:external=True"),
     ("external_network", "field:subnets:router:external=True"),
     ("network_device", "field:port:device_owner=~^network:"),
+    ("compute_device", "field:port:device_owner=~^compute:"),
+    ("baremetal_device", "field:port:device_owner=~^baremetal:"),
+    ("manila_device", "field:port:device_owner=~^manila:"),
     ("shared_security_group", "field:security_groups:shared=True"),
     ("rule_default_sg", "field:security_group_rules:belongs_to_default_sg=True"),
     ("shared_subnetpools", "field:subnetpools:shared=True"),
@@ -118,7 +121,12 @@ RULES_BY_TEXT: tuple[tuple[str, str], ...] = (
     (f"{ADVSVC} or ({ADMIN}) or {NET_READER} or {READER}", "get_port:tags"),
     (f"({ADMIN}) or {SERVICE} or {MEMBER}", "update_port update_port:binding:vnic_type"),
     (f"({ADMIN}) or {SERVICE} or (role:manager and rule:network_owner)", "update_port:mac_address"),
-    (f"({ADMIN}) or {SERVICE} or {NET_MEMBER} or {MEMBER}", "delete_port"),
+    (
+        f"({ADMIN}) or {SERVICE} or (service_roles:service and ({NET_MEMBER} or {MEMBER})) or "
+        "(not rule:compute_device and not rule:baremetal_device and not rule:manila_device and "
+        f"({NET_MEMBER} or {MEMBER}))",
+        "delete_port",
+    ),
     (f"{ADVSVC} or {MEMBER} or ({ADMIN}) or {NET_MEMBER}", "delete_port:tags"),
     (ADMIN_OR_READER, "get_router get_router:tags get_floatingip get_floatingip:tags"),
     (f"({ADMIN}) or (role:manager and project_id:%(project_id)s)", "create_floatingip:floating_ip_address get_quota"),
@@ -140,5 +148,5 @@ def _doc(name: str) -> str:
 
 RULES = (
     *(Rule(name, text, "Used by other rules.") for name, text in BASE),
-    *(Rule(name, text, _doc(name)) for text, names in RULES_BY_TEXT for name in names.split()),
+    *(Rule(name, text, _doc(name), scopes=("project",)) for text, names in RULES_BY_TEXT for name in names.split()),
 )

@@ -45,14 +45,20 @@ _TABLE: tuple[tuple[str, str, str, str], ...] = (
 )  # fmt: skip
 
 RULES: tuple[Rule, ...] = (
-    Rule("admin_api", "role:admin", "Administrators."),
-    Rule("service_api", "role:service", "Other services."),
-    Rule("admin_or_service_api", "role:admin or role:service", "Administrators and other services."),
+    Rule("admin_api", "role:admin", "Administrators.", scopes=("project",)),
+    Rule("service_api", "role:service", "Other services.", scopes=("project",)),
+    Rule(
+        "admin_or_service_api", "role:admin or role:service", "Administrators and other services.", scopes=("project",)
+    ),
     Rule("project_reader_api", "role:reader and project_id:%(project_id)s", "Readers of the project."),
     Rule(
         "admin_or_project_reader_or_service_api",
         "role:admin or rule:project_reader_api or role:service",
         "Administrators, readers of the project and other services.",
+        scopes=("project",),
     ),
-    *(Rule(f"placement:{name}", text, f"{method} {path}.", ((method, path),)) for name, method, path, text in _TABLE),
+    *(
+        Rule(f"placement:{name}", text, f"{method} {path}.", ((method, path),), ("project",))
+        for name, method, path, text in _TABLE
+    ),
 )
