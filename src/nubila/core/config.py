@@ -91,7 +91,7 @@ class Settings:
     )
     oidc: tuple[Any, ...] = setting(
         (),
-        "Per identity provider, as tables [[oidc]]: identity_provider, issuer, audience, jwks (file or URL), skew_s.",
+        "Per identity provider, a table [[oidc]]: identity_provider, issuer, audience, jwks (file or URL), skew_s.",
     )
     default_authorization_ttl: int = setting(
         0, "Minutes that groups given by an identity provider without authorization_ttl are remembered; 0: not at all."

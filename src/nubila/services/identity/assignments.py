@@ -5,12 +5,14 @@ The functions that compute take plain data; those that take a reader fetch it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from nubila.core import clock
 from nubila.services.identity.kinds import ASSIGNMENT, IMPLIED, MEMBERSHIP, Project, Role
+from nubila.services.identity.kinds_federation import EXPIRING_MEMBERSHIP
 from nubila.services.identity.revision import Memory
 
 if TYPE_CHECKING:
@@ -22,14 +24,19 @@ _P = Project.table
 _A = ASSIGNMENT.c
 
 _GROUPS = sa.select(MEMBERSHIP.c.group_id).where(MEMBERSHIP.c.user_id == sa.bindparam("user_id"))
+_X = EXPIRING_MEMBERSHIP.c
+_FOR_NOW = sa.select(_X.group_id).where(_X.user_id == sa.bindparam("user_id"), _X.expires_at > sa.bindparam("now"))
 _OF_ACTOR = sa.select(
     _A.actor_kind, _A.actor_id, _A.target_kind, _A.target_id, _A.role_id, _A.inherited
 ).where(
     sa.or_(
         sa.and_(_A.actor_kind == "user", _A.actor_id == sa.bindparam("user_id")),
-        sa.and_(_A.actor_kind == "group", _A.actor_id.in_(_GROUPS)),
+        sa.and_(_A.actor_kind == "group", sa.or_(_A.actor_id.in_(_GROUPS), _A.actor_id.in_(_FOR_NOW))),
     )
 )  # fmt: skip
+_OF_GROUPS = sa.select(
+    _A.actor_kind, _A.actor_id, _A.target_kind, _A.target_id, _A.role_id, _A.inherited
+).where(_A.actor_kind == "group", _A.actor_id.in_(sa.bindparam("ids", expanding=True)))  # fmt: skip
 _IMPLIED = sa.select(IMPLIED.c.prior_id, IMPLIED.c.implied_id)
 _ROLES = sa.select(Role.table)
 _PARENT = sa.select(_P.c.parent_id, _P.c.domain_id).where(_P.c.id == sa.bindparam("id"))
@@ -106,15 +113,20 @@ def granted(
     ]
 
 
-def of_user(reader: Reader, user_id: str) -> list[tuple[str, str, str, str, str, bool]]:
-    """Every assignment of a user, also by its groups."""
-    return reader.rows(_OF_ACTOR, {"user_id": user_id})
+def of_user(
+    reader: Reader, user_id: str, groups: Sequence[str] = ()
+) -> list[tuple[str, str, str, str, str, bool]]:  # fmt: skip
+    """Every assignment of a user, also by its groups and by ``groups`` (those a federated token carries)."""
+    rows = reader.rows(_OF_ACTOR, {"user_id": user_id, "now": clock.now()})
+    return [*rows, *reader.rows(_OF_GROUPS, {"ids": list(groups)})] if groups else rows
 
 
-def token_roles(memory: Memory, reader: Reader, user_id: str, target_kind: str, target_id: str) -> list[dict[str, str]]:
+def token_roles(
+    memory: Memory, reader: Reader, user_id: str, target_kind: str, target_id: str, groups: Sequence[str] = ()
+) -> list[dict[str, str]]:
     """The roles a token of this user for this target has: ``[{id, name}]``, domain roles expanded and left out."""
     above = ancestors(reader, target_id) if target_kind == "project" else []
-    given = granted(of_user(reader, user_id), target_kind, target_id, above)
+    given = granted(of_user(reader, user_id, groups), target_kind, target_id, above)
     if not given:
         return []
     roles = roles_by_id(memory, reader)
@@ -125,9 +137,11 @@ def token_roles(memory: Memory, reader: Reader, user_id: str, target_kind: str, 
     ]
 
 
-def targets_of_user(reader: Reader, user_id: str) -> tuple[list[str], list[str], bool]:
+def targets_of_user(
+    reader: Reader, user_id: str, groups: Sequence[str] = ()
+) -> tuple[list[str], list[str], bool]:  # fmt: skip
     """(project ids, domain ids, whether the system) the user could scope a token to."""
-    rows = of_user(reader, user_id)
+    rows = of_user(reader, user_id, groups)
     projects = {t for _, _, kind, t, _, inherited in rows if kind == "project" and not inherited}
     domains = {t for _, _, kind, t, _, inherited in rows if kind == "domain" and not inherited}
     for _, _, kind, target, _, inherited in rows:

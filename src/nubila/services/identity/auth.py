@@ -18,7 +18,7 @@ from nubila.core import clock
 from nubila.core.faults import Fault, unauthorized
 from nubila.core.payload import InvalidToken, Payload, iso
 from nubila.core.tokens import Creds
-from nubila.services.identity import assignments, lookup
+from nubila.services.identity import assignments, federated, lookup
 from nubila.services.identity import catalog as catalogue
 from nubila.services.identity.kinds import TRUST, ApplicationCredential
 from nubila.services.identity.ldap import reads as directories
@@ -104,6 +104,8 @@ def resolve(cloud: Cloud, reader: Reader, claims: Payload) -> Meaning:
     """Compare a token's claims with the database as it is. Raises :class:`Refused`."""
     known = memory(cloud)
     known.revocations.refresh(reader)
+    if why := federated.broken(reader, claims):
+        raise Refused(why)
     user = _user(cloud, reader, claims.user_id)
     trust = _trust(cloud, reader, claims) if claims.trust_id else None
     if trust is not None and trust["impersonation"]:
@@ -111,18 +113,18 @@ def resolve(cloud: Cloud, reader: Reader, claims: Payload) -> Meaning:
     user_domain = _live(reader, user["domain_id"], "domain")
     domains = [user_domain["id"]]
     out = Meaning(claims, None, claims.expires_at / 1e6, user, user_domain)  # type: ignore[arg-type]  # creds: below
-    out.trust = trust
+    out.trust, groups = trust, claims.group_ids
     if claims.project_id:
         out.project = _live(reader, claims.project_id, "project")
         out.project_domain = _live(reader, out.project["domain_id"] or out.project["id"], "domain")
         domains.append(out.project_domain["id"])
         whose = trust["first_trustor"] if trust else user["id"]
-        out.roles = assignments.token_roles(known, reader, whose, "project", claims.project_id)
+        out.roles = assignments.token_roles(known, reader, whose, "project", claims.project_id, groups)
     elif claims.domain_id:
         out.domain = _live(reader, claims.domain_id, "domain")
-        out.roles = assignments.token_roles(known, reader, user["id"], "domain", claims.domain_id)
+        out.roles = assignments.token_roles(known, reader, user["id"], "domain", claims.domain_id, groups)
     elif claims.system:
-        out.roles = assignments.token_roles(known, reader, user["id"], "system", assignments.SYSTEM)
+        out.roles = assignments.token_roles(known, reader, user["id"], "system", assignments.SYSTEM, groups)
     if known.revocations.revoked(claims, domains):
         raise Refused("The token has been revoked.")
     if claims.app_cred_id:
@@ -139,6 +141,7 @@ def resolve(cloud: Cloud, reader: Reader, claims: Payload) -> Meaning:
     out.creds = _creds(out)
     whom = (claims.user_id, trust["trustor_user_id"], trust["first_trustor"]) if trust else (claims.user_id,)
     out.until = min(out.expires, time.time() + directories.good_s(cloud, reader, whom))
+    out.until = min(out.until, *(federated.until(known, reader, id) for id in whom))  # memberships end
     return out
 
 
@@ -230,6 +233,13 @@ def document(cloud: Cloud, reader: Reader, m: Meaning, base: str, *, catalog: bo
         "expires_at": iso(claims.expires_at),
         "issued_at": iso(claims.issued_at),
     }  # fmt: skip
+    if claims.idp_id:
+        token["user"]["OS-FEDERATION"] = federated.section(claims)
+        del token["user"]["password_expires_at"]
+    if providers := federated.service_providers(memory(cloud), reader):
+        token["service_providers"] = providers
+    if claims.thumbprint:
+        token["oauth2_credential"] = {"x5t#S256": claims.thumbprint}
     if m.project is not None and m.project_domain is not None:
         token["project"] = {"domain": named(m.project_domain), **named(m.project)}
         token["is_domain"] = bool(m.project["is_domain"])

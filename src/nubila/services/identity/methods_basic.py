@@ -58,6 +58,11 @@ def by_token(cloud: Cloud, reader: Reader, part: Row, proof: Proof) -> None:
     proof.users.append(found.user["id"])
     proof.parent = found.claims
     proof.app_cred = found.app_cred
+    claims = found.claims
+    if claims.idp_id:  # still the identity provider's word, and its groups
+        proof.fields |= {"idp_id": claims.idp_id, "protocol_id": claims.protocol_id, "group_ids": claims.group_ids}
+    if claims.thumbprint:  # a token bound to a certificate begets only such
+        proof.fields["thumbprint"] = claims.thumbprint
     proof.methods += [m for m in found.claims.methods if m not in proof.methods]
 
 

@@ -74,8 +74,13 @@ def catalog(call: Call) -> dict[str, Any]:
     return {"catalog": found, "links": {"self": f"{call.base}/v3/auth/catalog"}}
 
 
+def _groups(call: Call) -> tuple[str, ...]:
+    """Groups that the caller's identity provider vouches for."""
+    return call.creds.token.group_ids if call.creds.token is not None else ()
+
+
 def _targets(call: Call, kind: str) -> list[str]:
-    projects, domains, _ = assignments.targets_of_user(call.tx, str(call.creds.user_id))
+    projects, domains, _ = assignments.targets_of_user(call.tx, str(call.creds.user_id), _groups(call))
     return projects if kind == "project" else domains
 
 
@@ -96,7 +101,7 @@ def domains(call: Call) -> dict[str, Any]:
 def system(call: Call) -> dict[str, Any]:
     """GET /v3/auth/system."""
     call.enforce("identity:get_auth_system")
-    _, _, whole = assignments.targets_of_user(call.tx, str(call.creds.user_id))
+    _, _, whole = assignments.targets_of_user(call.tx, str(call.creds.user_id), _groups(call))
     return {"system": [{"all": True}] if whole else [], "links": {"self": f"{call.base}/v3/auth/system"}}
 
 
