@@ -16,6 +16,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
+from nubila.core import clock
 from nubila.core.config import BadSetting, load
 from nubila.services.identity import federation_oidc
 from nubila.testing.cloud import Response, TestCloud
@@ -344,7 +345,8 @@ def test_memberships_last_as_long_as_the_provider_says(cloud: TestCloud, monkeyp
     token = robot.headers["x-subject-token"]
     assert cloud.request("GET", "/v3/auth/catalog", token=token).status == 200
     then = time.time() + 601
-    monkeypatch.setattr("nubila.services.identity.auth.time.time", lambda: then)
+    monkeypatch.setattr("time.time", lambda: then)
+    monkeypatch.setattr("nubila.core.clock.now", lambda: clock.at(then))
     assert cloud.request("GET", "/v3/auth/catalog", token=token).status == 401
     assert cloud.request("POST", "/v3/auth/tokens", login, token="").status == 401
 

@@ -55,6 +55,20 @@ UserOptions = Object(
         },
     }
 )
+_KNOWN_AS = {
+    "type": "object",
+    "properties": {
+        "protocol_id": {"type": "string"},
+        "unique_id": {"type": "string", "minLength": 1, "maxLength": 255},
+    },
+    "required": ["protocol_id", "unique_id"],
+}
+_KNOWN_TO = {
+    "type": "object",
+    "properties": {"idp_id": {"type": "string"}, "protocols": {"type": "array", "minItems": 1, "items": _KNOWN_AS}},
+    "required": ["idp_id", "protocols"],
+}
+Federated = Type(lambda: sa.JSON, {"type": "array", "items": _KNOWN_TO})
 _NAMES = "eq in contains icontains startswith istartswith endswith iendswith iexact"
 
 
@@ -153,6 +167,14 @@ class User(_Own):
     )
     password = Attr(Str(255), "Its hash.", hidden=True, null=True, default=None)
     created_at = Attr(Str(32), "", hidden=True, default=clock.now)
+    federated = Attr(
+        Federated,
+        "Under which names providers know this user.",
+        write="cu",
+        null=True,
+        store=False,
+        hidden=True,
+    )
     unique = (("domain_id", "name"),)
     rest = rest("users", "user", "users")
 

@@ -16,6 +16,7 @@ from nubila.services.identity import (
     assignments,
     auth,
     compliance,
+    federation_users,
     hashing,
     lookup,
     own_password,
@@ -64,6 +65,7 @@ def _present(call: Call, rows: list[Row]) -> None:
     """Attributes that the original leaves out when they are not set go with the caller's own; who has not been here
     for too long is shown as disabled."""
     inactive = compliance.inactive_ids(call.cloud.settings, call.tx, rows)
+    federated = federation_users.of(call.tx, [r["id"] for r in rows])
     for row in rows:
         row["enabled"] = bool(row["enabled"]) and row["id"] not in inactive
         extra = dict(row.get("extra") or {})
@@ -71,6 +73,8 @@ def _present(call: Call, rows: list[Row]) -> None:
             extra["extra"] = dict(extra)
         if row.get("default_project_id"):
             extra["default_project_id"] = row["default_project_id"]
+        if row["id"] in federated:
+            extra["federated"] = federated[row["id"]]
         row["extra"] = extra
 
 
@@ -83,6 +87,7 @@ def create_user(call: Call) -> Reply:
     with call.cloud.store.write() as call.tx:
         values = checks.defaults(User, dict(given), call.version)
         values["domain_id"] = values.get("domain_id") or shape.default_domain(call)
+        federated = values.pop("federated", None)
         values["extra"] = shape.own(User, body)
         values["password"] = call.memo.get("hash")
         shape.merge_options({}, values)
@@ -96,6 +101,7 @@ def create_user(call: Call) -> Reply:
         call.tx.insert(_U, {c.name: values.get(c.name) for c in _U.columns})
         if values["password"]:
             compliance.note_password(call.cloud, call.tx, values["id"], None, self_service=False)
+        federation_users.keep(call, values["id"], federated)
         return Reply({"user": _shown(call, values)}, 201)
 
 
@@ -125,6 +131,7 @@ def update_user(call: Call) -> Reply:
     body = _hashed(call, body)
     with call.cloud.store.write() as call.tx:
         before = shape.fetch(call.tx, User, row["id"])
+        federation_users.keep(call, before["id"], values.pop("federated", None))
         shape.same_domain(before, values)
         shape.merge_options(before, values)
         shape.names_free(call.tx, User, values, "user", before)
@@ -176,6 +183,7 @@ def _expiry(query: list[str]) -> list[Any]:
 
 def _narrow(call: Call, q: ListQuery) -> list[Any]:
     mine = [*_expiry(q.extra.get("password_expires_at", [])), *shape.within(call, _U.c.domain_id)]
+    mine += federation_users.clauses(q)
     return [*mine, *reads.listed(call, User, [*q.where, *mine])]
 
 
@@ -235,9 +243,13 @@ def user_groups(call: Call) -> Row:
     """GET /v3/users/{user_id}/groups."""
     user = _known(call, "identity:list_groups_for_user")
     where = [*shape.within(call, _G.c.domain_id), *(_G.c.name == v for k, v in call.query if k == "name")]
-    found = sa.select(_G).join(MEMBERSHIP, _M.group_id == _G.c.id).where(_M.user_id == user["id"], *where)
-    rows = call.tx.all(found.order_by(_G.c.id))
-    views = [shape.view(call, Group, r, membership_expires_at=None) for r in rows]
+    until = federation_users.memberships(call.tx, user["id"], clock.now())
+    always = sa.select(_M.group_id).where(_M.user_id == user["id"])
+    mine = sa.or_(_G.c.id.in_(always), _G.c.id.in_(sorted(until))) if until else _G.c.id.in_(always)
+    kept = {id for (id,) in call.tx.rows(always)} if until else set()
+    rows = call.tx.all(sa.select(_G).where(mine, *where).order_by(_G.c.id))
+    ends = {id: clock.zulu_us(at) for id, at in until.items() if id not in kept}
+    views = [shape.view(call, Group, r, membership_expires_at=ends.get(r["id"])) for r in rows]
     return shape.listing(call, "groups", views, call.path)
 
 
@@ -314,7 +326,7 @@ def remove_member(call: Call) -> None:
 
 USER_HOOKS = Hooks(
     deleting=_delete_user, present=_present, target=_target, find=_find_user, column=shape.domain_column(User),
-    own_filters=("password_expires_at",), scope=_narrow,
+    own_filters=("password_expires_at", *federation_users.FILTERS), scope=_narrow,
 )  # fmt: skip
 GROUP_HOOKS = Hooks(
     prepare=_new_group, prepare_update=_change_group, deleting=_delete_group, target=_group_target, find=_find_group,
