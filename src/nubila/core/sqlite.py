@@ -38,7 +38,8 @@ def _direct(kind: Any) -> Convert | None:
 
 
 def _from_json(value: Any) -> Any:
-    return None if value is None else _decode(value)
+    # SQLite keeps a number in a column of type JSON as a number, not as text
+    return value if value is None or isinstance(value, int | float) else _decode(value)
 
 
 def _from_bool(value: Any) -> bool | None:
