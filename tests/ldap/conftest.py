@@ -101,13 +101,20 @@ class Corp:
         self, name: str, password: str, *, status: int = 201, domain: str = "corp", scope: bool = True, id: str = ""
     ) -> Response:
         """A login with a password, on the project unless told otherwise."""
+        body = self.credentials(name, password, domain=domain, scope=scope, id=id)
+        return self.ask("POST", "/v3/auth/tokens", body, status, token="")
+
+    def credentials(
+        self, name: str, password: str, *, domain: str = "corp", scope: bool = True, id: str = ""
+    ) -> dict[str, Any]:
+        """The body of such a login."""
         who: dict[str, Any] = {"id": id} if id else {"name": name, "domain": {"name": domain}}
         auth: dict[str, Any] = {
             "identity": {"methods": ["password"], "password": {"user": {**who, "password": password}}}
         }
         if scope:
             auth["scope"] = {"project": {"id": self.project}}
-        return self.ask("POST", "/v3/auth/tokens", {"auth": auth}, status, token="")
+        return {"auth": auth}
 
     def token(self, name: str, password: str) -> str:
         """A token for the project."""

@@ -9,7 +9,6 @@ not look. Where TLS is asked for, nothing is ever sent in the clear, whatever ``
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import logging
 import math
 import socket
@@ -24,6 +23,7 @@ from urllib.parse import unquote, urlsplit
 from nubila.services.identity.ldap.options import Options
 
 log = logging.getLogger("nubila.ldap")
+UNVERIFIED = "CERTIFICATE_VERIFY_FAILED"
 PAGED = "1.2.840.113556.1.4.319"
 SUBTREE_DELETE = "1.2.840.113556.1.4.805"
 OK, NO_SUCH_OBJECT, SIZE_LIMIT, INVALID_CREDENTIALS, EXISTS = 0, 32, 4, 49, 68
@@ -101,9 +101,13 @@ def _library() -> Any:
     return ldap3
 
 
-def context(options: Options) -> ssl.SSLContext:
+def context(options: Options, *, verify: bool) -> ssl.SSLContext:
     """How TLS is done. ``tls_cacertdir`` counts only without ``tls_cacertfile``."""
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if not verify:
+        made.check_hostname = False
+        made.verify_mode = ssl.CERT_NONE
+        return made
     file, folder = options["tls_cacertfile"], options["tls_cacertdir"]
     try:
         if file:
@@ -114,9 +118,6 @@ def context(options: Options) -> ssl.SSLContext:
             made.load_default_certs()
     except (OSError, ssl.SSLError) as e:
         raise Unreachable(file or folder, f"the CA certificates cannot be read: {e}") from None
-    if options["tls_req_cert"] != "demand":
-        made.check_hostname = False
-        made.verify_mode = ssl.CERT_NONE
     return made
 
 
@@ -132,43 +133,15 @@ def _folder(folder: str) -> str:
     return "\n".join(dict.fromkeys(found))
 
 
-def _tls(options: Options, server: Address) -> Any:
+def _tls(options: Options, server: Address, *, verify: bool) -> Any:
     library = _library()
-    made = context(options)
+    made = context(options, verify=verify)
 
     class Tls(library.Tls):  # type: ignore[misc, name-defined]  # the library's own does not let OpenSSL check names
         def wrap_socket(self, connection: Any, do_handshake: bool = False) -> None:
             connection.socket = made.wrap_socket(connection.socket, server_hostname=server.host)
-            if options["tls_req_cert"] == "allow":
-                _say_unverified(options, server, connection.socket.getpeercert(binary_form=True))
 
     return Tls()
-
-
-def _say_unverified(options: Options, server: Address, der: bytes | None) -> None:
-    """``allow`` goes on with a certificate that cannot be verified, but not silently."""
-    from cryptography import x509
-    from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
-
-    try:
-        if not options["tls_cacertfile"] or der is None:
-            raise VerificationError("there is no tls_cacertfile to verify it with")
-        with open(options["tls_cacertfile"], "rb") as f:
-            store = Store(x509.load_pem_x509_certificates(f.read()))
-        PolicyBuilder().store(store).build_server_verifier(_name(server.host)).verify(
-            x509.load_der_x509_certificate(der), []
-        )
-    except (OSError, ValueError, VerificationError) as e:
-        log.warning("%s: certificate not verified, going on because tls_req_cert is allow: %s", server, e)
-
-
-def _name(host: str) -> Any:
-    from cryptography import x509
-
-    try:
-        return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        return x509.DNSName(host)
 
 
 class Session:
@@ -185,6 +158,16 @@ class Session:
 
     def open(self) -> Session:
         """Connect, and start TLS when asked for. Raises Unreachable."""
+        mode = self.options["tls_req_cert"]
+        try:
+            return self._open(verify=mode != "never")
+        except Unreachable as e:
+            if mode != "allow" or not (UNVERIFIED in e.reason or "CA certificates" in e.reason):
+                raise
+            log.warning("%s: certificate not verified, going on as tls_req_cert is allow: %s", self.server, e.reason)
+            return self._open(verify=False)
+
+    def _open(self, *, verify: bool) -> Session:
         library, options, server = _library(), self.options, self.server
         dereference = {
             "default": library.DEREF_ALWAYS, "always": library.DEREF_ALWAYS, "never": library.DEREF_NEVER,
@@ -196,7 +179,8 @@ class Session:
             url = f"ldapi://{server.host}" if server.scheme == "ldapi" else server.host
             target = library.Server(
                 url, port=server.port or None, use_ssl=server.scheme == "ldaps", get_info=library.NONE,
-                connect_timeout=options["connection_timeout"], tls=_tls(options, server) if secure else None,
+                connect_timeout=options["connection_timeout"],
+                tls=_tls(options, server, verify=verify) if secure else None,
             )  # fmt: skip
             self._connection = library.Connection(
                 target, client_strategy=library.SYNC, auto_referrals=options["chase_referrals"], check_names=False,
@@ -352,7 +336,7 @@ def _plain(e: BaseException) -> str:
     text = str(e) or type(e).__name__
     if "timed out" in text or "Resource temporarily unavailable" in text:
         return "no answer in time"
-    for word in ("CERTIFICATE_VERIFY_FAILED", "Connection refused", "Name or service not known"):
+    for word in (UNVERIFIED, "Connection refused", "Name or service not known"):
         if word in text:
             text = text[text.index(word) :].partition("(_ssl")[0].partition("'")[0]
     return text.strip(" .'\")(,")[:300]

@@ -128,6 +128,7 @@ class Directory:
 
     def _ask(self, work: Callable[[Session], T], *, write: bool = False) -> T:
         """Run something as the service account. A read on a connection that died in the pool is tried anew."""
+        used = False
         try:
             with self._session("service", fresh=write) as (session, used):
                 self._as_service(session)
@@ -290,6 +291,7 @@ class Directory:
         if not password:
             return False
         name = dn or f"{rdn(self.options['user_id_attribute'], new_hex())},{self.options.user_tree}"
+        used = False
         try:
             with self._session("auth") as (session, used):
                 return session.bind(name, password) and dn is not None

@@ -17,6 +17,7 @@ from nubila.core import clock
 from nubila.core.call import Call
 from nubila.core.declare import Resource
 from nubila.core.elsewhere import Elsewhere
+from nubila.core.query import PAGE_KEYS
 from nubila.services.identity import lookup
 from nubila.services.identity.kinds import Group
 from nubila.services.identity.kinds_ldap import ID_MAPPING
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 T = TypeVar("T")
 JUST_NOW_S = 2.0
+PAGING_S = 60.0
 MOST_ANSWERS = 10_000
 Question = tuple[Any, ...]
 Asked = tuple[Directory, Question, Callable[[], None]]
@@ -215,7 +217,9 @@ def listed(call: Call, cls: type[Resource], where: list[Any]) -> list[Any]:
     domain = call.arg("domain_id") or call.creds.domain_id or call.creds.project_domain_id
     d = found.get(domain) if domain else None
     if d is not None:
-        need(cloud, [_list_question(cloud, d, cls, list(call.query), list(where))])
+        window = PAGING_S if call.arg("marker") is not None else JUST_NOW_S  # further pages of the same list
+        asked = [(k, v) for k, v in call.query if k not in PAGE_KEYS]
+        need(cloud, [_list_question(cloud, d, cls, asked, list(where))], window)
     if d is None and not mapped(cloud, reader):
         return []
     t = cls.table
