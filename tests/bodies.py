@@ -65,7 +65,8 @@ def smallest(schema: Schema, hint: Callable[[str], Any] = lambda name: None, nam
     kind = kind_of(schema)
     if kind == "object":
         properties = schema.get("properties", {})
-        return {n: smallest(properties.get(n, {}), hint, n) for n in schema.get("required", ())}
+        names = dict.fromkeys([*schema.get("required", ()), *list(properties)[: schema.get("minProperties", 0)]])
+        return {n: smallest(properties.get(n, {}), hint, n) for n in names}
     if kind == "array":
         return [smallest(schema.get("items", {}), hint) for _ in range(schema.get("minItems", 0))]
     if kind == "string":

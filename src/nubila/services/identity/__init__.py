@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from nubila.core.service import Service
 from nubila.services.identity import (
-    audit,
     application_credentials,
+    audit,
     credentials,
     domain_config,
     ec2,
+    endpoint_filter,
     federation,
+    federation_auth,
     limits,
     people,
     places,
+    policy_association,
     resources,
     role_list,
     roles,
@@ -35,10 +38,12 @@ from nubila.services.identity.kinds import (
     Role,
     User,
 )
+from nubila.services.identity.kinds_filter import EndpointGroup
 from nubila.services.identity.policies import RULES
 from nubila.services.identity.policies_config import RULES as CONFIG_RULES
 from nubila.services.identity.policies_delegation import RULES as DELEGATION_RULES
 from nubila.services.identity.policies_federation import RULES as FEDERATION_RULES
+from nubila.services.identity.policies_filter import RULES as FILTER_RULES
 
 SERVICE = Service(
     name="identity",
@@ -57,6 +62,7 @@ SERVICE = Service(
         CatalogService,
         Endpoint,
         Policy,
+        EndpointGroup,
         Credential,
         RegisteredLimit,
         Limit,
@@ -71,6 +77,7 @@ SERVICE = Service(
         CatalogService: places.SERVICE_HOOKS,
         Endpoint: places.ENDPOINT_HOOKS,
         Policy: places.POLICY_HOOKS,
+        EndpointGroup: endpoint_filter.HOOKS,
         Credential: credentials.HOOKS,
         RegisteredLimit: limits.REGISTERED_HOOKS,
         Limit: limits.HOOKS,
@@ -78,6 +85,7 @@ SERVICE = Service(
     routes=(
         *versions.ROUTES,
         *federation.ROUTES,
+        *federation_auth.ROUTES,
         *tokens.ROUTES,
         *resources.ROUTES,
         *people.ROUTES,
@@ -89,8 +97,10 @@ SERVICE = Service(
         *trusts.ROUTES,
         *domain_config.ROUTES,
         *ec2.ROUTES,
+        *endpoint_filter.ROUTES,
+        *policy_association.ROUTES,
     ),
-    rules=(*RULES, *DELEGATION_RULES, *FEDERATION_RULES, *CONFIG_RULES),
+    rules=(*RULES, *DELEGATION_RULES, *FEDERATION_RULES, *CONFIG_RULES, *FILTER_RULES),
     bootstrap=bootstrap,
     observe=audit.observe,
 )

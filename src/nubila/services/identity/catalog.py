@@ -2,7 +2,8 @@
 
 Addresses of our own services are stored as "{base}/compute/v2.1" so that they follow the name the client used for us
 (or ``public_url``). Others may hold ``$(project_id)s``, ``%(user_id)s`` and the like; an endpoint whose places cannot
-be filled is left out, as the original does.
+be filled is left out, as the original does. A project that was given endpoints of its own (endpoint_filter.py) finds
+only those, and services only where it finds endpoints.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from nubila.services.identity.kinds import CatalogService, Endpoint
+from nubila.services.identity.kinds_filter import PROJECT_ENDPOINT, PROJECT_ENDPOINT_GROUP, EndpointGroup
 from nubila.services.identity.revision import Memory
 
 if TYPE_CHECKING:
@@ -29,6 +31,11 @@ _ROWS = (
     .where(_S.c.enabled.is_(True))
     .order_by(_S.c.type, _S.c.id, _E.c.region_id, _E.c.interface)
 )  # fmt: skip
+_GIVEN = sa.select(PROJECT_ENDPOINT.c.project_id, PROJECT_ENDPOINT.c.endpoint_id)
+_GIVEN_GROUPS = sa.select(PROJECT_ENDPOINT_GROUP.c.project_id, EndpointGroup.table.c.filters).join(
+    EndpointGroup.table, EndpointGroup.table.c.id == PROJECT_ENDPOINT_GROUP.c.endpoint_group_id
+)
+_ENDPOINTS = sa.select(_E.c.id, _E.c.interface, _E.c.service_id, _E.c.region_id)
 _PLACE = re.compile(r"[$%]\(([a-z_]+)\)s")
 KNOWN = ("project_id", "tenant_id", "user_id", "domain_id", "public_url", "admin_url", "internal_url")
 
@@ -57,13 +64,38 @@ def rows(memory: Memory, reader: Reader) -> list[dict[str, Any]]:
     return found
 
 
+def _all_given(reader: Reader) -> dict[str, set[str]]:
+    """project id -> ids of the endpoints it was given, one by one or by groups; others are not in it."""
+    found: dict[str, set[str]] = {}
+    for project_id, endpoint_id in reader.rows(_GIVEN):
+        found.setdefault(project_id, set()).add(endpoint_id)
+    groups = reader.rows(_GIVEN_GROUPS)
+    endpoints = reader.all(_ENDPOINTS) if groups else []
+    for project_id, filters in groups:
+        members = {e["id"] for e in endpoints if all(e.get(k) == v for k, v in filters.items())}
+        if members:  # as the original: a project with none finds all
+            found.setdefault(project_id, set()).update(members)
+    return found
+
+
+def given(reader: Reader, project_id: str) -> set[str] | None:
+    """Ids of the endpoints a project sees; None = all."""
+    return _all_given(reader).get(project_id)
+
+
 def catalog(
     memory: Memory, reader: Reader, base: str, *, project_id: str | None, user_id: str | None
 ) -> list[dict[str, Any]]:
     """The catalogue for a token's scope."""
     values = {"project_id": project_id, "tenant_id": project_id, "user_id": user_id}
     services: dict[str, dict[str, Any]] = {}
+    facts = memory.facts
+    if (filters := facts.get("endpoint_filter")) is None:
+        filters = facts["endpoint_filter"] = _all_given(reader)
+    seen: set[str] | None = filters.get(project_id or "")
     for row in rows(memory, reader):
+        if seen is not None and row["id"] not in seen:
+            continue
         service = services.get(row["service_id"])
         if service is None:
             service = services[row["service_id"]] = {

@@ -12,6 +12,7 @@ from nubila.core.faults import bad_request, conflict, forbidden, not_found
 from nubila.core.service import Hooks
 from nubila.services.identity import catalog, shape
 from nubila.services.identity.kinds import CatalogService, Endpoint, Limit, Policy, Region, RegisteredLimit
+from nubila.services.identity.kinds_filter import POLICY_ASSOCIATION, PROJECT_ENDPOINT
 from nubila.services.identity.revision import bump
 
 Row = dict[str, Any]
@@ -77,6 +78,7 @@ def _delete_region(call: Call, row: Row) -> None:
             f"The region {row['id']} or one in it has endpoints; delete those first.", "RegionDeletionError"
         )
     _no_limits(call, "region_id", order, "region")
+    call.tx.execute(sa.delete(POLICY_ASSOCIATION).where(POLICY_ASSOCIATION.c.region_id.in_(order)))
     for id in reversed(order[1:]):
         call.tx.execute(sa.delete(_G).where(_G.c.id == id))
     bump(call.cloud, call.tx)
@@ -103,6 +105,9 @@ def _change_service(call: Call, before: Row, values: Row) -> None:
 
 def _delete_service(call: Call, row: Row) -> None:
     _no_limits(call, "service_id", [row["id"]], "service")
+    for (id,) in call.tx.rows(sa.select(_E.c.id).where(_E.c.service_id == row["id"])):
+        _forget_endpoint(call, id)
+    call.tx.execute(sa.delete(POLICY_ASSOCIATION).where(POLICY_ASSOCIATION.c.service_id == row["id"]))
     call.tx.execute(sa.delete(_E).where(_E.c.service_id == row["id"]))
     bump(call.cloud, call.tx)
 
@@ -139,7 +144,14 @@ def _change_endpoint(call: Call, before: Row, values: Row) -> None:
 
 
 def _delete_endpoint(call: Call, row: Row) -> None:
+    _forget_endpoint(call, row["id"])
     bump(call.cloud, call.tx)
+
+
+def _forget_endpoint(call: Call, id: str) -> None:
+    """Remove what was said about an endpoint that goes."""
+    call.tx.execute(sa.delete(PROJECT_ENDPOINT).where(PROJECT_ENDPOINT.c.endpoint_id == id))
+    call.tx.execute(sa.delete(POLICY_ASSOCIATION).where(POLICY_ASSOCIATION.c.endpoint_id == id))
 
 
 def _shown_url(call: Call, url: str) -> str:
@@ -153,6 +165,12 @@ def _present_endpoints(call: Call, rows: list[Row]) -> None:
             row["extra"] = {**row["extra"], "name": row["name"]}
 
 
+def endpoint_views(call: Call, rows: list[Row]) -> list[Row]:
+    """Endpoints as the API shows them."""
+    _present_endpoints(call, rows)
+    return [shape.view(call, Endpoint, row) for row in rows]
+
+
 # --- policies ------------------------------------------------------------------------------------------------------
 
 
@@ -162,6 +180,10 @@ def _new_policy(call: Call, values: Row) -> None:
 
 def _change_policy(call: Call, before: Row, values: Row) -> None:
     shape.keep_extra(call, Policy, values, before)
+
+
+def _delete_policy(call: Call, row: Row) -> None:
+    call.tx.execute(sa.delete(POLICY_ASSOCIATION).where(POLICY_ASSOCIATION.c.policy_id == row["id"]))
 
 
 REGION_HOOKS = Hooks(
@@ -174,7 +196,9 @@ ENDPOINT_HOOKS = Hooks(
     prepare=_new_endpoint, prepare_update=_change_endpoint, deleting=_delete_endpoint, present=_present_endpoints,
     find=shape.finder(Endpoint),
 )  # fmt: skip
-POLICY_HOOKS = Hooks(prepare=_new_policy, prepare_update=_change_policy, find=shape.finder(Policy))
+POLICY_HOOKS = Hooks(
+    prepare=_new_policy, prepare_update=_change_policy, deleting=_delete_policy, find=shape.finder(Policy)
+)
 ROUTES = (
     Route(method="PUT", path="/v3/regions/{id}", handler=put_region, doc="Create a region with this id.", tx="write"),
 )

@@ -18,6 +18,7 @@ from nubila.services.identity import (
     auth,
     compliance,
     domain_config,
+    federation_users,
     lookup,
     shape,
     trusts,
@@ -35,6 +36,7 @@ from nubila.services.identity.kinds import (
     Tags,
     User,
 )
+from nubila.services.identity.kinds_filter import PROJECT_ENDPOINT, PROJECT_ENDPOINT_GROUP
 from nubila.services.identity.kinds_ldap import ID_MAPPING
 from nubila.services.identity.revision import bump
 
@@ -250,6 +252,8 @@ def _forget_project(tx: Tx, id: str) -> None:
     tx.execute(sa.delete(Credential.table).where(Credential.table.c.project_id == id))
     tx.execute(sa.delete(ApplicationCredential.table).where(ApplicationCredential.table.c.project_id == id))
     trusts.forget(tx, project_id=id)
+    for given in (PROJECT_ENDPOINT, PROJECT_ENDPOINT_GROUP):
+        tx.execute(sa.delete(given).where(given.c.project_id == id))
     users = User.table
     tx.execute(sa.update(users).where(users.c.default_project_id == id).values(default_project_id=None))
     assignments.forget(tx, target_kind="project", target_id=id)
@@ -282,6 +286,7 @@ def _delete_domain(call: Call, row: Row) -> None:
     if row["enabled"]:
         raise forbidden("Cannot delete a domain that is enabled, please disable it first.", "Forbidden")
     tx, id = call.tx, row["id"]
+    federation_users.forget(tx, domain_id=id)
     users, groups, roles = User.table, Group.table, Role.table
     tx.execute(sa.delete(ID_MAPPING).where(ID_MAPPING.c.domain_id == id))
     for (user,) in tx.rows(sa.select(users.c.id).where(users.c.domain_id == id)):
@@ -308,12 +313,14 @@ def forget_user(tx: Tx, id: str) -> None:
     application_credentials.forget_user(tx, id)
     trusts.forget(tx, user_id=id)
     compliance.forget_user(tx, id)
+    federation_users.forget(tx, user_id=id)
     assignments.forget(tx, actor_kind="user", actor_id=id)
 
 
 def forget_group(tx: Tx, id: str) -> None:
     """Remove what hangs on a group, not the group."""
     tx.execute(sa.delete(MEMBERSHIP).where(MEMBERSHIP.c.group_id == id))
+    federation_users.forget(tx, group_id=id)
     assignments.forget(tx, actor_kind="group", actor_id=id)
 
 
