@@ -97,7 +97,10 @@ def schema(version: str) -> Row:
     return {
         "type": "object",
         "required": ["rules"],
-        "properties": {"rules": {"type": "array", "minItems": 1, "items": rule}, "schema_version": _TEXT},
+        "properties": {
+            "rules": {"type": "array", "minItems": 1, "items": rule},
+            "schema_version": {"type": ["string", "null"]},  # clients send null for the default
+        },
         "additionalProperties": False,
     }
 
