@@ -150,8 +150,6 @@ CONDITION = st.one_of(
 )
 REMOTE = st.tuples(st.sampled_from("abc"), CONDITION).map(lambda t: {"type": t[0], **t[1]})
 REMOTES = st.lists(REMOTE, min_size=1, max_size=4)
-    st.tuples(st.sampled_from("abc"), CONDITION).map(lambda t: {"type": t[0], **t[1]}), min_size=1, max_size=4
-)
 
 
 @settings(max_examples=600, deadline=None)
@@ -189,8 +187,6 @@ def test_white_and_black_split_a_list(said: dict[str, list[str]], wanted: list[s
     assert set(white) | set(black) == set(values)
     assert not set(white) & set(black)
     exactly = [f"^{re.escape(w)}\\Z" for w in wanted]
-    exact = rule(
-        {"group_ids": "{0}"}, remote=[{"type": "a", "whitelist": exactly, "regex": True}]
-    )
+    exact = rule({"group_ids": "{0}"}, remote=[{"type": "a", "whitelist": exactly, "regex": True}])
     if values:
         assert evaluate([exact], said).group_ids == white
