@@ -341,6 +341,7 @@ def test_tokens_end_with_the_password(cloud: TestCloud) -> None:
         {"user": {"original_password": "s3cret", "password": None}},
         {"user": {"original_password": 5, "password": "x"}},
         {"user": {"original_password": "s3cret", "password": "x" * 5000}},
+        {"user": {"original_password": "s3cret", "password": "x", "more": 1}},
         {"user": "x"},
     ],
 )

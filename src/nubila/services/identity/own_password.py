@@ -23,6 +23,7 @@ SCHEMA = {
     "type": "object",
     "properties": {"original_password": {"type": "string"}, "password": {"type": "string", "maxLength": 4096}},
     "required": ["original_password", "password"],
+    "additionalProperties": False,
 }
 
 
