@@ -99,6 +99,9 @@ class Settings:
     trusted_dashboards: tuple[str, ...] = setting(
         (), "URLs of dashboards that browsers may be sent back to with a token (web single sign-on)."
     )
+    oauth2_cert_dn_mapping_id: str = setting(
+        "oauth2_mapping", "The mapping that says which user a client certificate is for (OAuth 2.0 with mutual TLS)."
+    )
     bcrypt_rounds: int = setting(12, "Cost of password hashes: the logarithm of the number of rounds.")
     password_hash_algorithm: str = setting(
         "bcrypt", "How passwords are hashed: bcrypt, bcrypt_sha256, scrypt or pbkdf2_sha512; old hashes stay readable."

@@ -8,6 +8,8 @@ file work always in threads. One switch: :meth:`Edge._run`.
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import logging
 import os
 import re
@@ -246,6 +248,8 @@ class Edge:
                 call.creds = self._maybe(token)
             except Elsewhere as e:
                 call.creds = await _again(e, lambda: self._maybe(token))
+            if call.creds is not None and not _bound_here(call, call.creds):
+                call.creds = None  # type: ignore[assignment]  # an open route: he is nobody there
         if call.creds is not None and call.creds.access_rules is not None:
             try:
                 self._narrowed(wired.service, call, route)
@@ -253,11 +257,14 @@ class Edge:
                 await _again(e, lambda: self._narrowed(wired.service, call, route))
 
     def _authenticated(self, call: Call) -> Any:
-        token = call.headers.get("x-auth-token")
+        token = call.headers.get("x-auth-token") or _bearer(call)
         try:
             if not token:
                 raise unauthorized()
-            return self.authenticate(self.cloud, token)
+            creds = self.authenticate(self.cloud, token)
+            if not _bound_here(call, creds):
+                raise unauthorized("The token is bound to a client certificate that this connection does not show.")
+            return creds
         except Fault as e:
             if e.status == 401:
                 e.headers.setdefault("WWW-Authenticate", f'Keystone uri="{_origin(call)}/v3"')
@@ -495,6 +502,21 @@ def _text(value: bytes) -> str:
         return value.decode("utf-8")
     except UnicodeDecodeError:
         return value.decode("latin-1")
+
+
+def _bearer(call: Call) -> str:
+    """The token of ``Authorization: Bearer`` (RFC 6750), as OAuth 2.0 clients send it."""
+    scheme, _, token = call.headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
+def _bound_here(call: Call, creds: Any) -> bool:
+    """Whether the token is bound to no client certificate, or to the one of this connection (RFC 8705 section 3)."""
+    wanted = creds.token.thumbprint if creds is not None and creds.token is not None else None
+    if not wanted:
+        return True
+    digest = hashlib.sha256(call.client_cert or b"").digest()
+    return bool(call.client_cert) and base64.urlsafe_b64encode(digest).rstrip(b"=").decode() == wanted
 
 
 def _origin(call: Call) -> str:

@@ -43,6 +43,10 @@ SCHEMA: Row = {
 }
 ISSUER = "HTTP_OIDC_ISS"
 """The attribute that names the provider, unless the protocol has a remote_id_attribute."""
+NOT_OURS = frozenset(
+    ("password", "token", "totp", "application_credential", "external", "oauth1", "oauth2_credential", "ec2credential")
+)
+"""Methods that a token must not claim because a protocol happens to be called so."""
 _F, _E = FEDERATED_USER.c, EXPIRING_MEMBERSHIP.c
 
 
@@ -76,7 +80,8 @@ def prove(cloud: Cloud, reader: Reader, part: Row, proof: Proof) -> None:
     token = bearer(proof.call)
     slot = len(proof.users)
     proof.users.append(None)
-    proof.methods[:] = [protocol_id if m == "mapped" else m for m in proof.methods]
+    if protocol_id not in NOT_OURS:
+        proof.methods[:] = [protocol_id if m == "mapped" else m for m in proof.methods]
 
     def check() -> bool:
         said = _said(proof.call, cloud, idp_id, token)
