@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,9 +19,9 @@ import sqlalchemy as sa
 import yaml
 from click.testing import CliRunner, Result
 
-from nubila.apps import cli, doctor, first, lifecycle, wiring
+from nubila.apps import cli, doctor, first, lifecycle, supervisor, tls, wiring
 from nubila.core import pki
-from nubila.core.config import BadSetting, Settings, load
+from nubila.core.config import BadSetting, Sections, Settings, load
 from nubila.core.keyfiles import KeysError
 from nubila.edge.forwarded import Proxies, der
 from nubila.services.identity import kinds
@@ -310,3 +311,54 @@ def test_a_rotation_that_was_killed_is_finished(stopped: TestCloud) -> None:
     assert all(c.ok for c in doctor.identity(stopped.state, None))
     assert sorted(p.name for p in directory.iterdir()) == ["0", "1", "2"]
     assert stopped.request("GET", "/v3/projects", token=token).status == 200
+
+
+# --- doctor -----------------------------------------------------------------------------------------------------------
+
+
+def wrong(cloud: TestCloud) -> dict[str, str]:
+    return {c.name: f"{c.seen} -> {c.fix}" for c in doctor.identity(cloud.state, cloud.cloud) if not c.ok}
+
+
+@pytest.mark.req("A/ID-52")
+def test_the_doctor_looks_at_identity(stopped: TestCloud, tmp_path: Path) -> None:
+    assert wrong(stopped) == {}
+    key = stopped.state / "keys" / "fernet" / "1"
+    key.chmod(0o644)
+    assert wrong(stopped) == {"fernet keys are private": f"{key} -> chmod go= {key}"}
+    key.chmod(0o600)
+    os.utime(key, (0, time.time() - 200 * 86400))
+    assert "200 days old -> nubila key rotate" in wrong(stopped)["fernet keys"]
+    os.utime(key)
+    half = stopped.state / "keys" / "credential" / ".new-0"
+    half.touch()
+    assert wrong(stopped)["credential keys are whole"].endswith(f"rm {half}")
+    half.unlink()
+    (stopped.state / "keys" / "credential" / "1").write_text("x")
+    assert "is not a Fernet key" in wrong(stopped)["credential keys"]
+
+
+def test_the_doctor_looks_at_certificates(stopped: TestCloud) -> None:
+    stopped.cloud.settings = replace(stopped.cloud.settings, tls_cert="auto", public_url="https://other.example")
+    assert "cannot be read" in wrong(stopped)["TLS certificate"]
+    tls.make_own(replace(stopped.cloud.settings, public_url=""), stopped.state, lambda listen: ["localhost"])
+    assert set(wrong(stopped)) == {"TLS certificate names the public URL"}
+
+
+def test_the_doctor_follows_the_catalogue(stopped: TestCloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "running", lambda state: 1)
+    stopped.cloud.settings = replace(stopped.cloud.settings, public_url=f"http://127.0.0.1:{lifecycle.free_port(0)}")
+    assert "Connection refused" in wrong(stopped)["catalogue"]
+    with stopped.cloud.store.write() as tx:
+        tx.execute(sa.delete(kinds.Endpoint.table))
+    assert "no public endpoint of Identity" in wrong(stopped)["catalogue"]
+
+
+def test_the_doctor_asks_directories(stopped: TestCloud) -> None:
+    made = stopped.request("POST", "/v3/domains", {"domain": {"name": "office"}})
+    assert made.status == 201
+    url = f"ldap://127.0.0.1:{lifecycle.free_port(0)}"
+    stopped.cloud.settings = replace(
+        stopped.cloud.settings, ldap=Sections({"office": {"url": url, "suffix": "dc=example"}})
+    )
+    assert "directory of domain office" in wrong(stopped)

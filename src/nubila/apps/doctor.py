@@ -63,6 +63,7 @@ def identity(state: Path, cloud: Cloud | None) -> list[Check]:
     if cloud is not None:
         up = supervisor.running(state) is not None
         out += [*doctor_identity.clocks(cloud), *doctor_identity.catalogue(cloud, up=up)]
+        out += doctor_identity.directories(cloud)
     return out
 
 

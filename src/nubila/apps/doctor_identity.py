@@ -22,8 +22,11 @@ from nubila.apps.checks import Check
 from nubila.core import jws, keyfiles, pki, tokens
 from nubila.core.cloud import Cloud
 from nubila.core.config import Settings
+from nubila.core.faults import Fault
 from nubila.services.identity import catalog, credential_keys
 from nubila.services.identity.kinds import CatalogService, Endpoint
+from nubila.services.identity.ldap import registry
+from nubila.services.identity.ldap.client import Rejected, Unreachable
 
 SKEW_S = 5.0
 OLD_DAYS = 180
@@ -156,6 +159,26 @@ def catalogue(cloud: Cloud, *, up: bool) -> Iterator[Check]:
     wrong = [f"{url}: {why}" for url in fixed if up and (why := _not_identity(url))]
     yield Check("catalogue", not wrong, "; ".join(wrong) or ", ".join(fixed) or "follows the request",
                 f"correct public_url or the endpoint (openstack endpoint set), or: {fix} --public-url URL")  # fmt: skip
+
+
+def directories(cloud: Cloud) -> Iterator[Check]:
+    """Whether each domain's LDAP directory answers and lets us look for a user."""
+    wrong = registry.problems(cloud.settings.ldap)
+    if wrong:
+        yield Check("directories", False, "; ".join(wrong), f"correct [ldap.*] in {cloud.state / 'nubila.toml'}")
+    with cloud.store.read() as reader:
+        found = list(registry.directories(cloud, reader).values())
+    for directory in found:
+        name = f"directory of domain {directory.name}"
+        try:
+            directory.usable()
+            directory.person_named("nubila-doctor")
+        except (Fault, Unreachable, Rejected) as e:
+            yield Check(name, False, str(e), "see that its server runs and the options of the domain are right")
+        else:
+            yield Check(name, True)
+        finally:
+            directory.close()
 
 
 def _not_identity(url: str) -> str:

@@ -7,6 +7,7 @@ and says so (:attr:`Followed.problem`); at the start it stops the program (:clas
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Generic, TypeVar
 
+log = logging.getLogger("nubila.keys")
 CHECK_EVERY_S = 1.0
 """How often a directory is looked at."""
 
@@ -89,6 +91,9 @@ class Followed(Generic[K]):
             self._keys = self._load()
             self._seen = seen
         except (KeysError, OSError) as e:
-            self.problem = f"{e}; the keys read before stay in use"
+            problem = f"{e}; the keys read before stay in use"
+            if problem != self.problem:
+                log.error("%s", problem)
+            self.problem = problem
             return
         self.problem = None
