@@ -133,6 +133,14 @@ class Policy:
         found = self._loaded.sets.get(service)
         return None if found is None else found.rules.get(name)
 
+    def rules_of(self, service: str) -> RuleSet | None:
+        """The rules in force of one service, for explanations."""
+        return self._loaded.sets.get(service)
+
+    def scopes(self, name: str, service: str) -> tuple[str, ...]:
+        """The token scopes a rule accepts at all; empty: every one."""
+        return self._loaded.scopes.get((service, name), ())
+
     # --- loading ---------------------------------------------------------------------------------------------------
 
     def reload_if_changed(self) -> bool:

@@ -224,6 +224,14 @@ class RuleSet:
             self._trees[name] = seen[text]
         self._refuse_cycles()
 
+    def tree(self, name: str) -> Node | None:
+        """The parsed rule that answers for ``name``, None when nothing does (it is denied)."""
+        return self._tree(name)
+
+    def holds(self, node: Node, creds: Creds, target: Target) -> bool:
+        """Whether one part of a rule holds."""
+        return self._compile(node)(creds, target)
+
     def _tree(self, name: str) -> Node | None:
         """The tree that answers for ``name``: its own, the default rule's, or none."""
         return self._trees.get(name) or self._trees.get(DEFAULT_RULE)
