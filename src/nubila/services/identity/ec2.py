@@ -81,9 +81,9 @@ def index(call: Call) -> Row:
 def _found(call: Call, rule: str) -> Row:
     user_id, access = call.params["user_id"], call.params["credential_id"]
     row: Row | None = call.tx.one(_BY_ID, {"id": credentials.ec2_id(access)})
-    call.enforce(rule, {"target.credential.user_id": row["user_id"] if row else user_id})
-    if row is None or row["user_id"] != user_id:
+    if row is None:  # before policy, as the original: the name is a secret of its owner
         raise not_found("credential", access)
+    call.enforce(rule, {"target.credential.user_id": row["user_id"], "user_id": user_id})
     credentials.within(call, row)
     return row
 
