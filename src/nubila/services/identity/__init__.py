@@ -13,12 +13,15 @@ from nubila.services.identity import (
     federation,
     federation_auth,
     limits,
+    oauth1,
+    oauth2,
     people,
     places,
     policy_association,
     resources,
     role_list,
     roles,
+    token_events,
     tokens,
     trusts,
     versions,
@@ -39,11 +42,13 @@ from nubila.services.identity.kinds import (
     User,
 )
 from nubila.services.identity.kinds_filter import EndpointGroup
+from nubila.services.identity.kinds_oauth1 import Consumer
 from nubila.services.identity.policies import RULES
 from nubila.services.identity.policies_config import RULES as CONFIG_RULES
 from nubila.services.identity.policies_delegation import RULES as DELEGATION_RULES
 from nubila.services.identity.policies_federation import RULES as FEDERATION_RULES
 from nubila.services.identity.policies_filter import RULES as FILTER_RULES
+from nubila.services.identity.policies_oauth1 import RULES as OAUTH1_RULES
 
 SERVICE = Service(
     name="identity",
@@ -63,6 +68,7 @@ SERVICE = Service(
         Endpoint,
         Policy,
         EndpointGroup,
+        Consumer,
         Credential,
         RegisteredLimit,
         Limit,
@@ -78,6 +84,7 @@ SERVICE = Service(
         Endpoint: places.ENDPOINT_HOOKS,
         Policy: places.POLICY_HOOKS,
         EndpointGroup: endpoint_filter.HOOKS,
+        Consumer: oauth1.HOOKS,
         Credential: credentials.HOOKS,
         RegisteredLimit: limits.REGISTERED_HOOKS,
         Limit: limits.HOOKS,
@@ -86,6 +93,8 @@ SERVICE = Service(
         *versions.ROUTES,
         *federation.ROUTES,
         *federation_auth.ROUTES,
+        *oauth2.ROUTES,
+        *token_events.ROUTES,
         *tokens.ROUTES,
         *resources.ROUTES,
         *people.ROUTES,
@@ -98,9 +107,10 @@ SERVICE = Service(
         *domain_config.ROUTES,
         *ec2.ROUTES,
         *endpoint_filter.ROUTES,
+        *oauth1.ROUTES,
         *policy_association.ROUTES,
     ),
-    rules=(*RULES, *DELEGATION_RULES, *FEDERATION_RULES, *CONFIG_RULES, *FILTER_RULES),
+    rules=(*RULES, *DELEGATION_RULES, *FEDERATION_RULES, *token_events.RULES, *CONFIG_RULES, *FILTER_RULES, *OAUTH1_RULES),
     bootstrap=bootstrap,
     observe=audit.observe,
 )

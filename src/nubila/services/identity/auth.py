@@ -21,8 +21,9 @@ from nubila.core.tokens import Creds
 from nubila.services.identity import assignments, federated, lookup
 from nubila.services.identity import catalog as catalogue
 from nubila.services.identity.kinds import TRUST, ApplicationCredential
+from nubila.services.identity.kinds_oauth1 import ACCESS_TOKEN
 from nubila.services.identity.ldap import reads as directories
-from nubila.services.identity.revision import bump, fresh, memory
+from nubila.services.identity.revision import Memory, bump, fresh, memory
 from nubila.services.identity.trust_chain import Broken, chain
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ Row = dict[str, Any]
 PLEASE = "The request you have made requires authentication."
 
 _TRUST = sa.select(TRUST).where(TRUST.c.id == sa.bindparam("id"))
+_ACCESS_TOKEN = sa.select(ACCESS_TOKEN).where(ACCESS_TOKEN.c.id == sa.bindparam("id"))
 _APP_CRED = sa.select(ApplicationCredential.table).where(ApplicationCredential.table.c.id == sa.bindparam("id"))
 
 
@@ -52,6 +54,7 @@ class Meaning:
     roles: list[dict[str, str]] = field(default_factory=list)
     app_cred: Row | None = None
     trust: Row | None = None
+    access_token: Row | None = None  # of OAuth 1
     shown: dict[tuple[str, bool], bytes] = field(default_factory=dict)  # encoded answers by base URL and catalogue
     until: float = 0.0  # Unix time after which all this is looked up again: a directory may say something else by then
 
@@ -127,6 +130,21 @@ def resolve(cloud: Cloud, reader: Reader, claims: Payload) -> Meaning:
         out.roles = assignments.token_roles(known, reader, user["id"], "system", assignments.SYSTEM, groups)
     if known.revocations.revoked(claims, domains):
         raise Refused("The token has been revoked.")
+    _narrow(known, reader, out)
+    if (claims.project_id or claims.domain_id or claims.system) and not out.roles:
+        raise Refused("The user has no role on the token's scope.")
+    out.creds = _creds(out)
+    if out.access_token is not None:
+        out.expires = min(out.expires, clock.seconds(out.access_token["expires_at"]))
+    whom = (claims.user_id, trust["trustor_user_id"], trust["first_trustor"]) if trust else (claims.user_id,)
+    out.until = min(out.expires, time.time() + directories.good_s(cloud, reader, whom))
+    out.until = min(out.until, *(federated.until(known, reader, id) for id in whom))  # memberships end
+    return out
+
+
+def _narrow(known: Memory, reader: Reader, out: Meaning) -> None:
+    """Leave only the roles that were delegated, if the token rests on a delegation."""
+    claims, trust = out.claims, out.trust
     if claims.app_cred_id:
         out.app_cred = _app_cred(reader, claims)
         kept = {r["id"] for r in out.app_cred["roles"]}
@@ -136,13 +154,9 @@ def resolve(cloud: Cloud, reader: Reader, claims: Payload) -> Meaning:
         if not set(trust["roles"]) <= {r["id"] for r in out.roles}:
             raise Refused("The trustor has not all roles of the trust any more.", forbidden=True)
         out.roles = [r for r in out.roles if r["id"] in given]
-    if (claims.project_id or claims.domain_id or claims.system) and not out.roles:
-        raise Refused("The user has no role on the token's scope.")
-    out.creds = _creds(out)
-    whom = (claims.user_id, trust["trustor_user_id"], trust["first_trustor"]) if trust else (claims.user_id,)
-    out.until = min(out.expires, time.time() + directories.good_s(cloud, reader, whom))
-    out.until = min(out.until, *(federated.until(known, reader, id) for id in whom))  # memberships end
-    return out
+    if claims.access_token_id:
+        out.access_token = _access_token(reader, claims)
+        out.roles = [r for r in out.roles if r["id"] in out.access_token["roles"]]
 
 
 def _live(reader: Reader, id: str, what: str) -> Row:
@@ -180,6 +194,15 @@ def _app_cred(reader: Reader, claims: Payload) -> Row:
     row = reader.one(_APP_CRED, {"id": claims.app_cred_id})
     if row is None or (row["expires_at"] and row["expires_at"] <= clock.now()):
         raise Refused("The application credential is gone or has expired.")
+    return row
+
+
+def _access_token(reader: Reader, claims: Payload) -> Row:
+    row = reader.one(_ACCESS_TOKEN, {"id": claims.access_token_id})
+    if row is None or row["expires_at"] <= clock.now():
+        raise Refused("The OAuth access token is gone or has expired.")
+    if (row["user_id"], row["project_id"]) != (claims.user_id, claims.project_id):
+        raise Refused("The OAuth access token is for another user or project.")
     return row
 
 
@@ -259,6 +282,10 @@ def document(cloud: Cloud, reader: Reader, m: Meaning, base: str, *, catalog: bo
         token["application_credential"] = {**named(m.app_cred), "restricted": not m.app_cred["unrestricted"]}
         if m.app_cred["access_rules"]:
             token["application_credential"]["access_rules"] = m.app_cred["access_rules"]
+    if m.access_token is not None:
+        token["OS-OAUTH1"] = {
+            "access_token_id": m.access_token["id"], "consumer_id": m.access_token["consumer_id"],
+        }  # fmt: skip
     if catalog:
         token["catalog"] = catalogue.catalog(
             memory(cloud), reader, base, project_id=claims.project_id, user_id=claims.user_id

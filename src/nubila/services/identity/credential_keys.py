@@ -1,4 +1,4 @@
-"""Encryption of secrets in the database: credentials' blobs and sensitive options of domains' configurations.
+"""Encryption of secrets in the database: credentials' blobs, sensitive options of domains, secrets of OAuth.
 
 Goal: a copy of the database alone gives no secret away. Fernet messages (AES-128-CBC with HMAC-SHA256) made with the
 primary key of ``keys/credential`` in the state directory, a key repository with the same layout as the tokens' (files
@@ -27,6 +27,7 @@ from nubila.core.faults import unavailable
 from nubila.core.tokens import DEFAULT_MAX_ACTIVE_KEYS, KeysError, rotate_keys, setup_keys
 from nubila.services.identity.kinds import Credential
 from nubila.services.identity.kinds_config import DOMAIN_CONFIG
+from nubila.services.identity.kinds_oauth1 import ACCESS_TOKEN, REQUEST_TOKEN, Consumer
 
 if TYPE_CHECKING:
     from nubila.core.cloud import Cloud
@@ -39,6 +40,9 @@ _SECRETS = (  # table, key columns, the column with the secret
     (_CRED, (_CRED.c.id,), _CRED.c.encrypted_blob),
     (DOMAIN_CONFIG, (DOMAIN_CONFIG.c.domain_id, DOMAIN_CONFIG.c.group_name, DOMAIN_CONFIG.c.option_name),
      DOMAIN_CONFIG.c.secret),
+    (Consumer.table, (Consumer.table.c.id,), Consumer.table.c.encrypted_secret),
+    (REQUEST_TOKEN, (REQUEST_TOKEN.c.id,), REQUEST_TOKEN.c.secret),
+    (ACCESS_TOKEN, (ACCESS_TOKEN.c.id,), ACCESS_TOKEN.c.secret),
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from nubila.core.config import Settings
-from nubila.services.identity import federation_login, methods_external, methods_totp
+from nubila.services.identity import federation_login, methods_external, methods_totp, oauth1
 from nubila.services.identity import methods_basic as basic
 from nubila.services.identity.proof import Method
 
@@ -17,6 +17,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "token": Method(basic.by_token, basic.TOKEN_SCHEMA),
         "application_credential": Method(basic.by_app_cred, basic.APP_CRED_SCHEMA),
         "totp": Method(methods_totp.prove, methods_totp.SCHEMA),
+        "oauth1": Method(oauth1.prove, oauth1.SCHEMA),
         "mapped": Method(federation_login.prove, federation_login.SCHEMA),
         "external": Method(methods_external.prove, enabled=methods_external.enabled),
     }

@@ -53,6 +53,8 @@ def by_token(cloud: Cloud, reader: Reader, part: Row, proof: Proof) -> None:
         found = auth.meaning(cloud, reader, part["id"])
     except auth.Refused as e:
         raise auth.not_valid(f"The token of the method 'token' cannot be used: {e}") from None
+    if found.claims.access_token_id:
+        raise forbidden("A token got by OAuth cannot be used for getting another; sign a request.", "Forbidden")
     if found.claims.trust_id:  # else a trustee could become the trustor everywhere
         raise forbidden("A token got by a trust cannot be used for getting another.", "Forbidden")
     proof.users.append(found.user["id"])

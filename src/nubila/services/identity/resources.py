@@ -20,6 +20,7 @@ from nubila.services.identity import (
     domain_config,
     federation_users,
     lookup,
+    oauth1,
     shape,
     trusts,
 )
@@ -252,6 +253,7 @@ def _forget_project(tx: Tx, id: str) -> None:
     tx.execute(sa.delete(Credential.table).where(Credential.table.c.project_id == id))
     tx.execute(sa.delete(ApplicationCredential.table).where(ApplicationCredential.table.c.project_id == id))
     trusts.forget(tx, project_id=id)
+    oauth1.forget(tx, "project_id", id)
     for given in (PROJECT_ENDPOINT, PROJECT_ENDPOINT_GROUP):
         tx.execute(sa.delete(given).where(given.c.project_id == id))
     users = User.table
@@ -312,6 +314,7 @@ def forget_user(tx: Tx, id: str) -> None:
     tx.execute(sa.delete(Credential.table).where(Credential.table.c.user_id == id))
     application_credentials.forget_user(tx, id)
     trusts.forget(tx, user_id=id)
+    oauth1.forget(tx, "user_id", id)
     compliance.forget_user(tx, id)
     federation_users.forget(tx, user_id=id)
     assignments.forget(tx, actor_kind="user", actor_id=id)
