@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import slapd
-from conftest import Corp, options, writable  # type: ignore[import-not-found]
+from corp import Corp, options, writable
+
+from nubila.services.identity.ldap import client
 
 pytestmark = [pytest.mark.host, pytest.mark.skipif(not slapd.SLAPD, reason="slapd is not installed")]
 Make = Callable[..., Corp]
@@ -198,6 +202,26 @@ def test_the_default_project_comes_from_the_directory(corp: Make, ldap: slapd.Sl
 
 
 # --- login and tokens ----------------------------------------------------------------------------------------------
+
+
+def test_nobody_waits_for_a_directory_on_the_event_loop(corp: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    where: set[str] = set()
+    for name in ("_open", "_do"):
+        true = getattr(client.Session, name)
+
+        def spy(self: Any, *args: Any, _true: Any = true, **more: Any) -> Any:
+            where.add(threading.current_thread().name.partition("_")[0])
+            with pytest.raises(RuntimeError):
+                asyncio.get_running_loop()
+            return _true(self, *args, **more)
+
+        monkeypatch.setattr(client.Session, name, spy)
+    c = corp()
+    c.grant("alice")
+    token = c.token("alice", "alice-pw")
+    c.ask("GET", "/v3/auth/projects", token=token)
+    c.ask("GET", f"/v3/groups/{c.group('staff')['id']}/users")
+    assert where == {"ldap"}
 
 
 @pytest.mark.req("A/ID-31", "A/ID-36", "A/ID-61")

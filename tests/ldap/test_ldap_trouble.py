@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import slapd
-from conftest import PEOPLE, Corp, options, writable  # type: ignore[import-not-found]
+from corp import PEOPLE, Corp, options, writable
 
 from nubila.core.config import Sections
 from nubila.services.identity.ldap import client
@@ -199,9 +199,9 @@ def test_a_directory_that_hangs(corp: Make, ldap: slapd.Slapd, servers: dict[str
     with contextlib.ExitStack() as stack:
         if how == "mute":
             url = f"ldap://127.0.0.1:{stack.enter_context(slapd.mute())}"
-            c = corp(options(ldap, url=url), other=options(servers["good"]))
+            c = corp(options(ldap, url=url, operation_timeout=1), other=options(servers["good"]))
         else:
-            c = corp(other=options(servers["good"]))
+            c = corp(options(ldap, operation_timeout=1), other=options(servers["good"]))
             c.login("alice", "alice-pw", scope=False)  # leaves connections in the pools
             ldap.freeze()
             stack.callback(ldap.thaw)

@@ -183,7 +183,8 @@ class Session:
                 tls=_tls(options, server, verify=verify) if secure else None,
             )  # fmt: skip
             self._connection = library.Connection(
-                target, client_strategy=library.SYNC, auto_referrals=options["chase_referrals"], check_names=False,
+                target, client_strategy=library.SYNC, auto_referrals=options["chase_referrals"],
+                check_names=False, auto_escape=False,
                 receive_timeout=options["connection_timeout"], raise_exceptions=False, return_empty_attributes=False,
             )  # fmt: skip
             self._connection.open(read_server_info=False)

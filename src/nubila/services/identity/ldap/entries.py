@@ -14,7 +14,7 @@ from nubila.services.identity.ldap.options import TRUE, Options
 Row = dict[str, Any]
 _SPACES = re.compile(r"\s*([,=+])\s*")
 _SPECIAL = {"\\": "\\5c", "*": "\\2a", "(": "\\28", ")": "\\29", "\0": "\\00"}
-_DN_SPECIAL = frozenset(',+"\\<>;=')
+_DN_SPECIAL = frozenset('#,+"\\<>;=')
 AD_CHAIN = "1.2.840.113556.1.4.1941"
 """Active Directory's rule that follows groups in groups."""
 
@@ -45,13 +45,17 @@ class Team:
 
 def escaped(text: str) -> str:
     """Text for a place in a filter (RFC 4515): it can never become part of the filter itself."""
-    return "".join(_SPECIAL.get(c, c) for c in text)
+    return "".join(_SPECIAL.get(c) or (_hex(c.encode()) if c.isspace() else c) for c in text)
+
+
+def _hex(value: bytes) -> str:
+    return "".join("\\" + format(b, "02x") for b in value)
 
 
 def rdn(attribute: str, value: str) -> str:
     """``attribute=value`` for a DN (RFC 4514)."""
     out = "".join("\\" + c if c in _DN_SPECIAL else "\\00" if c == "\0" else c for c in value)
-    if out[:1] in (" ", "#"):
+    if out[:1] == " ":
         out = "\\" + out
     if out.endswith(" ") and not out.endswith("\\ "):
         out = out[:-1] + "\\ "
@@ -80,8 +84,7 @@ def id_filter(attribute: str, local_id: str) -> str:
     """The filter that finds this id."""
     if _is_guid(attribute):
         try:
-            digits = "".join("\\" + format(b, "02x") for b in uuid.UUID(local_id).bytes_le)
-            return f"({attribute}={digits})"
+            return f"({attribute}={_hex(uuid.UUID(local_id).bytes_le)})"
         except ValueError:
             return f"({attribute}=)"
     return f"({attribute}={escaped(local_id)})"

@@ -37,12 +37,15 @@ class Known:
 
 
 def directories(cloud: Cloud, reader: Reader) -> Mapping[str, Directory]:
-    """domain id -> its directory; {} in most clouds. Found out again after every change of Identity."""
+    """domain id -> its directory; {} in most clouds. Found out again after every change of Identity or of settings."""
     facts = fresh(cloud, reader).facts
-    found: Mapping[str, Directory] | None = facts.get("directories")
-    if found is None:
-        found = facts["directories"] = _directories(cloud, reader)
-    return found
+    settings, found = facts.get("directories", (None, {}))
+    if settings is not cloud.settings:
+        settings = cloud.settings
+        found = _directories(cloud, reader)
+        facts["directories"] = settings, found
+    known: Mapping[str, Directory] = found
+    return known
 
 
 def mapped(cloud: Cloud, reader: Reader) -> bool:
@@ -56,10 +59,12 @@ def mapped(cloud: Cloud, reader: Reader) -> bool:
 def _wanted(cloud: Cloud, reader: Reader) -> dict[str, Row]:
     """domain id -> options as they were written."""
     out: dict[str, Row] = {}
-    for name, options in (getattr(cloud.settings, "ldap", None) or {}).items():
+    for name, options in cloud.settings.ldap.items():
         id = reader.scalar(_DOMAIN, {"name": name})
         if id is None:
             log.warning("nubila.toml: [ldap.%s]: there is no domain of that name yet", name)
+        elif not isinstance(options, dict):
+            out[id] = {"": f"[ldap.{name}] must be a table"}
         else:
             out[id] = dict(options)
     for id in domain_config.configured(reader):
