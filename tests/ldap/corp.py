@@ -37,8 +37,8 @@ def writable(server: slapd.Slapd, **more: Any) -> dict[str, Any]:
 class Corp:
     """A cloud with a domain ``corp`` in a directory, a project there, and shorthands."""
 
-    def __init__(self, state: Path, corp: dict[str, Any], **others: dict[str, Any]) -> None:
-        self.cloud = TestCloud(state, hosts=0, ldap=Sections(corp=corp, **others))
+    def __init__(self, state: Path, corp: dict[str, Any], *, database: str = "", **others: dict[str, Any]) -> None:
+        self.cloud = TestCloud(state, hosts=0, database=database, ldap=Sections(corp=corp, **others))
         self.domains = {name: self.make_domain(name) for name in ("corp", *others)}
         self.domain = self.domains["corp"]
         body = {"project": {"name": "work", "domain_id": self.domain}}
