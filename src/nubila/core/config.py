@@ -102,6 +102,11 @@ class Settings:
     oauth2_cert_dn_mapping_id: str = setting(
         "oauth2_mapping", "The mapping that says which user a client certificate is for (OAuth 2.0 with mutual TLS)."
     )
+    limit_model: str = setting(
+        "flat",
+        "How limits of projects are worked out: flat, or strict_two_level (no project below another, and none has a "
+        "higher limit than its domain).",
+    )
     bcrypt_rounds: int = setting(12, "Cost of password hashes: the logarithm of the number of rounds.")
     password_hash_algorithm: str = setting(
         "bcrypt", "How passwords are hashed: bcrypt, bcrypt_sha256, scrypt or pbkdf2_sha512; old hashes stay readable."
@@ -178,6 +183,8 @@ class Settings:
             re.compile(self.password_regex)
         except re.error as e:
             raise BadSetting(f"setting password_regex is no regular expression: {e}") from None
+        if self.limit_model not in LIMIT_MODELS:
+            raise BadSetting(f"setting limit_model must be one of {', '.join(LIMIT_MODELS)}, not {self.limit_model!r}")
         if self.password_hash_algorithm not in PASSWORD_ALGORITHMS:
             raise BadSetting(
                 f"setting password_hash_algorithm must be one of {', '.join(PASSWORD_ALGORITHMS)}, "
@@ -189,6 +196,7 @@ _NOT_NEGATIVE = (
     "lockout_failure_attempts", "lockout_duration", "disable_user_account_days_inactive", "password_expires_days",
     "unique_last_password_count", "minimum_password_age", "totp_included_previous_windows", "login_failures_per_minute",
 )  # fmt: skip
+LIMIT_MODELS = ("flat", "strict_two_level")
 PASSWORD_ALGORITHMS = ("bcrypt", "bcrypt_sha256", "scrypt", "pbkdf2_sha512")
 
 

@@ -84,6 +84,8 @@ def _found(call: Call, rule: str) -> Row:
     if row is None:  # before policy, as the original: the name is a secret of its owner
         raise not_found("credential", access)
     call.enforce(rule, {"target.credential.user_id": row["user_id"], "user_id": user_id})
+    if row["user_id"] != user_id:
+        raise not_found("credential", access)
     credentials.within(call, row)
     return row
 

@@ -1,4 +1,4 @@
-"""Keystone's published policy rules for OAuth 1.0a and the list of revocation events."""
+"""Keystone's published policy rules for OAuth 1.0a."""
 
 from __future__ import annotations
 
@@ -33,7 +33,4 @@ RULES: list[Rule] = [
     ),
     _rule("list_access_token_roles", ADMIN, "List the roles of such a token.", "GET", f"{_TOKEN}/roles", _PROJECT),
     _rule("delete_access_token", ADMIN, "Delete an OAuth access token of a user.", "DELETE", _TOKEN, _PROJECT),
-    _rule(
-        "list_revoke_events", "rule:service_or_admin", "List revocation events.", "GET", "/v3/OS-REVOKE/events", _ANY
-    ),
 ]  # fmt: skip

@@ -19,6 +19,7 @@ from nubila.services.identity import (
     compliance,
     domain_config,
     federation_users,
+    limits,
     lookup,
     oauth1,
     shape,
@@ -128,8 +129,9 @@ def _place(call: Call, values: Row) -> None:
         raise bad_request(f"domain_id: domain {values['domain_id']} could not be found.", "ValidationError")
     if parent is not None and not parent["enabled"]:
         raise forbidden(f"The parent project {parent['id']} is disabled; enable it first.", "Forbidden")
-    if len(assignments.ancestors(call.tx, values["parent_id"])) >= MAX_DEPTH:
-        raise forbidden(f"Projects can be {MAX_DEPTH} levels deep below their domain, not more.", "Forbidden")
+    depth = 1 if call.cloud.settings.limit_model == limits.STRICT else MAX_DEPTH
+    if len(assignments.ancestors(call.tx, values["parent_id"])) >= depth:
+        raise forbidden(f"Projects can be {depth} levels deep below their domain, not more.", "Forbidden")
 
 
 def _new_project(call: Call, values: Row) -> None:
@@ -205,6 +207,9 @@ def _present_projects(call: Call, rows: list[Row]) -> None:
 
 def _tree(call: Call, id: str, asked: set[str]) -> Row:
     """The projects above and below, as lists (of those the caller has a role on) or as nested ids."""
+    for what in ("parents", "subtree"):
+        if {f"{what}_as_list", f"{what}_as_ids"} <= asked:
+            raise bad_request(f"Ask for {what}_as_list or {what}_as_ids, not for both.", "ValidationError")
     out: Row = {}
     above = assignments.ancestors(call.tx, id)
     below = assignments.subtree(call.tx, id)
