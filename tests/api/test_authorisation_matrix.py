@@ -38,7 +38,6 @@ SCOPES: dict[str, dict[str, str]] = {
 }
 USERS = ("u1", "u9")  # the one the target belongs to, and a stranger
 RETIRED = {
-    "identity:list_revoke_events": "OS-REVOKE: lists were replaced by revocation events inside the cloud",
     "identity:revocation_list": "PKI tokens are gone",
     "identity:revoke_tokens_for_user": "no request uses it",
 }

@@ -81,7 +81,7 @@ class Revocations:
         self._patterns: dict[tuple[str, ...], tuple[Callable[[Payload], Any], dict[Any, tuple[int, int]]]] = {}
         self._at = 0  # the revision we have seen
         self._next = 0.0
-        self._tidy = 0.0
+        self._tidy = self._prune = 0.0
 
     # --- looking ---------------------------------------------------------------------------------------------------
 
@@ -172,6 +172,9 @@ class Revocations:
         before = now if issued_before is None else issued_before
         row |= {"issued_before": before, "revoked_at": now, "expires_at": now + int(self._keep_s * 1_000_000)}
         tx.insert(self._events, row | {"id": uuid.uuid4().hex, "revision": revision})
+        if self._monotonic() >= self._prune:
+            self._prune = self._monotonic() + _TIDY_EVERY_S
+            self.prune(tx)
         tx.after_commit(self.soon)
 
     def prune(self, tx: Tx) -> int:

@@ -41,7 +41,7 @@ def _understands_rules(call: Call) -> bool:
 
 def validate(call: Call) -> Reply:
     """GET and HEAD /v3/auth/tokens."""
-    late = (call.arg("allow_expired") or "").lower() in ("1", "true", "yes", "on")
+    late = (call.arg("allow_expired") or "").lower() in ("1", "t", "true", "on", "y", "yes")
     rule = "identity:check_token" if call.method == "HEAD" else "identity:validate_token"
     found = _subject(call, rule, ALLOW_EXPIRED_S if late else 0.0)
     if found.creds.access_rules is not None and not _understands_rules(call):
