@@ -65,7 +65,7 @@ def _body(item: str, fields: Row, required: tuple[str, ...] = (), least: int = 0
 NEW_IDP = _body("identity_provider", {**_IDP_FIELDS, "domain_id": {"type": ["string", "null"], "maxLength": 64}})
 SET_IDP = _body("identity_provider", _IDP_FIELDS, least=1)
 NEW_PROTOCOL = _body("protocol", _PROTOCOL_FIELDS, ("mapping_id",))
-SET_PROTOCOL = _body("protocol", _PROTOCOL_FIELDS, least=1)
+SET_PROTOCOL = _body("protocol", _PROTOCOL_FIELDS, ("mapping_id",))
 NEW_SP = _body("service_provider", _SP_FIELDS, ("auth_url", "sp_url"))
 SET_SP = _body("service_provider", _SP_FIELDS, least=1)
 A_MAPPING = {"type": "object", "properties": {"mapping": mapping.schema("3.0")}, "required": ["mapping"]}
