@@ -431,6 +431,8 @@ class Edge:
                     task.cancel()
                 self.access.close()
                 self.pool.shutdown(wait=False, cancel_futures=True)
+                for end in self.cloud.memory.get("at_end", {}).values():
+                    end()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
 

@@ -161,14 +161,17 @@ class Directory:
             raise self.guard.fault(self.problem)
         self.guard.check()
 
-    def close(self) -> None:
-        """Forget the connections."""
-        self.guard.close()
+    def close(self, *, now: bool = False) -> None:
+        """Forget the connections. ``now``: the process ends and waits for nobody."""
+        self.guard.close(now=now)
         with self._lock:
             sessions = [s for pool in self._pools.values() for s in pool]
             self._pools = {"service": [], "auth": []}
+            busy = list(self._in_use.values()) if now else []
         for session in sessions:
             session.close()
+        for session in busy:
+            session.cut()
 
     # --- reading --------------------------------------------------------------------------------------------------
 

@@ -96,7 +96,11 @@ class Guard:
                 raise self.fault(self.breaker.reason, pause)
             self._waiting += 1
             trial = self.breaker.failures >= FAILURES
-            future = self._flying[key] = self._pool.submit(self._run, work, trial)
+            try:
+                future = self._flying[key] = self._pool.submit(self._run, work, trial)
+            except RuntimeError:  # closed: other options hold by now, the next request has them
+                self._waiting -= 1
+                raise self.fault("its configuration has just changed") from None
         future.add_done_callback(lambda _: self._landed(key))
         return future
 
@@ -146,6 +150,6 @@ class Guard:
         with self._lock:
             return self._waiting
 
-    def close(self) -> None:
-        """Take no more work."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+    def close(self, *, now: bool = False) -> None:
+        """Take no more work; what waits is done unless the process ends ``now``."""
+        self._pool.shutdown(wait=False, cancel_futures=now)

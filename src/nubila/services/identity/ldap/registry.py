@@ -35,6 +35,12 @@ class Known:
         self.lock = threading.Lock()
         self.made: dict[str, tuple[str, Directory]] = {}
 
+    def end(self) -> None:
+        """The process ends."""
+        with self.lock:
+            for _, directory in self.made.values():
+                directory.close(now=True)
+
 
 def directories(cloud: Cloud, reader: Reader) -> Mapping[str, Directory]:
     """domain id -> its directory; {} in most clouds. Found out again after every change of Identity or of settings."""
@@ -83,9 +89,10 @@ def _wanted(cloud: Cloud, reader: Reader) -> dict[str, Row]:
 
 def _directories(cloud: Cloud, reader: Reader) -> dict[str, Directory]:
     wanted = _wanted(cloud, reader)
-    known: Known = cloud.memory.setdefault("identity.ldap", Known())
-    if not wanted and not known.made:
+    if not wanted and "identity.ldap" not in cloud.memory:
         return {}
+    known: Known = cloud.memory.setdefault("identity.ldap", Known())
+    cloud.memory.setdefault("at_end", {})["identity.ldap"] = known.end
     names = {id: lookup.project_name(reader, id) or id for id in wanted}
     with known.lock:
         for id, given in wanted.items():
