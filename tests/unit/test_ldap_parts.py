@@ -185,3 +185,10 @@ def test_work_elsewhere_for_who_has_a_thread_and_for_who_has_a_loop() -> None:
 
     asyncio.run(late())
     made.close()
+
+
+def test_a_closed_guard_says_so() -> None:
+    made = guard.Guard("corp", 5.0, lambda thread: None)
+    made.close()
+    assert "just changed" in outcome(made, "q", lambda: None)
+    assert made.threads() == 0
