@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.twofactor.totp import TOTP
 from cryptography.x509.oid import NameOID
 
 from nubila.core import clock
+from nubila.core.payload import new_payload, pack
 from nubila.services.identity import receipts
 from nubila.testing.cloud import Response, TestCloud
 
@@ -155,7 +156,9 @@ def test_receipts_of_others_forged_and_late(cloud: TestCloud, steady: None, monk
         add_totp(cloud, u)
     good = auth(cloud, "password", password=password(user)).headers["openstack-auth-receipt"]
     token = auth(cloud, "password", password=password(make_user(cloud, "mfa-none"))).headers["x-subject-token"]
-    for bad in (good[:-2] + "AA", good[:20], "", "nonsense", token):
+    claims = pack(new_payload(user["id"], ("password",), 300.0))
+    other_use = cloud.cloud.keys.seal(b"other" + claims)
+    for bad in (good[:-2] + "AA", good[:20], "", "nonsense", token, other_use, cloud.cloud.keys.seal(claims)):
         got = auth(cloud, "totp", totp=passcode(user, code()), headers={"Openstack-Auth-Receipt": bad})
         assert got.status == 401, bad
 

@@ -101,14 +101,16 @@ def test_lock_and_its_end(cloud: TestCloud, calendar: Calendar) -> None:
     with setting(cloud, lockout_failure_attempts=3, lockout_duration=60):
         user = make_user(cloud, "lock")
         for _ in range(2):
-            assert refused(login(cloud, user, "wrong"))
-        assert login(cloud, user).status == 201  # and the count begins anew
+            for _ in range(2):
+                assert refused(login(cloud, user, "wrong"))
+            assert login(cloud, user).status == 201  # and the count begins anew
         for _ in range(3):
             assert refused(login(cloud, user, "wrong"))
         assert refused(login(cloud, user))
         assert refused(change(cloud, user, "s3cret", "0ther"))
         calendar.go(59)
         assert refused(login(cloud, user))
+        assert refused(login(cloud, user, "wrong"))  # does not make it longer
         calendar.go(2)
         assert refused(login(cloud, user, "wrong"))  # one failure after the lock is one
         assert login(cloud, user).status == 201
@@ -373,6 +375,28 @@ def test_inactive_users_are_disabled(cloud: TestCloud, calendar: Calendar) -> No
     assert login(cloud, user).status == 201
 
 
+def test_inactive_users_have_no_application_credential(cloud: TestCloud, calendar: Calendar) -> None:
+    project = cloud.request("POST", "/v3/projects", {"project": {"name": "idle"}}).json["project"]
+    user = make_user(cloud, "idle-creds")
+    role = cloud.request("GET", "/v3/roles?name=member").json["roles"][0]["id"]
+    assert cloud.request("PUT", f"/v3/projects/{project['id']}/users/{user['id']}/roles/{role}").status == 204
+    who = {"user": {"id": user["id"], "password": "s3cret"}}
+    scope = {"project": {"id": project["id"]}}
+    body: dict[str, Any] = {"auth": {"identity": {"methods": ["password"], "password": who}, "scope": scope}}
+    token = cloud.request("POST", "/v3/auth/tokens", body, token="").headers["x-subject-token"]
+    url = f"/v3/users/{user['id']}/application_credentials"
+    made = cloud.request("POST", url, {"application_credential": {"name": "robot"}}, token=token)
+    assert made.status == 201, made.body
+    robot = {k: made.json["application_credential"][k] for k in ("id", "secret")}
+    body = {"auth": {"identity": {"methods": ["application_credential"], "application_credential": robot}}}
+    with setting(cloud, disable_user_account_days_inactive=30):
+        for _ in range(3):
+            calendar.go(20 * DAY)
+            assert cloud.request("POST", "/v3/auth/tokens", body, token="").status == 201  # counts as activity
+        calendar.go(30 * DAY)
+        assert refused(cloud.request("POST", "/v3/auth/tokens", body, token=""))
+
+
 # --- hashes --------------------------------------------------------------------------------------------------------
 
 
@@ -429,8 +453,8 @@ def test_failures_are_limited_per_user_and_address(cloud: TestCloud, monkeypatch
         user, other = make_user(cloud, "rate"), make_user(cloud, "rate-other")
         for _ in range(10):
             assert login(cloud, user).status == 201  # who is right is not limited
-        for _ in range(3):
-            assert refused(login(cloud, user, "wrong"))
+        for password in ("wrong", "wrong", "s3cret", "wrong"):
+            assert login(cloud, user, password).status == (201 if password == "s3cret" else 401)
         got = login(cloud, user, "wrong")
         assert got.status == 429
         assert 0 < int(got.headers["retry-after"]) <= 20
