@@ -242,8 +242,8 @@ def render(cloud: Cloud, state: Path, service: str = "") -> str:
         if text != rule.text:
             lines.append(f"# Default: {_quoted(rule.text)}")
         line = f"{_quoted(rule.name)}: {_quoted(text)}"
-        if not service and len(texts[rule.name]) > 1:
-            line = f"#{line}  # differs between services: policy.{owner}.yaml"
+        if not service and (len(texts[rule.name]) > 1 or rule.name == "default"):
+            line = f"#{line}  # of this service alone: policy.{owner}.yaml"
         elif rule.name in said:
             line = f"#{line}  # as above"
         said.add(rule.name)

@@ -58,7 +58,7 @@ _GRANT_PATHS = tuple(
 )
 _GRANT_LISTS = (
     *(path.removesuffix("/{role_id}") for path in _GRANT_PATHS[:4]),
-    *(path.replace("/{role_id}", "") for path in _GRANT_PATHS[6:]),
+    *(path.replace("/{role_id}", "") for path in _GRANT_PATHS[4:]),
 )
 
 
