@@ -256,22 +256,41 @@ def group(cn: str, *uids: str) -> str:
 
 
 @contextlib.contextmanager
-def mute() -> Iterator[int]:
-    """A port on which something accepts connections and never says a word."""
+def pretender(answer: bytes | None = None, *, drip_s: float = 0.0) -> Iterator[int]:
+    """A port on which something that is no directory answers whatever it is sent; None: it never says a word, b"": it
+    hangs up. ``drip_s``: one byte of the answer at a time, with so many seconds in between."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         s.listen(64)
         kept: list[socket.socket] = []
+        over = threading.Event()
+
+        def serve(one: socket.socket) -> None:
+            with contextlib.suppress(OSError):
+                while answer is not None and one.recv(4096):
+                    if not answer:
+                        one.close()
+                        return
+                    for i in range(len(answer)) if drip_s else ():
+                        one.sendall(answer[i : i + 1])
+                        if over.wait(drip_s):
+                            return
+                    if not drip_s:
+                        one.sendall(answer)
 
         def accept() -> None:
             with contextlib.suppress(OSError):
                 while True:
                     kept.append(s.accept()[0])
+                    threading.Thread(target=serve, args=(kept[-1],), daemon=True).start()
 
         thread = threading.Thread(target=accept, daemon=True)
         thread.start()
         yield int(s.getsockname()[1])
+        over.set()
         s.shutdown(socket.SHUT_RDWR)
         for one in kept:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
             one.close()
         thread.join(5)

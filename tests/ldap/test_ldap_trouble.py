@@ -198,7 +198,7 @@ def test_a_directory_that_hangs(corp: Make, ldap: slapd.Slapd, servers: dict[str
 
     with contextlib.ExitStack() as stack:
         if how == "mute":
-            url = f"ldap://127.0.0.1:{stack.enter_context(slapd.mute())}"
+            url = f"ldap://127.0.0.1:{stack.enter_context(slapd.pretender())}"
             c = corp(options(ldap, url=url, operation_timeout=1), other=options(servers["good"]))
         else:
             c = corp(options(ldap, operation_timeout=1), other=options(servers["good"]))
@@ -240,6 +240,26 @@ def test_a_directory_that_hangs(corp: Make, ldap: slapd.Slapd, servers: dict[str
         while c.cloud.request("POST", "/v3/auth/tokens", body, token="").status != 201:
             assert time.monotonic() < deadline
             time.sleep(0.1)
+
+
+@pytest.mark.parametrize(("answer", "drip_s"), [
+    (b"", 0), (b"HTTP/1.1 400 Bad Request\r\n\r\n", 0), (b"\xff" * 64, 0), (b"\x30\x84\x7f\xff\xff\xff", 0),
+    (b"\x30\x05\x02\x01\x01\x61\x00", 0), (b"\x30\x03\x02\x01", 0), (b"\0" * 5000, 0),
+    (b"\x30\x82\x10\x00" + b"\x02" * 1000, 0.2),
+], ids=["hangs-up", "http", "ones", "huge", "empty-answer", "cut-short", "zeros", "drips"])  # fmt: skip
+def test_something_that_is_no_directory(corp: Make, ldap: slapd.Slapd, answer: bytes, drip_s: float) -> None:
+    with slapd.pretender(answer, drip_s=drip_s) as port:
+        c = corp(options(ldap, url=f"ldap://127.0.0.1:{port}", operation_timeout=1))
+        started = time.monotonic()
+        assert "domain corp" in c.users(status=503)["error"]["message"]
+        assert time.monotonic() - started < 8
+        c.cloud.login("admin", c.cloud.passwords["admin"], "admin")
+        directory = next(iter(c.cloud.cloud.memory["identity.ldap"].made.values()))[1]
+        deadline = time.monotonic() + 10
+        while directory.guard.threads():  # whoever waits is freed
+            directory.available()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 def test_a_wrong_service_account_is_told(corp: Make, ldap: slapd.Slapd) -> None:

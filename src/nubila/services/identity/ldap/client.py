@@ -227,6 +227,10 @@ class Session:
         except (library.core.exceptions.LDAPExceptionError, OSError, AttributeError) as e:
             self.close()
             raise Unreachable(self.server, f"{what}: {_plain(e)}") from None
+        except Exception as e:  # the library stumbles in many ways over what is not LDAP
+            self.close()
+            log.warning("%s: %s: the answer cannot be read", self.server, what, exc_info=True)
+            raise Unreachable(self.server, f"{what}: the answer cannot be read ({type(e).__name__})") from None
         if not result or result["result"] in (BUSY, UNAVAILABLE, TIME_LIMIT):
             said = self._said() if result else "the connection broke"
             self.close()
