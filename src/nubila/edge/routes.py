@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from urllib.parse import unquote
 
 from nubila.core.call import Route
-from nubila.core.gates import Version
+from nubila.core.gates import OPEN, Version
 
 
 class _Node:
@@ -24,9 +25,15 @@ class Router:
 
     def __init__(self, routes: Iterable[Route]) -> None:
         self._root = _Node()
+        self._fixed: dict[tuple[str, str], Route] = {}  # paths without parameters that exist at every version
         self.routes = list(routes)
         for route in self.routes:
             self._add(route)
+        several = Counter((r.method, r.path) for r in self.routes)
+        for route in self.routes:
+            key = (route.method, route.path)
+            if several[key] == 1 and "{" not in route.path and route.gate == OPEN:
+                self._fixed[key] = route
 
     def _add(self, route: Route) -> None:
         node, names = self._root, []
@@ -50,6 +57,8 @@ class Router:
 
         ``path`` is still percent-encoded: a %2F stays inside its segment.
         """
+        if (fixed := self._fixed.get((method, path))) is not None:
+            return fixed, {}
         parts = [p for p in path.split("/") if p]
         methods: set[str] = set()
         for node, values, tail in self._walk(self._root, parts, 0, ()):

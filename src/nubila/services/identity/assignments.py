@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from nubila.core import clock
 from nubila.services.identity.kinds import ASSIGNMENT, IMPLIED, MEMBERSHIP, Project, Role
 from nubila.services.identity.kinds_federation import EXPIRING_MEMBERSHIP
-from nubila.services.identity.revision import Memory
+from nubila.services.identity.revision import Memory, recall
 
 if TYPE_CHECKING:
     from nubila.core.db import Reader, Tx
@@ -60,23 +60,19 @@ def expand(role_ids: Iterable[str], implied: Mapping[str, Iterable[str]]) -> lis
 
 def implied_roles(memory: Memory, reader: Reader) -> dict[str, list[str]]:
     """prior role id -> ids it implies directly."""
-    facts = memory.facts  # replaced when forgotten: what is read below must not get into the new dict
-    found: dict[str, list[str]] | None = facts.get("implied")
-    if found is None:
-        found = {}
+
+    def read() -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
         for prior, role in reader.rows(_IMPLIED):
             found.setdefault(prior, []).append(role)
-        facts["implied"] = found
-    return found
+        return found
+
+    return recall(memory, reader, "implied", read)
 
 
 def roles_by_id(memory: Memory, reader: Reader) -> dict[str, Row]:
     """All roles."""
-    facts = memory.facts
-    found: dict[str, Row] | None = facts.get("roles")
-    if found is None:
-        found = facts["roles"] = {r["id"]: r for r in reader.all(_ROLES)}
-    return found
+    return recall(memory, reader, "roles", lambda: {r["id"]: r for r in reader.all(_ROLES)})
 
 
 def ancestors(reader: Reader, project_id: str) -> list[str]:
@@ -125,16 +121,22 @@ def token_roles(
     memory: Memory, reader: Reader, user_id: str, target_kind: str, target_id: str, groups: Sequence[str] = ()
 ) -> list[dict[str, str]]:
     """The roles a token of this user for this target has: ``[{id, name}]``, domain roles expanded and left out."""
-    above = ancestors(reader, target_id) if target_kind == "project" else []
-    given = granted(of_user(reader, user_id, groups), target_kind, target_id, above)
-    if not given:
-        return []
-    roles = roles_by_id(memory, reader)
-    return [
-        {"id": r, "name": roles[r]["name"]}
-        for r in expand(given, implied_roles(memory, reader))
-        if r in roles and not roles[r]["domain_id"]
-    ]
+
+    def read() -> list[dict[str, str]]:
+        above = ancestors(reader, target_id) if target_kind == "project" else []
+        given = granted(of_user(reader, user_id, groups), target_kind, target_id, above)
+        if not given:
+            return []
+        roles = roles_by_id(memory, reader)
+        return [
+            {"id": r, "name": roles[r]["name"]}
+            for r in expand(given, implied_roles(memory, reader))
+            if r in roles and not roles[r]["domain_id"]
+        ]
+
+    if memory.facts.get("expiring") is not False:  # memberships that end by themselves change no revision
+        return read()
+    return recall(memory, reader, ("token roles", user_id, target_kind, target_id, tuple(groups)), read)
 
 
 def targets_of_user(

@@ -23,7 +23,7 @@ from nubila.services.identity import catalog as catalogue
 from nubila.services.identity.kinds import TRUST, ApplicationCredential
 from nubila.services.identity.kinds_oauth1 import ACCESS_TOKEN
 from nubila.services.identity.ldap import reads as directories
-from nubila.services.identity.revision import Memory, bump, fresh, memory
+from nubila.services.identity.revision import Memory, bump, fresh, memory, recall
 from nubila.services.identity.trust_chain import Broken, chain
 
 if TYPE_CHECKING:
@@ -113,18 +113,18 @@ def resolve(cloud: Cloud, reader: Reader, claims: Payload) -> Meaning:
     trust = _trust(cloud, reader, claims) if claims.trust_id else None
     if trust is not None and trust["impersonation"]:
         user = _user(cloud, reader, trust["trustor_user_id"])
-    user_domain = _live(reader, user["domain_id"], "domain")
+    user_domain = _live(known, reader, user["domain_id"], "domain")
     domains = [user_domain["id"]]
     out = Meaning(claims, None, claims.expires_at / 1e6, user, user_domain)  # type: ignore[arg-type]  # creds: below
     out.trust, groups = trust, claims.group_ids
     if claims.project_id:
-        out.project = _live(reader, claims.project_id, "project")
-        out.project_domain = _live(reader, out.project["domain_id"] or out.project["id"], "domain")
+        out.project = _live(known, reader, claims.project_id, "project")
+        out.project_domain = _live(known, reader, out.project["domain_id"] or out.project["id"], "domain")
         domains.append(out.project_domain["id"])
         whose = trust["first_trustor"] if trust else user["id"]
         out.roles = assignments.token_roles(known, reader, whose, "project", claims.project_id, groups)
     elif claims.domain_id:
-        out.domain = _live(reader, claims.domain_id, "domain")
+        out.domain = _live(known, reader, claims.domain_id, "domain")
         out.roles = assignments.token_roles(known, reader, user["id"], "domain", claims.domain_id, groups)
     elif claims.system:
         out.roles = assignments.token_roles(known, reader, user["id"], "system", assignments.SYSTEM, groups)
@@ -159,15 +159,15 @@ def _narrow(known: Memory, reader: Reader, out: Meaning) -> None:
         out.roles = [r for r in out.roles if r["id"] in out.access_token["roles"]]
 
 
-def _live(reader: Reader, id: str, what: str) -> Row:
-    row = lookup.project(reader, id)
+def _live(known: Memory, reader: Reader, id: str, what: str) -> Row:
+    row = recall(known, reader, ("project", id), lambda: lookup.project(reader, id))
     if row is None or not row["enabled"]:
         raise Refused(f"Unable to validate token because {what} {id} is disabled")
     return row
 
 
 def _user(cloud: Cloud, reader: Reader, id: str) -> Row:
-    row = lookup.user(reader, id)
+    row = recall(memory(cloud), reader, ("user", id), lambda: lookup.user(reader, id))
     row = row and directories.current(cloud, reader, row)
     if row is None or not row["enabled"]:
         raise Refused("The token's user is gone or disabled.")
@@ -184,7 +184,7 @@ def _trust(cloud: Cloud, reader: Reader, claims: Payload) -> Row:
     try:
         row["first_trustor"] = chain(reader, row)[-1]["trustor_user_id"]
         for id in dict.fromkeys((row["trustor_user_id"], row["first_trustor"])):
-            _live(reader, _user(cloud, reader, id)["domain_id"], "domain")
+            _live(memory(cloud), reader, _user(cloud, reader, id)["domain_id"], "domain")
     except (Broken, Refused) as e:
         raise Refused(str(e), forbidden=True) from None
     return row

@@ -17,10 +17,11 @@ import sqlalchemy as sa
 
 from nubila.core import clock
 from nubila.core.call import Call, Reply
-from nubila.core.checks import checker
+from nubila.core.checks import Checker, checker
 from nubila.core.faults import bad_request, forbidden, unavailable
 from nubila.core.passwords import Passwords
 from nubila.core.payload import new_payload
+from nubila.core.remember import remembered
 from nubila.core.sql import Busy
 from nubila.services.identity import (
     assignments,
@@ -36,8 +37,9 @@ from nubila.services.identity import (
 from nubila.services.identity import hashing as hashing_threads
 from nubila.services.identity.kinds import TRUST, Project, User
 from nubila.services.identity.ldap import reads as directories
+from nubila.services.identity.ldap.copies import PUBLIC_ID
 from nubila.services.identity.proof import DOMAIN, Proof, domain_of, expecting, named
-from nubila.services.identity.revision import fresh
+from nubila.services.identity.revision import fresh, recall
 
 if TYPE_CHECKING:
     from nubila.core.cloud import Cloud
@@ -180,13 +182,18 @@ def _write(cloud: Cloud, work: Callable[[Tx], object]) -> None:
 # --- reading the request -------------------------------------------------------------------------------------------
 
 
+@remembered
+def _checker() -> Checker:
+    return checker(SCHEMA)
+
+
 def _read(call: Call) -> tuple[dict[str, Any], list[str]]:
     """The ``auth`` object, checked, and the methods without repetition."""
     body = call.body
     if not isinstance(body, dict) or not isinstance(body.get("auth"), dict):
         raise expecting("auth", "request body")
     wanted: dict[str, Any] = body["auth"]
-    checker(SCHEMA)(wanted)
+    _checker()(wanted)
     identity = wanted["identity"]
     names = list(dict.fromkeys(identity["methods"]))
     for method in names:
@@ -216,7 +223,8 @@ def _prove(call: Call, identity: Row, names: list[str]) -> Proof:
             methods.METHODS[name].prove(call.cloud, reader, identity[name], proof)
         if "external" not in names and methods_external.enabled(call.cloud.settings):
             methods_external.implied(call.cloud, reader, proof)
-        for user in [row for id in proof.users if id and (row := lookup.user(reader, id))]:
+        strangers = [id for id in proof.users if id and len(id) == PUBLIC_ID]
+        for user in [row for id in strangers if (row := lookup.user(reader, id))]:
             directories.current(call.cloud, reader, user)  # now, while nothing has been written down yet
     return proof
 
@@ -250,7 +258,9 @@ def _scope(call: Call, reader: Reader, wanted: dict[str, Any], user: Row, app_cr
     part = scope["project"]
     named(part, "scope/project")
     if "id" in part:
-        project = lookup.project(reader, part["id"])
+        project = recall(
+            fresh(call.cloud, reader), reader, ("project", part["id"]), lambda: lookup.project(reader, part["id"])
+        )
     else:
         domain = domain_of(reader, part["domain"])
         by_name = {"name": part["name"], "domain_id": domain["id"] if domain else ""}
@@ -283,9 +293,9 @@ def _grant(call: Call, wanted: dict[str, Any], proof: Proof) -> Reply:
     if proof.user_id is None:
         raise auth.denied(call)
     with cloud.store.read() as reader:
-        known = fresh(cloud, reader)
+        known = fresh(cloud, reader, exact=True)  # a role given a moment ago, by any process, counts
         tokens = known.tokens
-        user = lookup.user(reader, proof.user_id)
+        user = recall(known, reader, ("user", proof.user_id), lambda: lookup.user(reader, str(proof.user_id)))
         if user is None:
             raise auth.denied(call)
         receipt = receipts.read(call, reader)

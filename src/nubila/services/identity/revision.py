@@ -7,18 +7,21 @@ with one tiny query and then drops all it remembers; the process that made the c
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
 
 from nubila.core import clock
+from nubila.core.db import Tx
 from nubila.core.revocations import Revocations
 from nubila.services.identity.kinds import REVISION, REVOCATION
 
 if TYPE_CHECKING:
     from nubila.core.cloud import Cloud
-    from nubila.core.db import Reader, Tx
+    from nubila.core.db import Reader
 
+T = TypeVar("T")
 CHECK_S = 0.25
 """How old the comparison may be: within this time every process refuses what was revoked."""
 MAX_ENTRIES = 20_000
@@ -38,7 +41,7 @@ class Memory:
         self.revision: int | None = None
         self.next_check = 0.0
         self.tokens: dict[str, Any] = {}
-        self.facts: dict[str, Any] = {}  # small things computed once per revision: roles, implied roles, catalogue
+        self.facts: dict[Hashable, Any] = {}  # small things computed once per revision: roles, implied roles, catalogue
 
     def forget(self) -> None:
         """Drop everything; new dicts, so that a thread that is reading the old ones is not disturbed."""
@@ -64,6 +67,20 @@ class Memory:
         return moved
 
 
+def recall(known: Memory, reader: Reader, key: Hashable, read: Callable[[], T]) -> T:
+    """What ``read`` returned earlier in this revision; shared, not to be changed.
+
+    Nothing found is not remembered, nor what a transaction sees: it may be undone.
+    """
+    facts = known.facts  # replaced when forgotten: what is read below must not get into the new dict
+    found: T | None = facts.get(key)
+    if found is None:
+        found = read()
+        if found and len(facts) < MAX_ENTRIES and not isinstance(reader, Tx):
+            facts[key] = found
+    return found
+
+
 def memory(cloud: Cloud) -> Memory:
     """The memory of this process for this cloud."""
     found: Memory | None = cloud.memory.get("identity")
@@ -72,11 +89,11 @@ def memory(cloud: Cloud) -> Memory:
     return found
 
 
-def fresh(cloud: Cloud, reader: Reader) -> Memory:
-    """The memory, compared with the database if the last comparison is too old."""
+def fresh(cloud: Cloud, reader: Reader, *, exact: bool = False) -> Memory:
+    """The memory, compared with the database now (``exact``) or if the last comparison is too old."""
     found = memory(cloud)
     now = clock.monotonic()
-    if now >= found.next_check and found.check(reader, now):
+    if (exact or now >= found.next_check) and found.check(reader, now):
         found.revocations.soon()  # what was dropped must not be accepted again by an older list of revocations
     return found
 
