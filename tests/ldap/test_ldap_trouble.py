@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -299,6 +300,17 @@ def test_the_api_configures_a_domain(corp: Make, ldap: slapd.Slapd) -> None:
     assert c.users(domain=domain) == []
     c.ask("GET", "/v3/auth/projects", token=token, status=401)
     c.login("alice", "alice-pw", domain="plain", scope=False, status=401)
+
+
+def test_settings_that_are_read_again_hold_at_once(corp: Make, ldap: slapd.Slapd) -> None:
+    c = corp()
+    assert len(c.users()) == 3
+    cloud = c.cloud.cloud
+    cloud.settings = replace(cloud.settings, ldap=Sections(corp=options(ldap, user_filter="(uid=bob)")))
+    assert c.users() == ["bob"]
+    cloud.settings = replace(cloud.settings, ldap=Sections())
+    assert c.users() == []
+    c.login("bob", "bob-pw", scope=False, status=401)
 
 
 def test_a_wrong_option_stops_that_domain_only(corp: Make, ldap: slapd.Slapd) -> None:

@@ -14,6 +14,7 @@ from ldap3.operation.search import MATCH_EQUAL, parse_filter
 from ldap3.protocol.convert import prepare_filter_for_sending
 
 from nubila.core import clock
+from nubila.core.db import Busy
 from nubila.core.elsewhere import Elsewhere, settled
 from nubila.core.faults import Fault, unavailable
 from nubila.services.identity.ldap import entries, guard
@@ -192,3 +193,23 @@ def test_a_closed_guard_says_so() -> None:
     made.close()
     assert "just changed" in outcome(made, "q", lambda: None)
     assert made.threads() == 0
+
+
+def test_a_busy_database_is_asked_again() -> None:
+    made = guard.Guard("corp", 5.0, lambda thread: None)
+    tries: list[int] = []
+
+    def work() -> None:
+        tries.append(1)
+        if len(tries) < 3:
+            raise Busy("locked")
+
+    assert outcome(made, "q", work) == ""
+    assert len(tries) == 3
+
+    def never() -> None:
+        raise Busy("locked")
+
+    assert "database is busy" in outcome(made, "r", never)
+    assert made.breaker.failures == 0  # that is not the directory's fault
+    made.close()

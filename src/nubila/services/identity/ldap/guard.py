@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from nubila.core import clock
+from nubila.core.db import Busy
 from nubila.core.faults import Fault, unavailable
 from nubila.services.identity.ldap.client import Rejected, Unreachable
 
@@ -116,7 +118,7 @@ class Guard:
                 raise self.fault(self.breaker.reason, self.breaker.pause)
             self._running[me] = clock.monotonic() + self.deadline_s
         try:
-            result = work()
+            result = _patiently(work)
         except Unreachable as e:
             log.warning("directory of domain %s: %s", self.name, e)
             with self._lock:
@@ -153,3 +155,16 @@ class Guard:
     def close(self, *, now: bool = False) -> None:
         """Take no more work; what waits is done unless the process ends ``now``."""
         self._pool.shutdown(wait=False, cancel_futures=now)
+
+
+def _patiently(work: Callable[[], Any]) -> Any:
+    """The work's result; what finds our own database busy is done again a few times."""
+    for pause in (0.02, 0.1, 0.4):
+        try:
+            return work()
+        except Busy:
+            time.sleep(pause)
+    try:
+        return work()
+    except Busy:
+        raise unavailable("The database is busy; try again.") from None
