@@ -300,3 +300,6 @@ def test_key_pair_of_an_application_credential(cloud: TestCloud, demo: Row) -> N
     got = ask(cloud, version2(key))
     assert got.status == 200
     assert got.json["token"]["application_credential"]["name"] == "free"
+    soon = stamp(5).strftime("%Y-%m-%dT%H:%M:%S")
+    got = ask(cloud, version2(pair(cloud, demo, robot("short", unrestricted=True, expires_at=soon))))
+    assert got.json["token"]["expires_at"][:19] == soon  # it does not outlive what it rests on

@@ -134,8 +134,6 @@ def resolve(cloud: Cloud, reader: Reader, claims: Payload) -> Meaning:
     if (claims.project_id or claims.domain_id or claims.system) and not out.roles:
         raise Refused("The user has no role on the token's scope.")
     out.creds = _creds(out)
-    if out.access_token is not None:
-        out.expires = min(out.expires, clock.seconds(out.access_token["expires_at"]))
     whom = (claims.user_id, trust["trustor_user_id"], trust["first_trustor"]) if trust else (claims.user_id,)
     out.until = min(out.expires, time.time() + directories.good_s(cloud, reader, whom))
     out.until = min(out.until, *(federated.until(known, reader, id) for id in whom))  # memberships end
@@ -157,6 +155,9 @@ def _narrow(known: Memory, reader: Reader, out: Meaning) -> None:
     if claims.access_token_id:
         out.access_token = _access_token(reader, claims)
         out.roles = [r for r in out.roles if r["id"] in out.access_token["roles"]]
+    for row in (trust, out.app_cred, out.access_token):
+        if row is not None and row["expires_at"]:  # nothing outlives what it rests on, however it was got
+            out.expires = min(out.expires, clock.seconds(row["expires_at"]))
 
 
 def _live(known: Memory, reader: Reader, id: str, what: str) -> Row:

@@ -15,8 +15,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
+from msgspec.structs import replace
 
-from nubila.core import clock
 from nubila.core.call import Call, Reply, Route
 from nubila.core.faults import Fault, bad_request, not_found
 from nubila.core.payload import new_payload
@@ -105,10 +105,6 @@ def delete(call: Call) -> None:
 # --- tokens --------------------------------------------------------------------------------------------------------
 
 
-def _refused(message: str) -> Fault:
-    return Fault(401, message, "HTTPUnauthorized")
-
-
 def _signed(call: Call, check: Callable[[str, Mapping[str, Any]], bool], *, dated: bool) -> tuple[Row, Row]:
     """The credential that a request passed on to us was signed with, and its key pair."""
     body = call.body
@@ -116,7 +112,7 @@ def _signed(call: Call, check: Callable[[str, Mapping[str, Any]], bool], *, date
         raise bad_request("The body must be an object with the key 'credentials'.", "ValidationError")
     given = body.get("credentials") or body.get("credential") or body.get("ec2Credentials") or {}
     if not isinstance(given, dict) or not isinstance(given.get("access"), str):
-        raise _refused("credentials/access: the access key is missing.")
+        raise auth.denied(call, "credentials/access: the access key is missing.")
     row = call.tx.one(_BY_ID, {"id": credentials.ec2_id(given["access"])})
     if row is None:
         raise Fault(404, "EC2 access key not found.", "NotFound")
@@ -125,27 +121,27 @@ def _signed(call: Call, check: Callable[[str, Mapping[str, Any]], bool], *, date
         good = isinstance(pair.get("secret"), str) and check(pair["secret"], given)
         at = ec2_signature.ec2_time(given) if dated else None
     except ec2_signature.BadSignature as e:
-        raise _refused(str(e)) from None
+        raise auth.denied(call, str(e)) from None
     if not good:
-        raise _refused("The signature does not match.")
+        raise auth.denied(call, "The signature does not match.")
     if at is not None and abs(datetime.now(UTC) - at) > timedelta(seconds=AUTH_TTL_S):
-        raise _refused(f"The signature's time is more than {AUTH_TTL_S} s from ours; sign anew or set the clock.")
+        raise auth.denied(
+            call, f"The signature's time is more than {AUTH_TTL_S} s from ours; sign anew or set the clock."
+        )
     return row, pair
 
 
 def _token(call: Call, row: Row, pair: Row) -> tuple[str, Row]:
     """A token for the key pair's user and project, delegated as the key pair is."""
     fields = {name: pair[name] for name in credentials.DELEGATIONS if pair.get(name)}
-    user_id, until = row["user_id"], None
+    user_id = row["user_id"]
     if trust_id := fields.get("trust_id"):
         trust = call.tx.one(sa.select(TRUST).where(TRUST.c.id == trust_id))
         owner = trust and trust["trustor_user_id" if trust["impersonation"] else "trustee_user_id"]
         if trust is None or owner != user_id or trust["project_id"] != row["project_id"]:
             raise auth.denied(call)
-        user_id, until = trust["trustee_user_id"], trust["expires_at"]
+        user_id = trust["trustee_user_id"]
     lifetime = float(call.cloud.settings.token_ttl_s)
-    if until:
-        lifetime = min(lifetime, clock.seconds(until) - clock.seconds(clock.now()))
     claims = new_payload(user_id, ("ec2credential",), lifetime, project_id=row["project_id"], **fields)
     try:
         meaning = auth.resolve(call.cloud, call.tx, claims)
@@ -156,6 +152,7 @@ def _token(call: Call, row: Row, pair: Row) -> tuple[str, Row]:
         raise auth.denied(call)
     if trust_id:
         trusts.consume(call, trust_id)
+    claims = meaning.claims = replace(claims, expires_at=min(claims.expires_at, int(meaning.expires * 1e6)))
     body = auth.document(call.cloud, call.tx, meaning, call.base, catalog=True)
     return call.cloud.keys.issue(claims), body
 
