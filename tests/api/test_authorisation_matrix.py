@@ -133,7 +133,7 @@ def ours(service: str) -> list[Rule]:
     return found
 
 
-@pytest.mark.req("A/ID-10")
+@pytest.mark.req("A/ID-12", "A/ID-20")
 @pytest.mark.parametrize("service", SERVICES)
 def test_every_cell_is_decided_as_published(service: str) -> None:
     declared, facts = ours(service), published(service)
@@ -156,7 +156,7 @@ def test_every_cell_is_decided_as_published(service: str) -> None:
     assert cells == len(rows) * len(ROLES) * len(SCOPES) * len(USERS) * len(things)
 
 
-@pytest.mark.req("A/ID-10")
+@pytest.mark.req("A/ID-12", "A/ID-20")
 @pytest.mark.parametrize("service", SERVICES)
 def test_every_rule_is_a_published_one_with_its_scopes(service: str) -> None:
     facts = published(service)
@@ -166,7 +166,7 @@ def test_every_rule_is_a_published_one_with_its_scopes(service: str) -> None:
     assert scopes == {name: sorted(facts[name][1]) for name in scopes}
 
 
-@pytest.mark.req("A/ID-10")
+@pytest.mark.req("A/ID-12", "A/ID-20")
 def test_identity_has_every_published_rule() -> None:
     assert sorted(set(published("identity")) - {rule.name for rule in ours("identity")}) == sorted(RETIRED)
 

@@ -328,7 +328,7 @@ def rule_of(operation: Operation) -> str:
     return ONE_RULE.get((method, path)) or (names[0] if len(names) == 1 else "")
 
 
-@pytest.mark.req("A/ID-10", "A/ID-20")
+@pytest.mark.req("A/ID-20")
 def test_every_operation_has_its_rule() -> None:
     free = {o.key[1] for o in operations(SERVICE) if not policy_of(SERVICE, o)}
     free = {p for p in free if "/websso" not in p and not p.endswith("/auth")}
@@ -342,7 +342,7 @@ def without_list_filter(operation: Operation) -> bool:
     return key_of(operation) != "GET /v3/credentials"
 
 
-@pytest.mark.req("A/ID-10", "A/ID-20")
+@pytest.mark.req("A/ID-20")
 @pytest.mark.parametrize("group", range(6))
 def test_every_cell_through_the_api(world: World, group: int, monkeypatch: pytest.MonkeyPatch) -> None:
     cloud, enforcer = world.cloud, judge()

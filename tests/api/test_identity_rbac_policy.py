@@ -74,6 +74,28 @@ def test_a_policy_file_takes_effect_at_once(cloud: TestCloud, files: Path, name:
     assert cloud.request("GET", "/v3/regions", token=demo).status == 200
 
 
+@pytest.mark.req("A/ID-13", "A/ID-14")
+def test_a_role_that_everything_asks_for(cloud: TestCloud, files: Path) -> None:
+    """The old recipe: all that is not for administrators needs the role compute-user, in the old form of policy.json."""
+    policy, demo = cloud.cloud.policy, cloud.token("demo")
+    free = [name for name in policy.defaults["compute"] if name.startswith("os_compute_api:")]
+    nobody = {"roles": ["member", "reader"], "project_id": "p"}
+    target = {"project_id": "p"}
+    free = [name for name in free if policy.enforce(name, nobody, target, "compute")]
+    assert "os_compute_api:os-flavor-manage:create" not in free  # only administrators, from the start
+    assert len(free) > 50
+    assert cloud.request("GET", "/compute/v2.1/servers", token=demo).status == 200
+    (files / "policy.compute.json").write_text(json.dumps({name: [["role:compute-user"]] for name in free}))
+    read_again(cloud)
+    assert policy.problem is None
+    user = {**nobody, "roles": ["compute-user"]}
+    for name in free:
+        assert not policy.enforce(name, nobody, target, "compute"), name
+        assert policy.enforce(name, user, target, "compute"), name
+    assert not policy.enforce("os_compute_api:os-flavor-manage:create", user, target, "compute")
+    assert cloud.request("GET", "/compute/v2.1/servers", token=demo).status == 403
+
+
 def test_scopes_stay_when_a_text_is_overridden(cloud: TestCloud, files: Path) -> None:
     (files / "policy.yaml").write_text('"identity:list_services": "@"\n')
     read_again(cloud)
