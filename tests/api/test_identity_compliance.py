@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from nubila.core import clock
 from nubila.core.config import BadSetting, Settings
 from nubila.services.identity import lookup
+from nubila.services.identity.bootstrap import Wanted, repair
 from nubila.services.identity.kinds_auth import OLD_PASSWORD, SECURITY
 from nubila.testing.cloud import Response, TestCloud
 
@@ -124,6 +125,18 @@ def test_lock_for_ever_until_enabled(cloud: TestCloud, calendar: Calendar) -> No
         assert refused(login(cloud, user))
         patch(cloud, user, enabled=True)
         assert login(cloud, user).status == 201
+
+
+def test_bootstrap_ends_a_lock(cloud: TestCloud) -> None:
+    cloud.token()
+    with setting(cloud, lockout_failure_attempts=1, lockout_duration=0):
+        admin = {"id": cloud.request("GET", "/v3/users?name=admin").json["users"][0]["id"]}
+        login(cloud, admin, "wrong")
+        assert refused(login(cloud, admin, cloud.passwords["admin"]))
+        for done in (["unlocked user admin"], []):
+            with cloud.cloud.store.write() as tx:
+                assert repair(cloud.cloud, tx, Wanted()) == done
+        assert login(cloud, admin, cloud.passwords["admin"]).status == 201
 
 
 def test_lock_by_changing_the_password(cloud: TestCloud) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from nubila.core import clock
-from nubila.services.identity import assignments, auth, credential_keys
+from nubila.services.identity import assignments, auth, compliance, credential_keys
 from nubila.services.identity.catalog import BASE
 from nubila.services.identity.kinds import (
     IMPLIED,
@@ -230,6 +230,9 @@ def _repair_user(cloud: Cloud, tx: Tx, wanted: Wanted, done: list[str]) -> str:
         done.append(f"enabled user {wanted.user}")
     if values:
         tx.execute(sa.update(_U).where(_U.c.id == row["id"]).values(**values))
+    if not compliance.usable(cloud, tx, row):  # locked after wrong passwords, or not here for too long
+        compliance.note_enabled(cloud, tx, row["id"])
+        done.append(f"unlocked user {wanted.user}")
     id: str = row["id"]
     return id
 
