@@ -39,6 +39,7 @@ objectclass ( 1.3.6.1.4.1.4203.666.3.900 NAME 'switched' SUP top AUXILIARY MAY (
 modulepath {modules}
 moduleload back_mdb
 pidfile {root}/pid
+allow bind_anon_cred
 sizelimit size.soft=500 size.hard=500 size.pr=1000 size.prtotal=unlimited
 {tls}
 database mdb

@@ -97,6 +97,14 @@ def test_a_folder_of_authorities_counts_without_a_file(
     assert attempt(servers["good"], "ldapi") == ""
 
 
+def test_an_empty_password_never_binds(servers: dict[str, slapd.Slapd]) -> None:
+    """This server takes a name without a password for an anonymous bind, as many do, and says yes."""
+    session = client.Session(given := parse(options(servers["none"])), client.address(given.urls[0])).open()
+    assert session.bind(slapd.READER, "") is False
+    assert session.bind(None, "") is True
+    session.close()
+
+
 def test_login_over_tls(servers: dict[str, slapd.Slapd], authorities: dict[str, Any], corp: Make) -> None:
     given = options(servers["good"], url=servers["good"].ldaps, tls_cacertfile=str(authorities["good"]))
     corp(given).login("alice", "alice-pw", scope=False)
@@ -150,6 +158,7 @@ def test_without_paging_the_limit_of_the_server_is_explained(many: slapd.Slapd, 
 def test_two_domains_and_one_is_down(corp: Make, ldap: slapd.Slapd, servers: dict[str, slapd.Slapd]) -> None:
     c = corp(other=options(servers["good"]))
     c.grant("alice")
+    c.grant("staff", "reader", "groups")
     c.login("bob", "bob-pw", domain="other", scope=False)
     token = c.token("alice", "alice-pw")
     ldap.stop()
