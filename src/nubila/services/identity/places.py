@@ -179,6 +179,8 @@ def _new_policy(call: Call, values: Row) -> None:
 
 
 def _change_policy(call: Call, before: Row, values: Row) -> None:
+    if call.body["policy"].get("id", before["id"]) != before["id"]:
+        raise bad_request("The id of a policy cannot be changed.", "ValidationError")
     shape.keep_extra(call, Policy, values, before)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 import sqlalchemy as sa
 
@@ -121,6 +122,8 @@ def view(call: Call, cls: type[Resource], row: Mapping[str, Any], **more: Any) -
 
 def listing(call: Call, items: str, views: list[Row], path: str) -> Row:
     """A list's body, whole, with its links."""
+    if call.query and "?" not in path:
+        path += "?" + urlencode(call.query, safe="/:")
     return {items: views, "links": {"next": None, "self": f"{call.base}{path}", "previous": None}}
 
 
