@@ -379,6 +379,21 @@ def test_federated_attributes_name_who_comes_in(cloud: TestCloud) -> None:
     assert enter(cloud, bearer(sub="gus")).json["token"]["user"]["id"] != user["id"]
 
 
+def test_a_guest_of_a_later_provider_is_somebody_else(cloud: TestCloud) -> None:
+    setup(cloud, SIMPLE)
+    home, member = project(cloud, "old-home"), role(cloud, "member")
+    user = enter(cloud, bearer(sub="hal")).json["token"]["user"]["id"]
+    assert cloud.request("PUT", f"/v3/projects/{home}/users/{user}/roles/{member}").status == 204
+    kept = [{"idp_id": "acme", "protocols": [{"protocol_id": "openid", "unique_id": "ida"}]}]
+    by_hand = cloud.request("POST", "/v3/users", {"user": {"name": "Ida", "federated": kept}}).json["user"]["id"]
+    setup(cloud, SIMPLE)  # deleted and made again
+    assert cloud.request("GET", f"/v3/users/{user}").status == 404
+    assert cloud.request("GET", f"/v3/users/{by_hand}").status == 200
+    again = enter(cloud, bearer(sub="hal"))
+    assert again.status == 201
+    assert rescope(cloud, again.headers["x-subject-token"], {"project": {"id": home}}).status == 401
+
+
 def test_a_guest_cannot_take_the_name_of_somebody_else(cloud: TestCloud) -> None:
     local = {"user": {"name": "{0}", "domain": {"id": "default"}}}
     setup(cloud, [{"local": [local], "remote": [{"type": "OIDC-sub"}]}], version="2.0")

@@ -7,6 +7,7 @@ expire, so that application credentials of federated users have roles too.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,11 @@ def until(memory: Memory, reader: Reader, user_id: str) -> float:
         return math.inf
     found = reader.scalar(_NEXT, {"user_id": user_id, "now": clock.now()})
     return clock.seconds(found) if found else math.inf
+
+
+def shadow_id(idp_id: str, protocol_id: str, unique_id: str) -> str:
+    """The id of the user that is made for a guest; two first logins at once make the same one."""
+    return hashlib.sha256("\0".join((idp_id, protocol_id, unique_id)).encode()).hexdigest()[:32]
 
 
 def section(claims: Payload) -> Row:

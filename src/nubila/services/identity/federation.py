@@ -7,7 +7,7 @@ disabled or deleted, a protocol or mapping gone) bumps the revision: the tokens 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
@@ -15,8 +15,8 @@ from nubila.core import clock
 from nubila.core.call import Call, Reply, Route, takes
 from nubila.core.checks import checker
 from nubila.core.faults import Fault, bad_request, conflict, not_found
-from nubila.services.identity import lookup, mapping, shape
-from nubila.services.identity.kinds import Project
+from nubila.services.identity import federated, lookup, mapping, resources, shape
+from nubila.services.identity.kinds import Project, User
 from nubila.services.identity.kinds_federation import (
     EXPIRING_MEMBERSHIP,
     FEDERATED_USER,
@@ -27,6 +27,9 @@ from nubila.services.identity.kinds_federation import (
     SERVICE_PROVIDER,
 )
 from nubila.services.identity.revision import bump
+
+if TYPE_CHECKING:
+    from nubila.core.db import Tx
 
 Row = dict[str, Any]
 BASE = "/v3/OS-FEDERATION"
@@ -194,11 +197,21 @@ def update_idp(call: Call) -> Row:
     return {"identity_provider": _idp_views(call, [{**row, **values}])[0]}
 
 
-def forget_idp(tx: Any, id: str) -> None:
-    """Remove an identity provider and what hangs on it; its users stay, but nobody vouches for them any more."""
+def _forget_guests(tx: Tx, *where: Any) -> None:
+    """Remove the guests of these federated names, and the users that were made for them: whoever is vouched for under
+    the same name by a later provider of that id is somebody else. Users made by hand stay."""
+    for row in tx.all(sa.select(FEDERATED_USER).where(*where)):
+        if row["user_id"] == federated.shadow_id(row["idp_id"], row["protocol_id"], row["unique_id"]):
+            resources.forget_user(tx, row["user_id"])
+            tx.execute(sa.delete(User.table).where(User.table.c.id == row["user_id"]))
+    tx.execute(sa.delete(FEDERATED_USER).where(*where))
+
+
+def forget_idp(tx: Tx, id: str) -> None:
+    """Remove an identity provider and what hangs on it, its guests included."""
     tx.execute(sa.delete(REMOTE_ID).where(REMOTE_ID.c.idp_id == id))
     tx.execute(sa.delete(PROTOCOL).where(PROTOCOL.c.idp_id == id))
-    tx.execute(sa.delete(FEDERATED_USER).where(FEDERATED_USER.c.idp_id == id))
+    _forget_guests(tx, FEDERATED_USER.c.idp_id == id)
     tx.execute(sa.delete(EXPIRING_MEMBERSHIP).where(EXPIRING_MEMBERSHIP.c.idp_id == id))
     tx.execute(sa.delete(IDP).where(IDP.c.id == id))
 
@@ -279,7 +292,7 @@ def delete_protocol(call: Call) -> None:
     row = _protocol(call)
     call.tx.execute(sa.delete(PROTOCOL).where(PROTOCOL.c.idp_id == row["idp_id"], PROTOCOL.c.id == row["id"]))
     who = (FEDERATED_USER.c.idp_id == row["idp_id"], FEDERATED_USER.c.protocol_id == row["id"])
-    call.tx.execute(sa.delete(FEDERATED_USER).where(*who))
+    _forget_guests(call.tx, *who)
     bump(call.cloud, call.tx)
 
 

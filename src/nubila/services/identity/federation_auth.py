@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
@@ -12,6 +14,9 @@ from nubila.core.faults import Fault, bad_request, unauthorized
 from nubila.services.identity import federation_login, federation_oidc, login
 from nubila.services.identity.kinds_federation import REMOTE_ID
 from nubila.services.identity.tokens import domains, projects
+
+if TYPE_CHECKING:
+    from nubila.core.cloud import Cloud
 
 Row = dict[str, Any]
 
@@ -56,6 +61,14 @@ async def sign_on(call: Call) -> Reply:
     return _page(origin, got.headers["X-Subject-Token"])
 
 
+def _provider_of(cloud: Cloud, issuer: str) -> str | None:
+    """The identity provider with this remote id."""
+    found = sa.select(REMOTE_ID.c.idp_id).where(REMOTE_ID.c.remote_id == issuer)
+    with cloud.store.read() as reader:
+        idp_id: str | None = reader.scalar(found)
+    return idp_id
+
+
 async def sign_on_anywhere(call: Call) -> Reply:
     """GET and POST /v3/auth/OS-FEDERATION/websso/{protocol_id}: the provider is the one that made the token."""
     import jwt
@@ -67,8 +80,8 @@ async def sign_on_anywhere(call: Call) -> Reply:
         issuer = None
     idp_id = None
     if isinstance(issuer, str):
-        with call.cloud.store.read() as reader:
-            idp_id = reader.scalar(sa.select(REMOTE_ID.c.idp_id).where(REMOTE_ID.c.remote_id == issuer))
+        work = partial(_provider_of, call.cloud, issuer)
+        idp_id = work() if call.cloud.store.embedded else await asyncio.to_thread(work)
     if idp_id is None:
         raise Fault(404, "No identity provider has this token's issuer as a remote id.", "IdentityProviderNotFound")
     got = await _issue(call, str(idp_id), call.params["protocol_id"])

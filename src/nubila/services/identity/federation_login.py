@@ -18,6 +18,7 @@ from nubila.core import checks, clock
 from nubila.core.faults import Fault, forbidden, unavailable
 from nubila.core.gates import ALWAYS
 from nubila.services.identity import assignments, auth, federation_oidc, lookup, mapping
+from nubila.services.identity.federated import shadow_id
 from nubila.services.identity.kinds import Group, Project, Role, User
 from nubila.services.identity.kinds_federation import (
     EXPIRING_MEMBERSHIP,
@@ -149,11 +150,11 @@ class _Guest:
         if not name.strip():
             raise auth.denied(call, "Could not map user while setting ephemeral user identity.")
         self.name = name[:255]
-        self.unique_id = quote(user.get("id") or name)[:255]
+        known_as = quote(user.get("id") or name)
+        self.unique_id = known_as if len(known_as) <= 255 else hashlib.sha256(known_as.encode()).hexdigest()
         self.domain_id = self._domain(reader, user.get("domain"))
         self.group_ids = self._groups(reader, mapping_id)
-        key = "\0".join((idp["id"], protocol_id, self.unique_id))
-        self.user_id = hashlib.sha256(key.encode()).hexdigest()[:32]  # two first logins at once make the same one
+        self.user_id = shadow_id(idp["id"], protocol_id, self.unique_id)
         self._same = (_F.idp_id == idp["id"], _F.protocol_id == protocol_id, _F.unique_id == self.unique_id)
         self.row = reader.one(sa.select(FEDERATED_USER).where(*self._same))
         if self.row is not None:
@@ -203,6 +204,8 @@ class _Guest:
 
     def keep(self, tx: Tx) -> None:
         """Write the shadow user, his expiring memberships and his projects."""
+        if tx.scalar(sa.select(IDP.c.id).where(IDP.c.id == self.idp["id"], IDP.c.enabled.is_(True))) is None:
+            raise auth.denied(self.call)  # it went while we were looking
         self.row = tx.one(sa.select(FEDERATED_USER).where(*self._same))
         if self.row is None:
             self._new(tx)
