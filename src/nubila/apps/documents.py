@@ -10,8 +10,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from nubila.apps import wiring
+from nubila.apps import errors, wiring
 from nubila.edge import reference
+from nubila.services import identity
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 
@@ -22,6 +23,10 @@ def documents() -> dict[str, str]:
     public = [s for s in services if s.type]
     found = {f"reference/{s.name}.md": reference.page(s) for s in public}
     index = [f"- [{s.name.capitalize()}]({s.name}.md): `{s.type}`, `{s.prefix or '/v3'}`" for s in public]
+    found["reference/identity-errors.md"] = errors.page(
+        "Identity", reference.GENERATED, errors.errors(Path(identity.__file__).parent)
+    )
+    index.append("- [Errors of Identity](identity-errors.md)")
     found["reference/README.md"] = "\n".join(["# API reference", "", f"<!-- {reference.GENERATED} -->", "", *index, ""])
     found["policy-sample.yaml"] = reference.policy_sample(public)
     found["configuration.md"] = reference.settings()

@@ -230,7 +230,7 @@ def settings() -> str:
     for f in dc.fields(Settings):
         value = f.default
         text = ", ".join(map(str, value)) if isinstance(value, tuple) else _plain(value)
-        rows.append((f"`{f.name}`", f"`{text}`" if text != '""' else "empty", str(f.metadata.get("doc", ""))))
+        rows.append((f"`{f.name}`", f"`{text}`" if text not in ("", '""') else "empty", str(f.metadata.get("doc", ""))))
     lines = [
         "# Settings", "", f"<!-- {GENERATED} -->", "",
         "Settings are read from `DIR/nubila.toml` (TOML, one `name = value` a line), then from environment variables",
