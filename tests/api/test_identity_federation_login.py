@@ -6,6 +6,7 @@ import base64
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -463,6 +464,18 @@ def test_keys_from_a_url_follow_a_rotation_and_survive_an_outage(tmp_path: Path)
         assert "cannot be read" in down.json["error"]["message"]
     finally:
         cloud.close()
+
+
+def test_a_provider_added_while_running_is_known_after_a_reload(cloud: TestCloud) -> None:
+    setup(cloud, SIMPLE, idp="late")
+    assert enter(cloud, bearer(), idp="late").status == 401
+    before = cloud.cloud.settings
+    added = {"identity_provider": "late", "issuer": ISSUER, "audience": AUDIENCE, "jwks": "acme.json"}
+    cloud.cloud.settings = replace(before, oidc=(*before.oidc, added))
+    assert enter(cloud, bearer(), idp="late").status == 201
+    cloud.cloud.settings = replace(before, oidc=("nonsense",))
+    assert enter(cloud, bearer(), idp="late").status == 503
+    cloud.cloud.settings = before
 
 
 @pytest.mark.parametrize(

@@ -93,11 +93,12 @@ def read(settings: Settings) -> dict[str, Provider]:
 
 
 def providers(cloud: Cloud) -> dict[str, Provider]:
-    """Those of this cloud, read once."""
-    found: dict[str, Provider] | None = cloud.memory.get("identity.oidc")
-    if found is None:
-        found = cloud.memory.setdefault("identity.oidc", read(cloud.settings))
-    return found
+    """Those of this cloud, read once and again when the settings were (SIGHUP). Raises BadSetting."""
+    given = cloud.settings.oidc
+    kept: tuple[Any, dict[str, Provider]] | None = cloud.memory.get("identity.oidc")
+    if kept is None or kept[0] != given:
+        kept = cloud.memory["identity.oidc"] = (given, read(cloud.settings))
+    return kept[1]
 
 
 def verify(cloud: Cloud, idp_id: str, token: str) -> Row:
