@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from nubila.core.call import Call
+from nubila.core.faults import Fault
+from nubila.services.identity import trusts
 from nubila.testing.cloud import Response, TestCloud
 
 Row = dict[str, Any]
@@ -244,6 +247,11 @@ def test_uses_are_counted_once_per_token(cloud: TestCloud) -> None:
     assert sorted(answers) == [201, 201, 401, 401, 401, 401]
     assert cloud.request("GET", url, token=token).status == 404
     assert cloud.request("GET", "/v3/auth/projects", token=borrowed).status == 200  # tokens outlive the last use
+    last = made(trust(cloud, giver, taker, remaining_uses=1))["id"]
+    call = Call(cloud.cloud, cloud.cloud.service("identity"), "POST", "/v3/auth/tokens")
+    trusts.consume(call, last)
+    with pytest.raises(Fault):  # another process was between looking and taking
+        trusts.consume(call, last)
     for wrong in (0, -1, "2", 1.5):
         assert trust(cloud, giver, taker, remaining_uses=wrong).status == 400
 

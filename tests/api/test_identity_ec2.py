@@ -218,6 +218,28 @@ def test_awss_own_vector_of_version_4() -> None:
     assert found == "5d672d79c15b13162d9279b0855cfba6789a8edb4c82c400e06b5924a6f2b5d7"
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("Credential=KEY/", "Credential=OTHER/"),
+        ("/20300131/", "/20300130/"),
+        ("/aws4_request", "/aws4"),
+        ("SignedHeaders=host;x-amz-date", "SignedHeaders=x-amz-date"),
+        ("SignedHeaders=host;x-amz-date", "SignedHeaders="),
+    ],
+)
+def test_version4_says_whose_and_when(change: tuple[str, str]) -> None:
+    scope = "Credential=KEY/20300131/RegionOne/ec2/aws4_request"
+    text = f"AWS4-HMAC-SHA256 {scope}, SignedHeaders=host;x-amz-date, Signature=none"
+    headers = {"X-Amz-Date": "20300131T000000Z", "Host": "h", "Authorization": text}
+    given: Row = {"access": "KEY", "verb": "POST", "host": "h", "path": "/", "params": {}, "body_hash": "0" * 64}
+    assert len(ec2_signature.ec2_signature("s", {**given, "headers": headers}, "h")) == 64
+    assert change[0] in text
+    headers["Authorization"] = text.replace(*change)
+    with pytest.raises(ec2_signature.BadSignature):
+        ec2_signature.ec2_signature("s", {**given, "headers": headers}, "h")
+
+
 def test_s3(cloud: TestCloud, demo: Row) -> None:
     key = pair(cloud, demo)
     text = b"GET\n\n\nTue, 27 Mar 2007 19:36:42 +0000\n/bucket/object"
