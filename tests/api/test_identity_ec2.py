@@ -114,7 +114,7 @@ def test_key_pairs(cloud: TestCloud, demo: Row) -> None:
 # --- signed requests -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.req("A/ID-45")
+@pytest.mark.req("A/ID-45", "A/ID-55")
 @pytest.mark.parametrize("sign", [version2, version4])
 def test_signed_request_gets_a_token(cloud: TestCloud, demo: Row, sign: Any) -> None:
     key = pair(cloud, demo)

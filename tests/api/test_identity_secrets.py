@@ -146,7 +146,6 @@ def domain(cloud: TestCloud) -> Iterator[str]:
     assert id not in stored(cloud)
 
 
-@pytest.mark.req("A/ID-31")
 def test_secret_options_are_never_shown(cloud: TestCloud, domain: str) -> None:
     url = f"{domain}/config"
     assert cloud.request("GET", url).status == 404
