@@ -258,6 +258,21 @@ def test_common_name_of_a_client_certificate(cloud: TestCloud) -> None:
             assert cloud.request("POST", "/v3/auth/tokens", body, token="", client_cert=bad).status == 401
 
 
+@pytest.mark.req("A/ID-55")
+def test_user_name_and_api_key(cloud: TestCloud) -> None:
+    user = cloud.request("GET", "/v3/users?name=admin").json["users"][0]["id"]
+    url = f"/v3/users/{user}/application_credentials"
+    made = cloud.request("POST", url, {"application_credential": {"name": "key"}}).json["application_credential"]
+    part = {"name": "key", "secret": made["secret"], "user": {"name": "admin", "domain": {"id": "default"}}}
+    body: dict[str, Any] = {"identity": {"methods": ["application_credential"], "application_credential": part}}
+    got = cloud.request("POST", "/v3/auth/tokens", {"auth": body}, token="")
+    assert got.status == 201, got.body
+    token = got.headers["x-subject-token"]
+    assert cloud.request("GET", "/v3/auth/projects", token=token).status == 200
+    part["secret"] += "x"
+    assert cloud.request("POST", "/v3/auth/tokens", {"auth": body}, token="").status == 401
+
+
 def certificate(name: str) -> bytes:
     """A certificate with this common name (who signed it is the listener's business)."""
     key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)

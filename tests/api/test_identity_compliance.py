@@ -19,6 +19,7 @@ from nubila.core.config import BadSetting, Settings
 from nubila.services.identity import lookup
 from nubila.services.identity.bootstrap import Wanted, repair
 from nubila.services.identity.kinds_auth import OLD_PASSWORD, SECURITY
+from nubila.services.identity.methods_totp import STEP_S, passcode
 from nubila.testing.cloud import Response, TestCloud
 
 PLEASE = "The request you have made requires authentication."
@@ -482,6 +483,26 @@ def test_failures_are_limited_per_user_and_address(cloud: TestCloud, monkeypatch
         assert login(cloud, {"id": "nobody-at-all"}).status == 429  # as if there were such a user
         at[0] += 60
         assert login(cloud, user).status == 201
+
+
+def test_passcodes_are_limited_and_tokens_are_not(cloud: TestCloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    at = clock.now()
+    monkeypatch.setattr(clock, "now", lambda: at)
+    user, secret = make_user(cloud, "rate-totp"), "GEZDGNBVGY3TQOJQ"
+    body = {"credential": {"type": "totp", "user_id": user["id"], "blob": secret}}
+    assert cloud.request("POST", "/v3/credentials", body).status == 201
+    token = login(cloud, user).headers["x-subject-token"]
+    right = passcode(secret, int(clock.seconds(at)) // STEP_S)
+
+    def by(method: str, part: dict[str, Any]) -> int:
+        body = {"auth": {"identity": {"methods": [method], method: part}, "scope": "unscoped"}}
+        return cloud.request("POST", "/v3/auth/tokens", body, token="").status
+
+    with setting(cloud, login_failures_per_minute=2):
+        for code, status in (("x", 401), ("y", 401), ("z", 429), (right, 429)):
+            assert by("totp", {"user": {"id": user["id"], "passcode": code}}) == status
+        assert by("token", {"id": token}) == 201
+    assert by("totp", {"user": {"id": user["id"], "passcode": right}}) == 201
 
 
 def test_deleted_user_leaves_nothing(cloud: TestCloud) -> None:

@@ -59,7 +59,7 @@ def inactive(settings: Settings, user: Row, security: Row) -> bool:
     days = settings.disable_user_account_days_inactive
     if not days or exempt(user, "ignore_user_inactivity"):
         return False
-    last = security["active_on"] or user["created_at"]
+    last = security["active_on"] or user["created_at"] or clock.now()
     return (_day(clock.now()) - _day(last)).days >= days
 
 

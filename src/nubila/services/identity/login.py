@@ -83,14 +83,15 @@ async def issue(call: Call) -> Reply:
     cloud = call.cloud
     proof = await _database(cloud, lambda: _prove(call, wanted["identity"], names))
     call.memo["audit.user"] = next((u for u in proof.users if u), None)
-    attempt = lockout.Attempt(cloud, _subject(wanted["identity"], proof), call.peer)
+    guessing = proof.compare or proof.check or "totp" in names  # a token or a front's word is not guessed
+    attempt = lockout.Attempt(cloud, _subject(wanted["identity"], proof), call.peer) if guessing else None
     loop = asyncio.get_running_loop()
     for check in proof.check:
         if not await loop.run_in_executor(hashing_threads.checkers(cloud), check):
             proof.refused = True
     if proof.compare or proof.effects or proof.wrong or proof.check:
         await loop.run_in_executor(hashing_threads.pool(cloud), _decide, call, proof)
-    if proof.user_id is not None:
+    if attempt is not None and proof.user_id is not None:
         attempt.good()
     return await _database(cloud, lambda: _grant(call, wanted, proof))
 
