@@ -76,7 +76,7 @@ def test_a_policy_file_takes_effect_at_once(cloud: TestCloud, files: Path, name:
 
 @pytest.mark.req("A/ID-13", "A/ID-14")
 def test_a_role_that_everything_asks_for(cloud: TestCloud, files: Path) -> None:
-    """The old recipe: all that is not for administrators needs the role compute-user, in the old form of policy.json."""
+    """The old recipe, in the old form: what is not for administrators needs the role compute-user."""
     policy, demo = cloud.cloud.policy, cloud.token("demo")
     free = [name for name in policy.defaults["compute"] if name.startswith("os_compute_api:")]
     nobody = {"roles": ["member", "reader"], "project_id": "p"}
