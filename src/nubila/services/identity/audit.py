@@ -231,19 +231,20 @@ def _initiator(call: Call) -> dict[str, Any]:
 
 
 def _authenticated(call: Call, answer: Reply | StreamReply, failed: bool) -> tuple[str, list[str]]:
-    """Who it was, or whose name was used; by which methods."""
-    if not failed:
+    """Who it was, or whose name was used; by which methods. The answer is read only when the request does not tell."""
+    user = call.memo.get("audit.user")
+    if user is None and not failed:
         try:
             body = getattr(answer, "body", None)
             token = (_read_token(body) if isinstance(body, bytes) else msgspec.convert(body, _Tokens)).token
+            return token.user.id, token.methods
         except (msgspec.MsgspecError, TypeError):
-            token = _Token()
-        return token.user.id or str(call.memo.get("audit.user") or ""), token.methods
+            return "", []
     asked: Any = call.body
     for name in ("auth", "identity", "methods"):
         asked = asked.get(name) if isinstance(asked, dict) else None
     methods = [m for m in asked[:8] if isinstance(m, str) and len(m) <= 32] if isinstance(asked, list) else []
-    return str(call.memo.get("audit.user") or ""), methods
+    return str(user or ""), methods
 
 
 def _made(answer: Reply | StreamReply, failed: bool) -> str:
