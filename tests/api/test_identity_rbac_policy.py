@@ -224,6 +224,10 @@ def test_list(cloud: TestCloud, files: Path) -> None:
     assert "  identity   identity:get_region: everybody" in got.output
     rows = json.loads(nubila(cloud, "list", "--service", "placement", "--json").stdout)
     assert {row["service"] for row in rows} == {"placement"}
+    (files / "policy.yaml").write_text('"identity:list_regoins": "!"')
+    got = nubila(cloud, "list", "identity:*_region*")
+    assert got.exit_code == 0
+    assert "has 'identity:list_regoins', which no service declares" in got.output
     (files / "policy.yaml").write_text("[]")
     got = nubila(cloud, "list")
     assert got.exit_code == 1

@@ -106,7 +106,7 @@ def list_(pattern: str, state: Path | None, service: str, as_json: bool) -> None
         }
         for owner, rule in view.rules(cloud, service, pattern)
     ]  # fmt: skip
-    problem = cloud.policy.problem
+    problem, unknown = cloud.policy.problem, cloud.policy.unknown
     cloud.store.close()
     if as_json:
         click.echo(json.dumps(rows, indent=2))
@@ -116,6 +116,8 @@ def list_(pattern: str, state: Path | None, service: str, as_json: bool) -> None
             click.echo(f"{mark} {row['service']:10} {row['rule']}: {text}")
     if problem:
         click.echo(f"nubila: {problem}", err=True)
+    for name in unknown:
+        click.echo(f"nubila: a policy file has {name!r}, which no service declares and no rule refers to", err=True)
     sys.exit(1 if problem else 0)
 
 
