@@ -170,7 +170,7 @@ class Settings:
     simulated_boot_s: float = setting(0.0, "Seconds a simulated guest takes to boot.")
     simulated_hosts: int = setting(1, "Number of hosts in the simulated gear.")
     sweep_s: float = setting(60.0, "Seconds between full compares of everything.")
-    ldap: Sections = setting(
+    ldap: Sections = setting(  # noqa: RUF009  # it is how a setting is declared; the class only checks its default
         Sections(), "Directories with users and groups, a table [ldap.<domain name>] for each domain; see docs/ldap.md."
     )
 

@@ -110,7 +110,15 @@ SERVICE = Service(
         *oauth1.ROUTES,
         *policy_association.ROUTES,
     ),
-    rules=(*RULES, *DELEGATION_RULES, *FEDERATION_RULES, *token_events.RULES, *CONFIG_RULES, *FILTER_RULES, *OAUTH1_RULES),
+    rules=(
+        *RULES,
+        *DELEGATION_RULES,
+        *FEDERATION_RULES,
+        *token_events.RULES,
+        *CONFIG_RULES,
+        *FILTER_RULES,
+        *OAUTH1_RULES,
+    ),
     bootstrap=bootstrap,
     observe=audit.observe,
 )

@@ -47,6 +47,6 @@ RULES: list[Rule] = [
     _rule("delete_trust", f"{ADMIN} or {_TRUSTOR}", "Delete a trust.", "DELETE", f"{_TRUSTS}/{{id}}"),
     _rule("list_roles_for_trust", _SEE_TRUST, "List the roles of a trust.", "GET", f"{_TRUSTS}/{{id}}/roles"),
     _rule("get_role_for_trust", _SEE_TRUST, "Show a role of a trust.", "GET", f"{_TRUSTS}/{{id}}/roles/{{role_id}}"),
-    _rule("ec2tokens_validate", "rule:service_or_admin", "Get a token for an EC2 request.", "POST", "/v3/ec2tokens", _ALL),
+    _rule("ec2tokens_validate", "rule:service_or_admin", "Log in by an EC2 request.", "POST", "/v3/ec2tokens", _ALL),
     _rule("s3tokens_validate", "rule:service_or_admin", "Ask who signed an S3 request.", "POST", "/v3/s3tokens", _ALL),
 ]  # fmt: skip

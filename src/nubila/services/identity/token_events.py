@@ -55,9 +55,7 @@ def _since(text: str | None) -> int:
 
 def gone(call: Call) -> Reply:
     """GET /v3/OS-SIMPLE-CERT/ca and /certificates, GET /v3/auth/tokens/OS-PKI/revoked."""
-    raise Fault(
-        410, "There are no PKI tokens any more; the keys in keys/jws/public check JWS tokens.", "Gone"
-    )
+    raise Fault(410, "There are no PKI tokens any more; the keys in keys/jws/public check JWS tokens.", "Gone")
 
 
 RULES = [
