@@ -91,6 +91,47 @@ def test_a_fixed_address_wins(tmp_path: Path) -> None:
         cloud.close()
 
 
+@pytest.mark.req("A/ID-17")
+def test_places_in_addresses_are_filled(cloud: TestCloud) -> None:
+    service = cloud.request("POST", "/v3/services", {"service": {"type": "volume", "name": "v"}}).json["service"]["id"]
+    for interface, url in (("public", "http://h/$(tenant_id)s"), ("internal", "http://h/%(project_id)s/%(user_id)s")):
+        body = {"endpoint": {"service_id": service, "interface": interface, "region": "RegionOne", "url": url}}
+        assert cloud.request("POST", "/v3/endpoints", body).status == 201
+    wrong = {"endpoint": {"service_id": service, "interface": "admin", "url": "http://h/$(colour)s"}}
+    assert cloud.request("POST", "/v3/endpoints", wrong).status == 400
+    token = login(cloud).json["token"]
+    project, user = token["project"]["id"], token["user"]["id"]
+    found = {e["interface"]: e["url"] for s in token["catalog"] if s["id"] == service for e in s["endpoints"]}
+    assert found == {"public": f"http://h/{project}", "internal": f"http://h/{project}/{user}"}
+
+
+@pytest.mark.req("A/ID-16", "C/IDN-05")
+def test_a_service_user_sees_everybodys_things(cloud: TestCloud) -> None:
+    roles = {r["name"]: r["id"] for r in cloud.request("GET", "/v3/roles").json["roles"]}
+    project = cloud.request("GET", "/v3/projects?name=service").json["projects"][0]["id"]
+    user = {"name": "neutron", "password": "a-password", "email": "n@example.org"}
+    made = cloud.request("POST", "/v3/users", {"user": user}).json["user"]["id"]
+    url = f"/v3/projects/{project}/users/{made}/roles/{roles['admin']}"
+    assert cloud.request("PUT", url).status == 204
+    network = cloud.request("POST", "/network/v2.0/networks", {"network": {"name": "n"}}, token=cloud.token("demo"))
+    seen = cloud.request("GET", "/network/v2.0/networks", token=cloud.login("neutron", "a-password", "service"))
+    assert network.json["network"]["id"] in {n["id"] for n in seen.json["networks"]}
+
+
+@pytest.mark.req("C/IDN-10")
+def test_only_administrators_make_things_for_others(cloud: TestCloud) -> None:
+    admin = cloud.request("GET", "/v3/projects?name=admin").json["projects"][0]["id"]
+    demo = cloud.request("GET", "/v3/projects?name=demo").json["projects"][0]["id"]
+    own = cloud.request("POST", "/network/v2.0/networks", {"network": {"name": "n"}}, token=cloud.token("demo"))
+    assert own.json["network"]["project_id"] == demo
+    body = {"network": {"name": "n", "tenant_id": admin}}
+    refused = cloud.request("POST", "/network/v2.0/networks", body, token=cloud.token("demo"))
+    assert refused.status == 400  # the row infers 403; Neutron itself says 400
+    assert "requires admin privileges" in refused.json["NeutronError"]["message"]
+    body = {"network": {"name": "n", "tenant_id": demo}}
+    assert cloud.request("POST", "/network/v2.0/networks", body).json["network"]["project_id"] == demo
+
+
 # --- who may speak for the client -------------------------------------------------------------------------------------
 
 
