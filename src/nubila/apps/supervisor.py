@@ -25,6 +25,7 @@ from nubila.apps import logs
 PR_SET_PDEATHSIG = 1
 QUICK_S = 2.0
 LOGS_EVERY_S = 30.0
+TOLD_BY = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 LOCK_TRIES = 10
 
 
@@ -185,6 +186,7 @@ def supervise(state: Path, plan: dict[str, Any], sockets: dict[str, socket.socke
     signal.signal(signal.SIGUSR2, lambda *_: wanted.append(signal.SIGHUP))
     if not os.isatty(0):  # there it means that the terminal was closed
         signal.signal(signal.SIGHUP, lambda *_: wanted.append(signal.SIGHUP))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, TOLD_BY)
     while not stopping:
         told, wanted[:] = wanted[:], []
         if told or time.monotonic() >= look:
@@ -233,6 +235,7 @@ def main() -> None:
     """``python -m nubila.apps.supervisor STATE``: the plan is in ``STATE/run/plan.json``."""
     state = Path(sys.argv[1])
     plan = json.loads((state / "run" / "plan.json").read_text())
+    signal.pthread_sigmask(signal.SIG_BLOCK, TOLD_BY)  # from the lock on we may be told: not before we can listen
     held = lock(state)
     sockets = {name: listen(address) for name, address in plan["listen"].items()}
     supervise(state, plan, sockets)
