@@ -181,6 +181,17 @@ TABLE = (
 # fmt: on
 
 
+EXTRA = {
+    "=table": "user list --long",
+    "=projects": "project list",
+    "=roles": "role list",
+    "=made": "project create osc-last",
+    "=unmade": "project delete osc-last",
+    "=missing": "user create --project osc-nothing-there osc-nobody",
+}
+"""Played after the table, for tests of their own."""
+
+
 def commands() -> list[str]:
     """Every Identity command the installed client has."""
     return sorted(e.name for e in entry_points(group=GROUP))
@@ -207,6 +218,12 @@ class Played:
             result = client.run("walk-admin", f"{step.own} {command} {typed} {show}".strip())
             self.results.setdefault(step.name, []).append((Step(step.name, typed, sees), result))
             self._keep(step, result)
+        for name, command in EXTRA.items():
+            self.results.setdefault(name, []).append((Step(name), client.run("walk-admin", command)))
+
+    def out(self, name: str) -> str:
+        """What the last command of a name printed."""
+        return self.results[name][-1][1].out
 
     def _keep(self, step: Step, result: Result) -> None:
         if result.status == 0 and step.keep:
@@ -249,3 +266,38 @@ def test_a_command(played: Played, command: str) -> None:
         assert result.status == 0 or isinstance(result.status, list), f"$ {result.command}\n{result.out}{result.err}"
         for word in step.sees:
             assert word in result.out + result.err, f"$ {result.command}\n{result.out}"
+
+
+def _columns(table: str) -> list[str]:
+    return [cell.strip() for cell in table.splitlines()[1].strip("|").split("|")]
+
+
+@pytest.mark.req("A/ID-04", "A/ID-05", "A/ID-06")
+def test_lists_are_the_tables_of_the_document(played: Played) -> None:
+    assert {"ID", "Name", "Email", "Enabled"} <= set(_columns(played.out("=table")))
+    assert _columns(played.out("=projects")) == ["ID", "Name"]
+    assert _columns(played.out("=roles")) == ["ID", "Name"]
+
+
+@pytest.mark.req("C/IDN-01")
+def test_the_id_can_be_cut_out_of_a_table(played: Played) -> None:
+    """As installation guides do it: awk '/ id / {print $4}'."""
+    found = [line.split()[3] for line in played.out("=made").splitlines() if " id " in line]
+    assert len(found) == 1
+    assert len(found[0]) == 32
+
+
+@pytest.mark.req("C/IDN-02", "C/IDN-03")
+def test_the_catalogue_has_three_addresses_of_each_service(played: Played) -> None:
+    assert "osc-type" in played.out("service_list")
+    shown = played.out("catalog_list")
+    for interface in ("public", "internal", "admin"):
+        assert shown.count(f"{interface}: http") >= 5
+
+
+@pytest.mark.req("C/IDN-07")
+def test_a_project_that_is_not_there_is_named(played: Played) -> None:
+    _, result = played.results["=missing"][-1]
+    assert result.status == 1
+    assert "osc-nothing-there" in result.err
+    assert "Traceback" not in result.err
