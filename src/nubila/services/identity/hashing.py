@@ -62,4 +62,4 @@ def _threads(cloud: Cloud, key: str, workers: int) -> ThreadPoolExecutor:
 
 def _yield_to_others() -> None:
     with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 5)

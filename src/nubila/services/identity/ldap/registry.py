@@ -80,7 +80,7 @@ def _wanted(cloud: Cloud, reader: Reader) -> dict[str, Row]:
             out[id] = {"": e.message}
             continue
         driver = own.get("identity", {}).get("driver")
-        if driver == "ldap" or (driver is None and own.get("ldap", {}).get("url")):
+        if driver == "ldap" or (driver is None and id in out):
             out[id] = {**out.get(id, {}), **own.get("ldap", {})}
         elif driver is not None:
             out.pop(id, None)  # the API's word counts more than the file's
