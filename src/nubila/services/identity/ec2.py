@@ -83,9 +83,8 @@ def _found(call: Call, rule: str) -> Row:
     row: Row | None = call.tx.one(_BY_ID, {"id": credentials.ec2_id(access)})
     if row is None:  # before policy, as the original: the name is a secret of its owner
         raise not_found("credential", access)
+    # whose pair it is decides; the user in the path does not, as in the original (keystone-tempest-plugin relies on it)
     call.enforce(rule, {"target.credential.user_id": row["user_id"], "user_id": user_id})
-    if row["user_id"] != user_id:
-        raise not_found("credential", access)
     credentials.within(call, row)
     return row
 
