@@ -104,7 +104,7 @@ class _Crud:
         return special or self.rest.rules[verb]
 
     def find(self, call: Call, id: str, statement: sa.Select[Any] | None = None) -> Row:
-        """The row if the caller may know of it, else 404 (or the representation's own status)."""
+        """The row if the caller may know of it, else 404."""
         row: Row | None
         if self.hooks.find:
             row = self.hooks.find(call, id)
@@ -112,11 +112,8 @@ class _Crud:
             row = call.tx.one(self.by_key if statement is None else statement, {"key": id})
         if row is None:
             raise not_found(self.rest.item, id)
-        rule = self.rule(call, "show", row)
-        if not call.may(rule, self.target(call, row)):
-            if self.rest.hidden == 404:
-                raise not_found(self.rest.item, id)
-            raise forbidden(f"Policy does not allow {rule} to be performed with these credentials.")
+        if self.rest.hidden == 404 and not call.may(self.rule(call, "show", row), self.target(call, row)):
+            raise not_found(self.rest.item, id)
         return row
 
     def answer(self, call: Call, row: Row, verb: str) -> Reply:
@@ -189,12 +186,17 @@ class _Crud:
             raise over_quota(text, status=self.dialect.over_quota_status) from None
 
     def show(self, call: Call) -> Reply:
-        return self.answer(call, self.find(call, call.params["id"]), "show")
+        row = self.find(call, call.params["id"])
+        if self.rest.hidden != 404:  # where things are not hidden each verb asks its own rule alone
+            call.enforce(self.rule(call, "show", row), self.target(call, row))
+        return self.answer(call, row, "show")
 
     def update(self, call: Call) -> Reply:
         before = self.find(call, call.params["id"], self.to_change)
-        values = checks.accept(self.cls, "update", self.inner(call), call.version)
         target = self.target(call, before)
+        if self.rest.hidden != 404:  # before the body, whose refusal would say that there is such a thing
+            call.enforce(self.rule(call, "update", before), target)
+        values = checks.accept(self.cls, "update", self.inner(call), call.version)
         call.enforce(self.rule(call, "update", before), target)
         self.attr_rules(call, "update", values, self.target(call, {**before, **values}))
         if self.hooks.prepare_update:
