@@ -12,6 +12,8 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -41,17 +43,33 @@ def rows(directory: Path) -> list[str]:
     return out
 
 
+def judged() -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """Rows replaced by something else (``by`` what, with which ``proof``) and rows that are open, with the reason."""
+    said = yaml.safe_load((ROOT / "tests" / "rows.yaml").read_text())
+    for row, why in said["replaced"].items():
+        if not (ROOT / why["proof"]).exists():
+            raise SystemExit(f"tests/rows.yaml: {row}: there is no {why['proof']}")
+    return said["replaced"], said["open"]
+
+
 def table(known: list[str], proven: dict[str, list[str]]) -> str:
-    """Counts per area and the proven rows."""
+    """Counts per area and the rows."""
+    replaced, open_ = judged()
+    replaced = {row: why for row, why in replaced.items() if row not in proven}
     areas: dict[str, list[str]] = defaultdict(list)
     for row in known:
         areas[row.rpartition("-")[0]].append(row)
-    lines = ["| area | rows | proven | open |", "|---|---|---|---|"]
+    lines = ["| area | rows | proven | replaced | open |", "|---|---|---|---|---|"]
     for area, ids in sorted(areas.items()):
         done = sum(1 for i in ids if i in proven)
-        lines.append(f"| {area} | {len(ids)} | {done} | {len(ids) - done} |")
+        better = sum(1 for i in ids if i in replaced)
+        lines.append(f"| {area} | {len(ids)} | {done} | {better} | {len(ids) - done - better} |")
     lines += ["", "| row | test |", "|---|---|"]
     lines += [f"| {row} | {'<br>'.join(tests)} |" for row, tests in sorted(proven.items())]
+    lines += ["", "| row | replaced by | proof |", "|---|---|---|"]
+    lines += [f"| {row} | {why['by']} | {why['proof']} |" for row, why in sorted(replaced.items())]
+    lines += ["", "| row | open because |", "|---|---|"]
+    lines += [f"| {row} | {why} |" for row, why in sorted(open_.items()) if row not in proven]
     unknown = sorted(set(proven) - set(known)) if known else []
     if unknown:
         lines += ["", f"Marks that name no row: {', '.join(unknown)}"]
