@@ -316,3 +316,37 @@ def test_a_process_killed_while_it_revokes_leaves_all_or_nothing(world: World) -
         assert len(verdicts) == 1, "the processes disagree"
         outcomes.add((answered, verdicts.pop()))
     assert (True, True) not in outcomes
+
+
+def test_lists_follow_every_change_of_any_process_at_once(world: World) -> None:
+    """What a process remembers of a list counts only while nobody has changed anything."""
+
+    def seen(by: int, what: str) -> dict[str, tuple[str, bool, tuple[str, ...]]]:
+        rows = world.do("GET", f"/v3/{what}", by=by)[what]
+        return {r["id"]: (r["description"], r["enabled"], tuple(sorted(r["tags"]))) for r in rows}
+
+    def change(method: str, path: str, body: Any = None) -> Any:
+        world.turn += 1
+        return world.do(method, path, body, by=world.turn % PROCESSES)
+
+    for what, item in (("projects", "project"), ("domains", "domain")):
+        id = change("POST", f"/v3/{what}", {item: {"name": "followed"}})[item]["id"]
+        steps: list[tuple[str, str, Any, tuple[str, bool, tuple[str, ...]] | None]] = [
+            ("PATCH", f"/v3/{what}/{id}", {item: {"description": "new"}}, ("new", True, ())),
+            ("PATCH", f"/v3/{what}/{id}", {item: {"enabled": False}}, ("new", False, ())),
+        ]
+        if what == "projects":
+            tags = f"/v3/projects/{id}/tags"
+            steps += [
+                ("PUT", f"{tags}/a", None, ("new", False, ("a",))),
+                ("PUT", tags, {"tags": ["b", "c"]}, ("new", False, ("b", "c"))),
+                ("DELETE", f"{tags}/b", None, ("new", False, ("c",))),
+                ("DELETE", tags, None, ("new", False, ())),
+            ]
+        steps.append(("DELETE", f"/v3/{what}/{id}", None, None))
+        for n in range(PROCESSES):
+            assert seen(n, what)[id] == ("", True, ())
+        for method, path, body, wanted in steps:
+            change(method, path, body)
+            for n in range(PROCESSES):
+                assert seen(n, what).get(id) == wanted, (method, path, n)

@@ -141,6 +141,11 @@ class Policy:
         """The token scopes a rule accepts at all; empty: every one."""
         return self._loaded.scopes.get((service, name), ())
 
+    @property
+    def state(self) -> object:
+        """Another object after every reload: what was decided under the old one may be different now."""
+        return self._loaded
+
     # --- loading ---------------------------------------------------------------------------------------------------
 
     def reload_if_changed(self) -> bool:

@@ -47,6 +47,7 @@ class Hooks:
     own_filters: tuple[str, ...] = ()
     column: Callable[[str], Any] | None = None  # SQL for a policy target name that is no attribute (lists)
     find: Callable[[Call, str], Row | None] | None = None  # instead of the key lookup
+    listed: Callable[[Call, Callable[[], Reply]], Reply] | None = None  # around every list: may know the answer already
 
 
 @dataclass(frozen=True, kw_only=True)

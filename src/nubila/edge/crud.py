@@ -233,6 +233,9 @@ class _Crud:
         return Reply(None, self.rest.status("delete", call.version))
 
     def page(self, call: Call) -> Reply:
+        return self.hooks.listed(call, lambda: self._page(call)) if self.hooks.listed else self._page(call)
+
+    def _page(self, call: Call) -> Reply:
         rest, cls = self.rest, self.cls
         q = query.parse(cls, rest, call.query, call.version, own=self.hooks.own_filters)
         rule = self.rule(call, "list")

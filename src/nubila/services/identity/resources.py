@@ -40,7 +40,7 @@ from nubila.services.identity.kinds import (
 )
 from nubila.services.identity.kinds_filter import PROJECT_ENDPOINT, PROJECT_ENDPOINT_GROUP
 from nubila.services.identity.kinds_ldap import ID_MAPPING
-from nubila.services.identity.revision import bump
+from nubila.services.identity.revision import bump, listed
 
 if TYPE_CHECKING:
     from nubila.core.db import Reader, Tx
@@ -144,8 +144,7 @@ def _new_project(call: Call, values: Row) -> None:
 
 def _created(call: Call, row: Row) -> None:
     _set_tags(call.tx, row["id"], row.get("tags") or [])
-    if row["is_domain"]:
-        bump(call.cloud, call.tx)
+    bump(call.cloud, call.tx)
 
 
 def _project_target(call: Call, row: Row) -> Row:
@@ -183,8 +182,7 @@ def _change(call: Call, cls: type[Project] | type[Domain], before: Row, values: 
 def _changed(call: Call, before: Row, after: Row) -> None:
     if call.body[_item(call)].get("tags") is not None:
         _set_tags(call.tx, after["id"], after["tags"])
-    if before["enabled"] != after["enabled"] or before["name"] != after["name"]:
-        bump(call.cloud, call.tx)
+    bump(call.cloud, call.tx)
     if before["enabled"] and not after["enabled"]:
         auth.revoke(call.cloud, call.tx, **{"domain_id" if after["is_domain"] else "project_id": after["id"]})
 
@@ -380,6 +378,7 @@ def replace_tags(call: Call) -> Row:
     schema = {"type": "object", "properties": {"tags": Tags.schema}, "required": ["tags"]}
     checker(schema)(call.body)
     _set_tags(call.tx, row["id"], call.body["tags"])
+    bump(call.cloud, call.tx)
     return {
         "tags": sorted(call.body["tags"]), "links": {"self": f"{call.base}{call.path}", "next": None, "previous": None},
     }  # fmt: skip
@@ -388,6 +387,7 @@ def replace_tags(call: Call) -> Row:
 def delete_tags(call: Call) -> None:
     """DELETE /v3/projects/{project_id}/tags."""
     _set_tags(call.tx, _project(call, "identity:delete_project_tags")["id"], [])
+    bump(call.cloud, call.tx)
 
 
 def _has_tag(call: Call, row: Row) -> bool:
@@ -406,6 +406,7 @@ def add_tag(call: Call) -> Reply:
     checker(Tags.schema)([*tags_of(call.tx, [row["id"]]).get(row["id"], []), call.params["tag"]][-80:])
     if not _has_tag(call, row):
         call.tx.insert(PROJECT_TAG, {"project_id": row["id"], "name": call.params["tag"]})
+        bump(call.cloud, call.tx)
     return Reply(None, 201, {"Location": f"{call.base}{call.path}"})
 
 
@@ -415,6 +416,7 @@ def delete_tag(call: Call) -> None:
     if not _has_tag(call, row):
         raise not_found("project_tag", call.params["tag"])
     call.tx.execute(sa.delete(PROJECT_TAG).where(_T.project_id == row["id"], _T.name == call.params["tag"]))
+    bump(call.cloud, call.tx)
 
 
 def _scope_domains(call: Call, q: ListQuery) -> list[Any]:
@@ -432,13 +434,13 @@ def _domain_column(name: str) -> Any:
 PROJECT_HOOKS = Hooks(
     prepare=_new_project, created=_created, prepare_update=_change_project, updated=_changed, deleting=_delete_project,
     present=_present_projects, scope=_scope_projects, target=_project_target, find=shape.finder(Project),
-    own_filters=("tags", "tags-any", "not-tags", "not-tags-any"), column=shape.domain_column(Project),
+    own_filters=("tags", "tags-any", "not-tags", "not-tags-any"), column=shape.domain_column(Project), listed=listed,
 )  # fmt: skip
 DOMAIN_HOOKS = Hooks(
     prepare=_new_domain, created=_created, prepare_update=_change_domain, updated=_changed, deleting=_delete_domain,
     present=lambda call, rows: _with_tags(call.tx, rows), scope=_scope_domains,
     target=_domain_target, find=shape.finder(Domain, _P.c.is_domain.is_(True), open_to="PATCH DELETE"),
-    column=_domain_column,
+    column=_domain_column, listed=listed,
 )  # fmt: skip
 
 _ONE = "/v3/projects/{project_id}/tags/{tag}"
