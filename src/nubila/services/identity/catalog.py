@@ -83,17 +83,36 @@ def given(reader: Reader, project_id: str) -> set[str] | None:
     return _all_given(reader).get(project_id)
 
 
+MAX_CATALOGS = 64
+"""Catalogues remembered per process, one for each name the cloud is called by."""
+
+
 def catalog(
     memory: Memory, reader: Reader, base: str, *, project_id: str | None, user_id: str | None
 ) -> list[dict[str, Any]]:
-    """The catalogue for a token's scope."""
-    values = {"project_id": project_id, "tenant_id": project_id, "user_id": user_id}
-    services: dict[str, dict[str, Any]] = {}
+    """The catalogue for a token's scope; shared, not to be changed."""
     facts = memory.facts
     if (filters := facts.get("endpoint_filter")) is None:
         filters = facts["endpoint_filter"] = _all_given(reader)
+    found = rows(memory, reader)
     seen: set[str] | None = filters.get(project_id or "")
-    for row in rows(memory, reader):
+    if (same := facts.get("catalog_for_all")) is None:
+        same = facts["catalog_for_all"] = not any("(" in row["url"] for row in found if row["url"])
+    if not same or seen is not None:
+        return _catalog(found, seen, base, {"project_id": project_id, "tenant_id": project_id, "user_id": user_id})
+    made: dict[str, list[dict[str, Any]]] = facts.setdefault("catalogs", {})
+    if (known := made.get(base)) is None:
+        known = _catalog(found, None, base, {})
+        if len(made) < MAX_CATALOGS:
+            made[base] = known
+    return known
+
+
+def _catalog(
+    found: list[dict[str, Any]], seen: set[str] | None, base: str, values: Mapping[str, str | None]
+) -> list[dict[str, Any]]:
+    services: dict[str, dict[str, Any]] = {}
+    for row in found:
         if seen is not None and row["id"] not in seen:
             continue
         service = services.get(row["service_id"])
