@@ -47,7 +47,7 @@ def cases(c: Client) -> list[Case]:
 
 
 def compared(state: Path, seconds: float, rounds: int) -> str:
-    """Requests per second beside the floor and the original."""
+    """Requests per second beside the floor (one process) and the original; for a fair race both have two processes."""
     other = peer()
     theirs = cases(other) if other is not None else []
     rows: list[tuple[str, ...]] = [
@@ -137,11 +137,6 @@ def by_itself(state: Path, seconds: float, validations: int) -> str:
         (f"memory (PSS) before and after {done:,} validations", f"{before:.0f} and {after:.0f} MB", ""),
         ("- grown by", f"{after / before - 1:.0%}", "10%"),
     ])  # fmt: skip
-
-
-def measured(state: Path, seconds: float, rounds: int, validations: int) -> list[str]:
-    """The sections about Identity."""
-    return [compared(state, seconds, rounds), by_itself(state, seconds, validations)]
 
 
 def _storm() -> None:

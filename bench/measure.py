@@ -99,11 +99,11 @@ def pss_mb(state: Path) -> dict[str, float]:
     return out
 
 
-def bring_up(gear: str, **options: Any) -> tuple[Path, float, float]:
+def bring_up(gear: str, settings: str = "", **options: Any) -> tuple[Path, float, float]:
     """A fresh cloud; seconds from ``up`` to every API answering, first start and second start."""
     state = Path(tempfile.mkdtemp(prefix=f"nubila-bench-{gear}-"))
     given = {"gear": gear, "listen": f"127.0.0.1:{lifecycle.free_port(15000)}", "name": "bench", **options}
-    (state / "nubila.toml").write_text("cpu_ratio = 100.0\n")  # room for every server of the run
+    (state / "nubila.toml").write_text("cpu_ratio = 100.0\n" + settings)  # room for every server of the run
     command = [str(Path(sys.executable).parent / "nubila"), "up", "-d", "--state", str(state), "--gear", gear,
                "--listen", given["listen"], "--name", "bench"]  # fmt: skip
     times = []

@@ -185,9 +185,14 @@ def main() -> None:
         _, rate = creation(c, body, 400, 8)
     finally:
         lifecycle.destroy(state)
+    state, _, _ = bring_up("simulated", "api_workers = 2\n")  # the original has two processes
+    try:
+        about_identity = [identity.compared(state, args.seconds, args.rounds)]
+    finally:
+        lifecycle.destroy(state)
     state, _, _ = bring_up("simulated")
     try:
-        about_identity = identity.measured(state, args.seconds, args.rounds, args.validations)
+        about_identity.append(identity.by_itself(state, args.seconds, args.validations))
     finally:
         lifecycle.destroy(state)
     rows: list[tuple[str, ...]] = [("request", "connections", "requests/s", "floor", "share", "p99 ms")]
