@@ -136,12 +136,12 @@ NOW = int(time.time())
         bearer(sub=None),
         bearer(exp=None),
         bearer(exp=NOW - 300),
-        bearer(nbf=NOW + 300),
-        bearer(iat=NOW + 300),
+        bearer(nbf=NOW + 86400),
+        bearer(iat=NOW + 86400),
         bearer(aud=[AUDIENCE, "x"], azp="x"),
         bearer(EC, "r1", "ES256"),
-        jwt.encode({"sub": "ann", "iss": ISSUER, "aud": AUDIENCE, "exp": NOW + 60, "iat": NOW}, "", algorithm="none"),
-        jwt.encode({"sub": "ann", "iss": ISSUER, "aud": AUDIENCE, "exp": NOW + 60, "iat": NOW}, "A" * 64),
+        jwt.encode({"sub": "ann", "iss": ISSUER, "aud": AUDIENCE, "exp": NOW + 86400, "iat": NOW}, "", algorithm="none"),
+        jwt.encode({"sub": "ann", "iss": ISSUER, "aud": AUDIENCE, "exp": NOW + 86400, "iat": NOW}, "A" * 64),
         bearer()[:-3] + "AAA",
         bearer().rpartition(".")[0] + ".",
         "nonsense",
@@ -169,7 +169,7 @@ def test_the_public_key_is_no_secret_to_sign_with(cloud: TestCloud) -> None:
     setup(cloud, SIMPLE)
     pem = RSA.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     head, body = (base64.urlsafe_b64encode(json.dumps(x).encode()).rstrip(b"=").decode() for x in (
-        {"alg": "HS256", "kid": "r1"}, {"sub": "ann", "iss": ISSUER, "aud": AUDIENCE, "exp": NOW + 600, "iat": NOW},
+        {"alg": "HS256", "kid": "r1"}, {"sub": "ann", "iss": ISSUER, "aud": AUDIENCE, "exp": NOW + 86400, "iat": NOW},
     ))  # fmt: skip
     mac = base64.urlsafe_b64encode(hmac.digest(pem, f"{head}.{body}".encode(), hashlib.sha256)).rstrip(b"=").decode()
     assert enter(cloud, f"{head}.{body}.{mac}").status == 401
