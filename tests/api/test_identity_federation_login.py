@@ -122,6 +122,7 @@ def test_a_guest_gets_a_token_and_a_shadow(cloud: TestCloud) -> None:
 
 
 NOW = int(time.time())
+LATER = NOW + 86400
 
 
 @pytest.mark.parametrize(
@@ -136,12 +137,12 @@ NOW = int(time.time())
         bearer(sub=None),
         bearer(exp=None),
         bearer(exp=NOW - 300),
-        bearer(nbf=NOW + 86400),
-        bearer(iat=NOW + 86400),
+        bearer(nbf=LATER),
+        bearer(iat=LATER),
         bearer(aud=[AUDIENCE, "x"], azp="x"),
         bearer(EC, "r1", "ES256"),
-        jwt.encode({"sub": "ann", "iss": ISSUER, "aud": AUDIENCE, "exp": NOW + 86400, "iat": NOW}, "", algorithm="none"),
-        jwt.encode({"sub": "ann", "iss": ISSUER, "aud": AUDIENCE, "exp": NOW + 86400, "iat": NOW}, "A" * 64),
+        jwt.encode({"sub": "ann", "iss": ISSUER, "aud": AUDIENCE, "exp": LATER, "iat": NOW}, "", algorithm="none"),
+        jwt.encode({"sub": "ann", "iss": ISSUER, "aud": AUDIENCE, "exp": LATER, "iat": NOW}, "A" * 64),
         bearer()[:-3] + "AAA",
         bearer().rpartition(".")[0] + ".",
         "nonsense",
@@ -169,7 +170,7 @@ def test_the_public_key_is_no_secret_to_sign_with(cloud: TestCloud) -> None:
     setup(cloud, SIMPLE)
     pem = RSA.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     head, body = (base64.urlsafe_b64encode(json.dumps(x).encode()).rstrip(b"=").decode() for x in (
-        {"alg": "HS256", "kid": "r1"}, {"sub": "ann", "iss": ISSUER, "aud": AUDIENCE, "exp": NOW + 86400, "iat": NOW},
+        {"alg": "HS256", "kid": "r1"}, {"sub": "ann", "iss": ISSUER, "aud": AUDIENCE, "exp": LATER, "iat": NOW},
     ))  # fmt: skip
     mac = base64.urlsafe_b64encode(hmac.digest(pem, f"{head}.{body}".encode(), hashlib.sha256)).rstrip(b"=").decode()
     assert enter(cloud, f"{head}.{body}.{mac}").status == 401
