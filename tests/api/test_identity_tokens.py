@@ -234,6 +234,25 @@ def test_changes_end_tokens_on_every_server(cloud: TestCloud, what: str) -> None
     assert status == 401
 
 
+def test_what_lost_rights_showed_is_not_kept(cloud: TestCloud) -> None:
+    """A process may list by rights taken away a moment ago, elsewhere; it must not remember that list for later."""
+    user, project = make_user(cloud, "was admin", "admin")
+    roles = {r["name"]: r["id"] for r in cloud.request("GET", "/v3/roles").json["roles"]}
+    given = f"/v3/projects/{project['id']}/users/{user['id']}/roles"
+    assert cloud.request("PUT", f"{given}/{roles['member']}").status == 204
+    token, other = login(cloud, user, project), Edge(_second(cloud), authenticate)
+
+    def lists() -> int:
+        return call_app(other, "GET", "/v3/projects", headers={"X-Auth-Token": token}).status
+
+    assert [lists(), lists()] == [200, 200]
+    assert cloud.request("DELETE", f"{given}/{roles['admin']}").status == 204
+    deadline = time.monotonic() + 1.0
+    while (status := lists()) != 403 and time.monotonic() < deadline:
+        pass
+    assert status == 403
+
+
 def _second(cloud: TestCloud) -> Any:
     """The same cloud as another process sees it."""
     from dataclasses import replace

@@ -91,12 +91,15 @@ def recall(known: Memory, reader: Reader, key: Hashable, read: Callable[[], T]) 
 def listed(call: Call, make: Callable[[], Reply]) -> Reply:
     """A list as this token got it before, if no process has changed anything since (Hooks.listed).
 
-    Only for kinds of which every change adds one to the revision, in the same transaction.
+    Only for kinds of which every change adds one to the revision, in the same transaction. The caller's rights must be
+    of this revision too: for ``CHECK_S`` a process may still go by rights that were taken away, but not keep what they
+    show.
     """
     known = fresh(call.cloud, call.tx, exact=True)
-    lists, headers = known.lists, call.headers
-    who = headers.get("x-auth-token"), headers.get("authorization")
-    key, rules = (who, call.path, tuple(call.query), call.base), call.cloud.policy.state
+    lists, token = known.lists, call.headers.get("x-auth-token", "")
+    if getattr(known.tokens.get(token), "creds", None) is not call.creds:
+        return make()
+    key, rules = (token, call.path, tuple(call.query), call.base), call.cloud.policy.state
     under, body = lists.get(key, (None, b""))
     if under is rules:
         return Reply(body)
