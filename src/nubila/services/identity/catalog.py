@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from nubila.services.identity.kinds import CatalogService, Endpoint
 from nubila.services.identity.kinds_filter import PROJECT_ENDPOINT, PROJECT_ENDPOINT_GROUP, EndpointGroup
-from nubila.services.identity.revision import Memory
+from nubila.services.identity.revision import Memory, recall
 
 if TYPE_CHECKING:
     from nubila.core.db import Reader
@@ -57,11 +57,7 @@ def wrong_places(url: str) -> list[str]:
 
 def rows(memory: Memory, reader: Reader) -> list[dict[str, Any]]:
     """All enabled services joined with their enabled endpoints."""
-    facts = memory.facts
-    found: list[dict[str, Any]] | None = facts.get("catalog")
-    if found is None:
-        found = facts["catalog"] = reader.all(_ROWS)
-    return found
+    return recall(memory, reader, "catalog", lambda: reader.all(_ROWS))
 
 
 def _all_given(reader: Reader) -> dict[str, set[str]]:
