@@ -25,9 +25,12 @@ from nubila.services.network import (
     subnets,
     tags,
 )
+from nubila.services.network.feature import Feature, joined, merged
 from nubila.services.network.kinds import AddressScope, FloatingIP, Network, Router, Subnet, SubnetPool
 from nubila.services.network.kinds_port import Port, SecurityGroup, SecurityGroupRule
 from nubila.services.network.policies import RULES
+
+FEATURES: tuple[Feature, ...] = ()
 
 SERVICE = Service(
     name="network",
@@ -45,6 +48,7 @@ SERVICE = Service(
         FloatingIP,
         SecurityGroup,
         SecurityGroupRule,
+        *joined(FEATURES, "kinds"),
     ),
     hooks={
         Network: networks.HOOKS,
@@ -56,19 +60,32 @@ SERVICE = Service(
         FloatingIP: floating.HOOKS,
         SecurityGroup: group_api.HOOKS,
         SecurityGroupRule: group_api.RULE_HOOKS,
+        **merged(FEATURES, "hooks"),
     },
-    routes=(*misc_api.ROUTES, *extensions.ROUTES, *agent_api.ROUTES, *routers.ROUTES, *tags.routes()),
-    rules=RULES,
+    routes=(
+        *misc_api.routes(merged(FEATURES, "resources")),
+        *extensions.routes(merged(FEATURES, "extensions")),
+        *agent_api.ROUTES,
+        *routers.ROUTES,
+        *tags.routes(),
+        *joined(FEATURES, "routes"),
+    ),
+    rules=(*RULES, *joined(FEATURES, "rules")),
     reconcilers={
         "dhcp": placing.dhcp_item,
         "router_place": placing.router_item,
         "security_group": placing.group_item,
+        **merged(FEATURES, "reconcilers"),
     },
-    host_items=hosting.HOST_ITEMS,
-    sweeps={"dhcp": placing.networks_with_dhcp, "router_place": placing.routers_with_ports},
+    host_items={**hosting.HOST_ITEMS, **merged(FEATURES, "host_items")},
+    sweeps={
+        "dhcp": placing.networks_with_dhcp,
+        "router_place": placing.routers_with_ports,
+        **merged(FEATURES, "sweeps"),
+    },
     bootstrap=bootstrap.run,
-    invariants=invariants.INVARIANTS,
+    invariants=(*invariants.INVARIANTS, *joined(FEATURES, "invariants")),
     on_host=placing.on_host,
-    quotas=misc_api.QUOTAS,
+    quotas={**misc_api.QUOTAS, **merged(FEATURES, "quotas")},
     request_id_headers=("x-openstack-request-id",),
 )

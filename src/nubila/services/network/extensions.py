@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from nubila.core.call import Call, Route
@@ -58,23 +59,24 @@ EXTENSIONS: dict[str, tuple[str, str, str]] = {
 }
 
 
-def _view(alias: str) -> dict[str, Any]:
-    name, text, day = EXTENSIONS[alias]
-    return {"alias": alias, "name": name, "description": text, "updated": f"{day}T10:00:00-00:00", "links": []}
+def routes(more: Mapping[str, tuple[str, str, str]]) -> list[Route]:
+    """List and show; ``more`` are the features' extensions."""
+    known = dict(sorted({**EXTENSIONS, **more}.items()))
 
+    def view(alias: str) -> dict[str, Any]:
+        name, text, day = known[alias]
+        return {"alias": alias, "name": name, "description": text, "updated": f"{day}T10:00:00-00:00", "links": []}
 
-def listing(call: Call) -> dict[str, Any]:
-    return {"extensions": [_view(alias) for alias in EXTENSIONS]}
+    def listing(call: Call) -> dict[str, Any]:
+        return {"extensions": [view(alias) for alias in known]}
 
+    def show(call: Call) -> dict[str, Any]:
+        if call.params["alias"] not in known:
+            text = f"Extension with alias {call.params['alias']} does not exist"
+            raise Fault(404, text, "HTTPNotFound")
+        return {"extension": view(call.params["alias"])}
 
-def show(call: Call) -> dict[str, Any]:
-    if call.params["alias"] not in EXTENSIONS:
-        text = f"Extension with alias {call.params['alias']} does not exist"
-        raise Fault(404, text, "HTTPNotFound")
-    return {"extension": _view(call.params["alias"])}
-
-
-ROUTES = [
-    Route(method="GET", path="/v2.0/extensions", handler=listing, doc="List the extensions that are honoured."),
-    Route(method="GET", path="/v2.0/extensions/{alias}", handler=show, doc="Show an extension."),
-]
+    return [
+        Route(method="GET", path="/v2.0/extensions", handler=listing, doc="List the extensions that are honoured."),
+        Route(method="GET", path="/v2.0/extensions/{alias}", handler=show, doc="Show an extension."),
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -39,14 +40,19 @@ def versions(call: Call) -> Row:
     return {"versions": [{"id": "v2.0", "status": "CURRENT", "links": [link]}]}
 
 
-def resources(call: Call) -> Row:
-    return {
-        "resources": [
-            {"name": item, "collection": items.replace("-", "_"),
-             "links": [{"rel": "self", "href": f"{call.base}/v2.0/{items}"}]}
-            for items, item in RESOURCES.items()
-        ]
-    }  # fmt: skip
+def listing(more: Mapping[str, str]) -> Callable[[Call], Row]:
+    """The answer to GET /v2.0: our resources and those of the features (collection in the URL -> name of one)."""
+
+    def resources(call: Call) -> Row:
+        return {
+            "resources": [
+                {"name": item, "collection": items.replace("-", "_"),
+                 "links": [{"rel": "self", "href": f"{call.base}/v2.0/{items}"}]}
+                for items, item in {**RESOURCES, **more}.items()
+            ]
+        }  # fmt: skip
+
+    return resources
 
 
 # --- quotas ---------------------------------------------------------------------------------------------------------
@@ -68,13 +74,14 @@ def quotas(call: Call) -> Row:
     if not call.may("context_is_admin"):
         return {"quotas": []}
     table = quota.quota_limit
-    ids = call.tx.rows(sa.select(table.c.project_id).where(table.c.resource.in_(list(QUOTAS))).distinct())
+    names = list(call.service.quotas)
+    ids = call.tx.rows(sa.select(table.c.project_id).where(table.c.resource.in_(names)).distinct())
     return {"quotas": [{**_own(call, id), "project_id": id, "tenant_id": id} for (id,) in sorted(ids)]}
 
 
 def _own(call: Call, project: str) -> dict[str, int]:
     found = quota.limits(call.tx, project, call.service.quotas)
-    return {name: found[name] for name in QUOTAS}
+    return {name: found[name] for name in call.service.quotas}
 
 
 def show_quota(call: Call) -> Row:
@@ -88,7 +95,7 @@ def default_quota(call: Call) -> Row:
     project = _target(call)
     if call.creds.project_id != project:
         _allow(call, "get_quota", project)
-    return {"quota": {name: call.service.quotas[name] for name in QUOTAS}}
+    return {"quota": dict(call.service.quotas)}
 
 
 def quota_details(call: Call) -> Row:
@@ -97,7 +104,7 @@ def quota_details(call: Call) -> Row:
         _allow(call, "get_quota", project)
     used = quota.usage(call.tx, project)
     limits = _own(call, project)
-    return {"quota": {n: {"limit": limits[n], "used": used.get(n, 0), "reserved": 0} for n in QUOTAS}}
+    return {"quota": {n: {"limit": limits[n], "used": used.get(n, 0), "reserved": 0} for n in call.service.quotas}}
 
 
 def update_quota(call: Call) -> Row:
@@ -110,7 +117,7 @@ def update_quota(call: Call) -> Row:
     body.pop("force", None)
     used = quota.usage(call.tx, project) if check else {}
     for name, value in body.items():
-        if name not in QUOTAS:
+        if name not in call.service.quotas:
             raise bad_request(f"Unrecognized attribute(s) '{name}' in quota.", "HTTPBadRequest")
         try:
             number = int(value) if not isinstance(value, bool | float) else None
@@ -131,7 +138,7 @@ def delete_quota(call: Call) -> None:
     _allow(call, "delete_quota", project)
     table = quota.quota_limit
     gone = call.tx.execute(
-        sa.delete(table).where(table.c.project_id == project, table.c.resource.in_(list(QUOTAS)))
+        sa.delete(table).where(table.c.project_id == project, table.c.resource.in_(list(call.service.quotas)))
     )  # fmt: skip
     if not gone:
         raise Fault(404, f"Quota for project {project} could not be found.", "TenantQuotaNotFound")
@@ -237,9 +244,15 @@ def _route(method: str, path: str, handler: Any, doc: str, *, status: int = 200,
 
 
 _Q = "/v2.0/quotas"
-ROUTES = [
+
+
+def routes(more: Mapping[str, str]) -> list[Route]:
+    """The routes of this module; ``more`` are the features' resources."""
+    return [_route("GET", "/v2.0", listing(more), "List the resources of version 2.0."), *_ROUTES]
+
+
+_ROUTES = [
     _route("GET", "/", versions, "List API versions.", auth=False),
-    _route("GET", "/v2.0", resources, "List the resources of version 2.0."),
     _route("GET", _Q, quotas, "List the projects with limits of their own."),
     _route("GET", f"{_Q}/{{project_id}}", show_quota, "Show a project's limits."),
     _route("PUT", f"{_Q}/{{project_id}}", update_quota, "Set a project's limits."),
