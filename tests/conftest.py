@@ -12,13 +12,24 @@ from nubila.apps.host import missing_engines
 from nubila.testing.cloud import TestCloud
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("dist", "no") == "loadgroup":
+        _group(items)
     missing = missing_engines()
     reason = "needs root" if os.geteuid() else f"missing engines: {', '.join(missing)}" if missing else ""
     if reason:
         for item in items:
             if item.get_closest_marker("host"):
                 item.add_marker(pytest.mark.skip(reason=f"real gear: {reason}"))
+
+
+def _group(items: list[pytest.Item]) -> None:
+    """With two workers: all real gear in one, one test at a time, first; beside it the others, file by file."""
+    items.sort(key=lambda item: item.get_closest_marker("host") is None)
+    for item in items:
+        group = "host" if item.get_closest_marker("host") else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture
