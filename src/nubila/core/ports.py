@@ -204,7 +204,7 @@ class NetworkSpec(Struct, frozen=True, kw_only=True):
 
 
 class RuleSpec(Struct, frozen=True, kw_only=True):
-    """One security group rule, remote groups already expanded to addresses."""
+    """One rule of a security group."""
 
     direction: Literal["ingress", "egress"]
     ethertype: Literal["IPv4", "IPv6"] = "IPv4"
@@ -212,6 +212,26 @@ class RuleSpec(Struct, frozen=True, kw_only=True):
     port_min: int | None = None  # for icmp: type
     port_max: int | None = None  # for icmp: code
     remote: tuple[str, ...] | None = None  # CIDRs; None = anyone; () = nobody yet
+    remote_set: str | None = None  # id of an AddressSetSpec: only its addresses (then ``remote`` is None)
+
+
+class SecurityGroupSpec(Struct, frozen=True, kw_only=True):
+    """The rules of one security group, on every host that has a port in it. Ports name their groups by id."""
+
+    id: str
+    rules: tuple[RuleSpec, ...] = ()
+
+
+class AddressSetSpec(Struct, frozen=True, kw_only=True):
+    """Addresses that rules refer to by id: members of a security group, or an address group. Updated in place.
+
+    The set is on every host where some group's rule names it, once. A rule that names a set which is not here yet
+    lets nobody through.
+    """
+
+    id: str
+    addresses: tuple[str, ...] = ()  # CIDRs of both versions, sorted, none inside another
+    directions: tuple[Literal["ingress", "egress"], ...] = ("ingress",)  # of the rules that name it here
 
 
 class PortSpec(Struct, frozen=True, kw_only=True):
@@ -226,7 +246,9 @@ class PortSpec(Struct, frozen=True, kw_only=True):
     admin_state_up: bool = True
     port_security: bool = True
     allowed_pairs: tuple[tuple[str, str], ...] = ()  # (CIDR, MAC)
-    rules: tuple[RuleSpec, ...] = ()
+    rules: tuple[RuleSpec, ...] = ()  # going away: ``groups`` takes its place
+    groups: tuple[str, ...] = ()  # ids of SecurityGroupSpecs; no group: nothing in, nothing out
+    stateful: bool = True  # False: each packet is judged by itself, answers need rules of their own
 
 
 class RouterPort(Struct, frozen=True, kw_only=True):
