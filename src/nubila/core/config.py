@@ -167,6 +167,9 @@ class Settings:
     ram_ratio: float = setting(1.0, "How much memory is offered for each byte there is.")
     disk_ratio: float = setting(1.0, "How much disk is offered for each byte there is.")
     dhcp_agents_per_network: int = setting(1, "On how many hosts DHCP runs for each network.")
+    dhcp_standin_after_s: float = setting(
+        150.0, "Seconds of silence after which another host serves DHCP for a host's networks as well."
+    )
     simulated_boot_s: float = setting(0.0, "Seconds a simulated guest takes to boot.")
     simulated_hosts: int = setting(1, "Number of hosts in the simulated gear.")
     sweep_s: float = setting(60.0, "Seconds between full compares of everything.")

@@ -18,7 +18,7 @@ _N, _R = Network.table.c, Router.table.c
 _SERVED = (
     sa.select(Network.table)
     .join(DHCP_BINDING, DHCP_BINDING.c.network_id == _N.id)
-    .where(DHCP_BINDING.c.host == sa.bindparam("host"))
+    .where(DHCP_BINDING.c.host == sa.bindparam("host"), DHCP_BINDING.c.state != placing.AWAY)
     .order_by(_N.created_at, _N.id)
 )
 _ROUTED = sa.select(Router.table).where(_R.host == sa.bindparam("host")).order_by(_R.created_at, _R.id)
@@ -54,15 +54,17 @@ def update(call: Call) -> Row:
     after = agents.update(call.tx, call.params["id"], body["agent"])
     if after["binary"] == L3 and after["admin_state_up"] and not before["admin_state_up"]:
         placing.schedule_taken(call.tx)
+    if after["binary"] == DHCP and after["admin_state_up"] and not before["admin_state_up"]:
+        placing.dhcp_agent_is_on(call.tx, after["host"])
     return {"agent": after}
 
 
 def delete(call: Call) -> None:
-    """An agent is a part of its host: it can go only with the host."""
+    """An agent of a host that is gone: what it served moves. One that is alive is a part of its host and stays."""
     _allowed(call, "delete_agent", call.params["id"])
     agent = agents.get(call.tx, call.params["id"])
-    text = f"Agent {agent['id']} belongs to host {agent['host']}: remove the host (nubila host remove {agent['host']})."
-    raise conflict(text, "AgentInUse")
+    agents.delete(call.tx, agent)
+    placing.give_up(call.cloud, call.tx, agent["host"], agent["binary"])
 
 
 # --- DHCP -----------------------------------------------------------------------------------------------------------
@@ -90,16 +92,16 @@ def _plain(cls: Any, row: Row) -> Row:
 
 def add_network(call: Call) -> Reply:
     call.enforce("create_dhcp-network")
-    agent = agents.need(call.tx, call.params["id"], DHCP)
     id = _given(call, "network_id")
     net = look.need(call.tx, Network, id)
+    agent = agents.need(call.tx, call.params["id"], DHCP)
     look.lock(call.tx, Network, id)
     have = placing.bindings(call.tx, id)
     if agent["host"] in have:
         text = f"The network {id} has been already hosted by the DHCP Agent {agent['id']}."
         raise conflict(text, "NetworkHostedByDHCPAgent")
     if not agent["admin_state_up"]:
-        raise conflict(f"Agent {agent['id']} is not a valid DHCP Agent or has been disabled.", "InvalidDHCPAgent")
+        raise agents.invalid(agent["id"], DHCP)
     placing.bind(call.cloud, call.tx, net, agent["host"])
     placing.dhcp(call.cloud, call.tx, id, wanted=len(have) + 1)
     return Reply(None, 201)
@@ -114,12 +116,11 @@ def remove_network(call: Call) -> None:
     if agent["host"] not in have:
         text = f"The network {id} is not hosted by the DHCP agent {agent['id']}."
         raise conflict(text, "NetworkNotHostedByDhcpAgent")
-    placing.unbind(call.tx, id, agent["host"], have[agent["host"]])
+    placing.take_away(call.tx, id, agent["host"], have[agent["host"]])
 
 
 def agents_of_network(call: Call) -> Row:
     call.enforce("get_dhcp-agents")
-    look.need(call.tx, Network, call.params["id"])
     where = placing.bindings(call.tx, call.params["id"])
     return {"agents": [a for a in agents.every(call.tx) if a["binary"] == DHCP and a["host"] in where]}
 
@@ -148,7 +149,7 @@ def add_router(call: Call) -> Reply:
         text = f"The router {id} has been already hosted by another L3 agent; remove it there first."
         raise conflict(text, "RouterHostedByL3Agent")
     if not agent["admin_state_up"]:
-        raise conflict(f"Agent {agent['id']} is not a L3 Agent or has been disabled.", "InvalidL3Agent")
+        raise agents.invalid(agent["id"], L3)
     placing.move_router(call.tx, row, agent["host"])
     placing.router(call.cloud, call.tx, id)
     return Reply(None, 201)
@@ -193,7 +194,7 @@ ROUTES = [
     _route("GET", "/agents", listing, "List agents."),
     _route("GET", "/agents/{id}", show, "Show an agent."),
     _route("PUT", "/agents/{id}", update, "Change an agent."),
-    _route("DELETE", "/agents/{id}", delete, "Refused: an agent goes with its host.", 204),
+    _route("DELETE", "/agents/{id}", delete, "Forget an agent of a host that is gone.", 204),
     _route("GET", "/agents/{id}/dhcp-networks", networks_of, "List the networks a DHCP agent serves."),
     _route("POST", "/agents/{id}/dhcp-networks", add_network, "Let a DHCP agent serve a network.", 201),
     _route(

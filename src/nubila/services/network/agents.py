@@ -8,8 +8,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from nubila.core import clock, hosts, types
-from nubila.core.db import Reader
-from nubila.core.faults import Fault, bad_request, not_found
+from nubila.core.db import Reader, Tx
+from nubila.core.faults import Fault, bad_request, conflict, not_found
 from nubila.core.sql import upsert
 from nubila.services.network.tables import AGENT, DHCP_BINDING
 
@@ -23,7 +23,11 @@ TOPICS = {OVS: "N/A", DHCP: "dhcp_agent", L3: "l3_agent", METADATA: "N/A"}
 ALIVE_S = hosts.ALIVE_S
 _ALL = sa.select(AGENT)
 _OFF = sa.select(AGENT.c.id).where(AGENT.c.admin_state_up.is_(False))
-_DHCP_COUNT = sa.select(DHCP_BINDING.c.host, sa.func.count()).group_by(DHCP_BINDING.c.host)
+_DHCP_COUNT = (
+    sa.select(DHCP_BINDING.c.host, sa.func.count()).where(DHCP_BINDING.c.state != "taken").group_by(DHCP_BINDING.c.host)
+)
+SORTS = ("id", "agent_type", "binary", "host", "topic", "admin_state_up", "alive", "availability_zone", "created_at",
+         "started_at", "heartbeat_timestamp", "description")  # fmt: skip
 FILTERS = ("id", "agent_type", "binary", "host", "topic", "admin_state_up", "alive", "availability_zone", "description")
 
 
@@ -46,7 +50,10 @@ def every(reader: Reader) -> list[Row]:
         binaries = [OVS]
         if "network" in host["roles"]:
             binaries += [DHCP, L3, METADATA]
-        out += [_view(host, binary, changed, networks) for binary in binaries]
+        for binary in binaries:
+            gone = changed.get(agent_id(host["name"], binary), {}).get("deleted")
+            if gone is None or host["seen"] > gone:
+                out.append(_view(host, binary, changed, networks))
     return out
 
 
@@ -84,7 +91,39 @@ def get(reader: Reader, id: str) -> Row:
 
 
 def filtered(found: list[Row], query: list[tuple[str, str]]) -> list[Row]:
-    """The agents that match a query string; 400 for a key that is no filter."""
+    """The agents that match a query string, sorted and cut as it says; 400 for a key that is no filter."""
+    return _page(_matching(found, query), query)
+
+
+def _page(found: list[Row], query: list[tuple[str, str]]) -> list[Row]:
+    """Sorting and paging: there are a few agents a host, so this is done in memory."""
+    keys, directions = ([v for k, v in query if k == name] for name in ("sort_key", "sort_dir"))
+    if len(keys) != len(directions):
+        raise bad_request("The number of sort_keys and sort_dirs must be same.", "HTTPBadRequest")
+    for key, direction in reversed(list(zip(keys, directions, strict=True))):
+        if key not in SORTS or direction not in ("asc", "desc"):
+            raise bad_request(f"Invalid sort: agents sort by {', '.join(SORTS)}, asc or desc.", "HTTPBadRequest")
+        found = sorted(found, key=lambda a: (a[key] is not None, a[key]), reverse=direction == "desc")
+    one = dict(query)
+    if not str(one.get("limit", "0")).isdigit():
+        text = f"Invalid input for operation: '{one['limit']}' is not an integer not less than zero."
+        raise bad_request(text, "HTTPBadRequest")
+    limit = int(one.get("limit", 0))
+    if not limit:
+        return found
+    back = one.get("page_reverse", "").lower() in ("true", "1")
+    if back:
+        found = found[::-1]
+    if one.get("marker"):
+        place = next((i for i, a in enumerate(found) if a["id"] == one["marker"]), None)
+        if place is None:
+            raise not_found("agent", one["marker"], "AgentNotFound")
+        found = found[place + 1 :]
+    found = found[:limit]
+    return found[::-1] if back else found
+
+
+def _matching(found: list[Row], query: list[tuple[str, str]]) -> list[Row]:
     wanted: dict[str, list[Any]] = {}
     for key, text in query:
         if key in ("fields", "limit", "marker", "sort_key", "sort_dir", "page_reverse"):
@@ -119,15 +158,30 @@ def update(tx: Any, id: str, body: Any) -> Row:
     text = body.get("description", agent["description"])
     if text is not None and (not isinstance(text, str) or len(text) > 255):
         raise bad_request("Invalid input for description: it is a text of at most 255 characters.", "HTTPBadRequest")
-    row = {"id": id, "admin_state_up": up, "description": text}
+    row = {"id": id, "admin_state_up": up, "description": text, "deleted": None}
     tx.execute(upsert(tx.dialect, AGENT, row, {"admin_state_up": up, "description": text}))
     return get(tx, id)
 
 
+def delete(tx: Tx, agent: Row) -> None:
+    """Show an agent of a silent host no longer; it is back as soon as its host reports again."""
+    host = hosts.get(tx, agent["host"])
+    if host is None or host["alive"]:
+        text = f"Agent {agent['id']} is alive on host {agent['host']}: remove the host (nubila host remove"
+        raise conflict(f"{text} {agent['host']}) or switch the agent off (admin_state_up).", "AgentInUse")
+    row = {"id": agent["id"], "admin_state_up": agent["admin_state_up"], "description": agent["description"]}
+    tx.execute(upsert(tx.dialect, AGENT, {**row, "deleted": host["seen"]}, {"deleted": host["seen"]}))
+
+
 def need(reader: Reader, id: str, binary: str) -> Row:
-    """One agent of a kind; 404 when there is none, 409 when it is of another kind."""
+    """One agent of a kind; 404 when there is none or when it is of another kind."""
     agent = get(reader, id)
     if agent["binary"] != binary:
-        kind = "InvalidDHCPAgent" if binary == DHCP else "InvalidL3Agent"
-        raise Fault(409, f"Agent {id} is not a valid {TYPES[binary]} or has been disabled.", kind)
+        raise invalid(id, binary)
     return agent
+
+
+def invalid(id: str, binary: str) -> Fault:
+    """What is said of an agent that cannot take what it is given."""
+    name, kind = ("valid DHCP Agent", "InvalidDHCPAgent") if binary == DHCP else ("L3 Agent", "InvalidL3Agent")
+    return Fault(404, f"Agent {id} is not a {name} or has been disabled.", kind)

@@ -30,7 +30,9 @@ ROUTER_OWNERS = (INTERFACE, GATEWAY)
 
 _P = Port.table.c
 _HOSTS = sa.select(_P.bound_host).where(_P.network_id == sa.bindparam("network"), _P.bound_host != "").distinct()
-_DHCP_HOSTS = sa.select(DHCP_BINDING.c.host).where(DHCP_BINDING.c.network_id == sa.bindparam("network"))
+_DHCP_HOSTS = sa.select(DHCP_BINDING.c.host).where(
+    DHCP_BINDING.c.network_id == sa.bindparam("network"), DHCP_BINDING.c.port_id.is_not(None)
+)
 _ROUTER_HOST = sa.select(Router.table.c.host).where(Router.table.c.id == sa.bindparam("id"))
 _ROUTERS = (
     sa.select(_P.device_id)

@@ -11,6 +11,11 @@ from nubila.core.faults import Fault
 EXTENSIONS: dict[str, tuple[str, str, str]] = {
     # alias: (name, what it promises, date of the published definition)
     "address-scope": ("Address scope", "Address scopes that keep subnet pools from overlapping.", "2015-07-26"),
+    "agent-resources-synced": (
+        "Agent's Resource View Synced to Placement",
+        "Whether an agent's resources are in Placement; null for one that reports none.",
+        "2018-12-19",
+    ),
     "agent": ("agent", "Agents can be listed and switched off.", "2013-02-03"),
     "allowed-address-pairs": ("Allowed Address Pairs", "Further addresses a port may send from.", "2013-07-23"),
     "availability_zone": ("Availability Zone", "Zones of the network hosts.", "2015-01-01"),

@@ -21,12 +21,13 @@ from nubila.services.network import (
     paging,
     placing,
     ports,
+    rbac,
     segments,
     subnets,
     tags,
 )
 from nubila.services.network.asks import DHCP, FLOATING, GATEWAY
-from nubila.services.network.kinds import AddressScope, Network, Subnet, SubnetPool
+from nubila.services.network.kinds import AddressScope, Network, Router, Subnet, SubnetPool
 from nubila.services.network.kinds_port import Port
 from nubila.services.network.tables import DHCP_BINDING
 
@@ -39,21 +40,23 @@ _SUBNETS = (
 )
 _ZONES = sa.select(DHCP_BINDING.c.network_id, hosts.TABLE.c.zone).join(
     hosts.TABLE, hosts.TABLE.c.name == DHCP_BINDING.c.host
-).where(DHCP_BINDING.c.network_id.in_(sa.bindparam("networks", expanding=True)))  # fmt: skip
+).where(
+    DHCP_BINDING.c.network_id.in_(sa.bindparam("networks", expanding=True)), DHCP_BINDING.c.state != "taken"
+)  # fmt: skip
 _PORTS = sa.select(Port.table).where(_P.network_id == sa.bindparam("network"))
-_FOREIGN = sa.select(_P.id).where(
-    _P.network_id == sa.bindparam("network"), _P.project_id != sa.bindparam("project"), _P.project_id != "",
-    _P.device_owner.not_in((FLOATING, GATEWAY)),
-).limit(1)  # fmt: skip
+_USERS = sa.select(_P.project_id).where(
+    _P.network_id == sa.bindparam("network"), _P.project_id != "", _P.device_owner.not_in((FLOATING, GATEWAY))
+).distinct()  # fmt: skip
+_GATEWAYS_OF = (
+    sa.select(Router.table.c.project_id)
+    .join(Port.table, _P.id == Router.table.c.gw_port_id)
+    .where(_P.network_id == sa.bindparam("network"))
+    .distinct()
+)
 _OUTSIDE = sa.select(_P.id).where(
     _P.network_id == sa.bindparam("network"), _P.device_owner.in_((FLOATING, GATEWAY))
 ).limit(1)  # fmt: skip
 _DEFAULT = sa.select(_N.id).where(_N.is_default.is_(True), _N.id != sa.bindparam("id"))
-_COPY = (
-    sa.update(Subnet.table)
-    .where(_S.network_id == sa.bindparam("b_network"))
-    .values(shared=sa.bindparam("b_shared"), external=sa.bindparam("b_external"))
-)
 _SCOPES = (
     sa.select(SubnetPool.table.c.id, AddressScope.table.c.id, AddressScope.table.c.ip_version)
     .join(AddressScope.table, AddressScope.table.c.id == SubnetPool.table.c.address_scope_id)
@@ -93,6 +96,7 @@ def created(call: Call, row: Row) -> None:
     tags.store(call.tx, row["id"], row["tags"], fresh=True)
     groups.ensure_default(call.cloud, call.tx, row["project_id"])
     if row["external"]:
+        rbac.grant(call.tx, Network, row, rbac.EXTERNAL)
         asks.network(call.tx, row["id"], external=True)
     row["subnets"], row["availability_zones"] = [], []
 
@@ -107,8 +111,7 @@ def prepare_update(call: Call, before: Row, values: Row) -> None:
     if "mtu" in values:
         values["mtu"] = segments.mtu(call.cloud.settings, before["network_type"], values["mtu"])
     after = {**before, **values}
-    who = {"network": before["id"], "project": before["project_id"]}
-    if before["shared"] and not after["shared"] and call.tx.one(_FOREIGN, who):
+    if before["shared"] and not after["shared"] and _stranded(call.tx, before):
         text = f"Unable to reconfigure sharing settings for network {before['id']}. Multiple projects are using it."
         raise conflict(text, "InvalidSharedSetting")
     if before["external"] and not after["external"] and call.tx.one(_OUTSIDE, {"network": before["id"]}):
@@ -117,10 +120,40 @@ def prepare_update(call: Call, before: Row, values: Row) -> None:
     _one_default(call.tx, after)
 
 
+def _stranded(reader: Reader, net: Row) -> set[str]:
+    """The projects that have ports on the network only because it is shared with everybody."""
+    named = {p["target"] for p in rbac.policies(reader, net["id"]) if p["action"] == rbac.SHARED}
+    return set(_users(reader, net["id"])) - named - {net["project_id"]}
+
+
+def _users(reader: Reader, id: str) -> list[str]:
+    return [project for (project,) in reader.rows(_USERS, {"network": id})]
+
+
+def _gateways_of(reader: Reader, id: str) -> list[str]:
+    return [project for (project,) in reader.rows(_GATEWAYS_OF, {"network": id})]
+
+
+def _keep(row: Row, action: str) -> str:
+    default = action == rbac.EXTERNAL and row["is_default"]
+    return "the default external network must be open to every project." if default else ""
+
+
 def updated(call: Call, before: Row, after: Row) -> None:
     tx, id = call.tx, before["id"]
+    if before["external"] != after["external"]:
+        if after["external"]:
+            rbac.grant(tx, Network, before, rbac.EXTERNAL)
+        else:
+            rbac.withdraw(tx, id, rbac.EXTERNAL)
+    followed(call, before, after)
+
+
+def followed(call: Call, before: Row, after: Row) -> None:
+    """What follows from changed columns, whoever changed them: a user, or an RBAC policy."""
+    tx, id = call.tx, before["id"]
     if (before["shared"], before["external"]) != (after["shared"], after["external"]):
-        tx.execute(_COPY, {"b_network": id, "b_shared": after["shared"], "b_external": after["external"]})
+        rbac.copy(tx, after)
     if any(before[n] != after[n] for n in ("mtu", "admin_state_up", "external", "dns_domain")):
         asks.network(tx, id, external=before["external"] or after["external"])
     if any(before[n] != after[n] for n in ("mtu", "admin_state_up")):
@@ -188,7 +221,7 @@ def scope(call: Call, q: ListQuery) -> list[Any]:
     return paging.adapt(call, Network, q)
 
 
-HOOKS = Hooks(
+HOOKS = rbac.shareable(Network, Hooks(
     target=look.own_project,
     prepare=prepare,
     created=created,
@@ -200,6 +233,9 @@ HOOKS = Hooks(
     trim=trim,
     scope=scope,
     own_filters=tags.FILTERS,
+))  # fmt: skip
+SHAREABLE = rbac.Shareable(
+    kind=Network, uses={rbac.SHARED: _users, rbac.EXTERNAL: _gateways_of}, changed=followed, keep=_keep
 )
 
 
@@ -219,6 +255,9 @@ def insert(cloud: Any, tx: Tx, values: Row) -> Row:
     if row["project_id"]:
         quota.count(tx, row["project_id"], {"network": 1})
     tx.insert(Network.table, row)
+    for name, action in (("shared", rbac.SHARED), ("external", rbac.EXTERNAL)):
+        if row[name]:
+            rbac.grant(tx, Network, row, action)
     chosen = row["segmentation_id"]
     segments.claim(tx, cloud.settings, row)
     if row["segmentation_id"] != chosen:

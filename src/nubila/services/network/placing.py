@@ -3,12 +3,18 @@
 Both functions make the rows be what the network or router needs now and may be called at any time; the reconcilers
 "dhcp" and "router_place" call them again until they are satisfied. A service leaves a host only when the operator
 removes or drains that host: a host that is merely silent may still be forwarding (and nothing must exist twice).
+DHCP of a host that has been silent for ``dhcp_standin_after_s`` is served by one more host meanwhile (a stand-in): that
+is harmless, since every server reads the same leases from the same rows, and the silent host keeps its port and
+address. The stand-in leaves when enough of the others are back. A network that an operator took from an agent is not
+given to that agent again until somebody does so, or the agent is switched on.
 A router that an operator took from its host (``unschedule``) stays nowhere until it is given to a host, until something
 that needs a host is done with it, or until an L3 agent is switched on: what Neutron does.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable
 from typing import Any
 
 import sqlalchemy as sa
@@ -26,11 +32,20 @@ from nubila.services.network.tables import DHCP_BINDING
 
 Row = dict[str, Any]
 RETRY_S = 5.0
+SLOW_S = 30.0
 TAKEN = ""  # router.host: an operator took it from its host (NULL: it has none yet)
 SMALL_GROUP, PAUSE_PER_PORT_S, MAX_PAUSE_S = 16, 0.005, 5.0
 _D, _P = DHCP_BINDING.c, Port.table.c
-_BINDINGS = sa.select(_D.host, _D.port_id).where(_D.network_id == sa.bindparam("network")).order_by(_D.host)
-_DHCP_LOAD = sa.select(_D.host, sa.func.count()).group_by(_D.host)
+STANDIN, AWAY = "standin", "taken"  # dhcp_binding.state
+_BINDINGS = sa.select(_D.host, _D.port_id, _D.state).where(_D.network_id == sa.bindparam("network")).order_by(_D.host)
+_DHCP_LOAD = sa.select(_D.host, sa.func.count()).where(_D.state != AWAY).group_by(_D.host)
+_SET_STATE = (
+    sa.update(DHCP_BINDING)
+    .where(_D.network_id == sa.bindparam("b_network"), _D.host == sa.bindparam("b_host"))
+    .values(state=sa.bindparam("b_state"), port_id=None)
+)
+_AWAY = sa.select(_D.network_id).where(_D.host == sa.bindparam("host"), _D.state == AWAY)
+_FORGET_AWAY = sa.delete(DHCP_BINDING).where(_D.host == sa.bindparam("b_host"), _D.state == AWAY)
 _R = Router.table.c
 _ROUTER_LOAD = sa.select(_R.host, sa.func.count()).where(_R.host > TAKEN).group_by(_R.host)
 _SET_PORT = (
@@ -44,7 +59,7 @@ _ROUTER_PORTS = sa.select(Port.table).where(
 )  # fmt: skip
 _NEED_DHCP = sa.select(Subnet.table.c.network_id).where(Subnet.table.c.enable_dhcp.is_(True)).distinct()
 _NEED_HOST = sa.select(_P.device_id).where(_P.device_owner.in_(ROUTER_OWNERS)).distinct()
-_BOUND_TO = sa.select(_D.network_id).where(_D.host == sa.bindparam("host"))
+_BOUND_TO = sa.select(_D.network_id).where(_D.host == sa.bindparam("host"), _D.state != AWAY)
 _ROUTED_BY = sa.select(_R.id).where(_R.host == sa.bindparam("host"))
 _F = FloatingIP.table.c
 _FLOATING_DOWN = (
@@ -98,46 +113,91 @@ def _staying(reader: Reader) -> set[str]:
 
 def bindings(reader: Reader, network_id: str) -> dict[str, str | None]:
     """host -> DHCP port of a network."""
-    return {host: port for host, port in reader.rows(_BINDINGS, {"network": network_id})}
+    return {host: port for host, port, state in reader.rows(_BINDINGS, {"network": network_id}) if state != AWAY}
 
 
 def dhcp(cloud: Cloud, tx: Tx, network_id: str, *, wanted: int | None = None) -> bool:
-    """Bring the network's DHCP services to what its subnets need; False when too few hosts are there."""
+    """Bring the network's DHCP services to what its subnets need; False when no host is there.
+
+    ``wanted``: how many hosts shall serve it, at least; ``dhcp_agents_per_network`` when not given.
+    """
     look.lock(tx, Network, network_id)
     net = look.row(tx, Network, network_id)
     if net is None:
         return True
     served = [s for s in look.subnets(tx, network_id) if s["enable_dhcp"]]
-    have = bindings(tx, network_id)
-    staying = _staying(tx) if have else set()
+    rows = {host: (port, state) for host, port, state in tx.rows(_BINDINGS, {"network": network_id})}
+    have = {host: port for host, (port, state) in rows.items() if state != AWAY}
+    staying = _staying(tx) if rows else set()
     gone = {h: have.pop(h) for h in list(have) if h not in staying}
     found: list[str] = []
     n = cloud.settings.dhcp_agents_per_network if wanted is None else wanted
-    if served and len(have) < n:
+    silent = _silent(cloud, tx, have) if have else set()
+    if served and len(have) - len(silent) < n:
         load = dict(tx.rows(_DHCP_LOAD))
         found = place.choose(
-            usable(tx, agents.DHCP), load, n - len(have), zones=net["availability_zone_hints"], have=have
+            usable(tx, agents.DHCP), load, n - len(have) + len(silent), zones=net["availability_zone_hints"], have=rows
         )
+    standins = sorted(h for h in have if rows[h][1] == STANDIN)
+    for host in standins[: max(0, len(have) - len(silent) - n)]:
+        unbind(tx, network_id, host, have.pop(host))
+    for host in [h for h, (_, state) in rows.items() if state == AWAY and h not in staying]:
+        tx.execute(_UNBIND, {"b_network": network_id, "b_host": host})
     if served and gone and not have and not found:
         have = {h: port for h, port in gone.items() if h in _draining(tx)}  # better from there than from nowhere
     for host in gone.keys() - have.keys():
         unbind(tx, network_id, host, gone[host])
     if not served:
-        for port_id in have.values():
-            if port_id is not None:
-                _drop_port(tx, port_id)
+        for port_id in filter(None, have.values()):
+            _drop_port(tx, port_id)
         return True
-    for host in found:
-        bind(cloud, tx, net, host)
+    missing = n - len(have)
+    for place_, host in enumerate(found):
+        bind(cloud, tx, net, host, "" if place_ < missing else STANDIN)
         have[host] = None
     for host, port_id in have.items():
         _serve(cloud, tx, net, served, host, port_id)
     return bool(have)
 
 
-def bind(cloud: Cloud, tx: Tx, net: Row, host: str) -> None:
+def _silent(cloud: Cloud, reader: Reader, bound: Iterable[str]) -> set[str]:
+    """Which of these hosts have not been heard of for so long that somebody should stand in."""
+    oldest = time.time() - cloud.settings.dhcp_standin_after_s
+    return {h["name"] for h in hosts.every(reader) if h["name"] in bound and h["seen"] < oldest}
+
+
+def bind(cloud: Cloud, tx: Tx, net: Row, host: str, state: str = "") -> None:
     """Note that the host serves DHCP for the network; ``dhcp`` gives it a port."""
-    tx.insert(DHCP_BINDING, {"network_id": net["id"], "host": host, "port_id": None})
+    tx.execute(_UNBIND, {"b_network": net["id"], "b_host": host})  # it may have been taken from there
+    tx.insert(DHCP_BINDING, {"network_id": net["id"], "host": host, "port_id": None, "state": state})
+
+
+def take_away(tx: Tx, network_id: str, host: str, port_id: str | None) -> None:
+    """An operator took the network from a DHCP agent: that agent does not get it again by itself."""
+    unbind(tx, network_id, host, port_id)
+    tx.insert(DHCP_BINDING, {"network_id": network_id, "host": host, "port_id": None, "state": AWAY})
+
+
+def dhcp_agent_is_on(tx: Tx, host: str) -> None:
+    """A DHCP agent was switched on: networks that were taken from it may come back."""
+    away = [id for (id,) in tx.rows(_AWAY, {"host": host})]
+    tx.execute(_FORGET_AWAY, {"b_host": host})
+    for id in away:
+        tx.ask("dhcp", id)
+
+
+def give_up(cloud: Cloud, tx: Tx, host: str, binary: str) -> None:
+    """An operator deleted an agent of a host that is gone: what it served is placed elsewhere."""
+    routers, networks = served_by(tx, host)
+    if binary == agents.DHCP:
+        for id in networks:
+            unbind(tx, id, host, bindings(tx, id)[host])
+            tx.ask("dhcp", id)
+        tx.execute(_FORGET_AWAY, {"b_host": host})
+    elif binary == agents.L3:
+        for id in routers:
+            move_router(tx, look.need(tx, Router, id), None)
+            tx.ask("router_place", id)
 
 
 def unbind(tx: Tx, network_id: str, host: str, port_id: str | None) -> None:
@@ -191,7 +251,11 @@ def dhcp_item(cloud: Cloud, store: Store, item: Item) -> None:
         if look.row(tx, Network, item.id) is None:
             tx.drop()
         elif dhcp(cloud, tx, item.id):
-            tx.settle("DHCP is placed")
+            short = cloud.settings.dhcp_agents_per_network - len(bindings(tx, item.id))
+            tx.settle("DHCP is placed" + (f"; {short} more hosts would serve it if they were there" * (short > 0)))
+        elif any(state == AWAY for *_, state in tx.rows(_BINDINGS, {"network": item.id})):
+            text = "an operator took the network from its DHCP agent: give it to one (openstack network agent add"
+            tx.settle(f"{text} network --dhcp)", again=SLOW_S)
         else:
             tx.settle("waiting for a network host to serve DHCP", again=RETRY_S)
 

@@ -52,6 +52,7 @@ DHCP_BINDING = sa.Table(
     sa.Column("network_id", sa.String(36), sa.ForeignKey("network.id"), primary_key=True),
     sa.Column("host", sa.String(64), primary_key=True, index=True),
     sa.Column("port_id", sa.String(36), index=True),  # NULL until the network has a subnet with DHCP
+    sa.Column("state", sa.String(16), nullable=False, server_default=""),  # "" | "standin" | "taken", see placing.py
 )
 """Which hosts serve DHCP for a network, and with which port."""
 
@@ -69,5 +70,6 @@ AGENT = sa.Table(
     sa.Column("id", sa.String(36), primary_key=True),
     sa.Column("admin_state_up", sa.Boolean, nullable=False),
     sa.Column("description", sa.String(255)),
+    sa.Column("deleted", sa.Double),  # the host's last report when it was deleted: shown again after a newer one
 )
 """What operators changed about an agent; everything else is derived from the host table."""
