@@ -26,7 +26,12 @@ Row = Mapping[str, Any]
 INTERFACE, GATEWAY, DHCP, FLOATING = (
     "network:router_interface", "network:router_gateway", "network:dhcp", "network:floatingip",
 )  # fmt: skip
-ROUTER_OWNERS = (INTERFACE, GATEWAY)
+HA_INTERFACE, DVR_INTERFACE, CENTRAL = (
+    "network:ha_router_replicated_interface", "network:router_interface_distributed",
+    "network:router_centralized_snat",
+)  # fmt: skip
+INTERFACES = (INTERFACE, HA_INTERFACE, DVR_INTERFACE)  # what connects a router to a project's network
+ROUTER_OWNERS = (*INTERFACES, GATEWAY)
 
 _P = Port.table.c
 _HOSTS = sa.select(_P.bound_host).where(_P.network_id == sa.bindparam("network"), _P.bound_host != "").distinct()

@@ -8,7 +8,7 @@ from typing import Any
 from nubila.core.db import Tx
 from nubila.core.faults import bad_request, conflict
 from nubila.services.network import addresses, allocate, look
-from nubila.services.network.asks import DHCP, GATEWAY, INTERFACE
+from nubila.services.network.asks import DHCP, ROUTER_OWNERS
 from nubila.services.network.kinds import Subnet
 
 Row = dict[str, Any]
@@ -28,7 +28,7 @@ def wishes(tx: Tx, port: Mapping[str, Any], asked: Sequence[Mapping[str, Any]] |
     addresses follow from the MAC. Raises the 400s and 404s of the API.
     """
     subnets = look.subnets(tx, port["network_id"])
-    router_port = port["device_owner"] in (INTERFACE, GATEWAY)
+    router_port = port["device_owner"] in ROUTER_OWNERS
     if asked is None:
         out = _default(tx, port, subnets)
     else:
@@ -91,7 +91,7 @@ def _wish(tx: Tx, port: Mapping[str, Any], subnets: Sequence[Row], asked: Mappin
         outside = wanted is not None and not addresses.contains(subnet["cidr"], ip)
         kind = "InvalidIpForSubnet" if outside else "InvalidIpForNetwork"
         raise bad_request(f"IP address {ip} is not a valid IP for the specified subnet.", kind)
-    derived = is_auto(subnet) and port["device_owner"] not in (INTERFACE, GATEWAY)
+    derived = is_auto(subnet) and port["device_owner"] not in ROUTER_OWNERS
     if derived and ip != addresses.eui64(subnet["cidr"], port["mac_address"]):
         text = f"IPv6 address {ip} can not be directly assigned to a port on subnet {subnet['id']} as the subnet is"
         raise bad_request(f"{text} configured for automatic addresses.", "AllocationOnAutoAddressSubnet")

@@ -13,7 +13,7 @@ from nubila.core.faults import Fault, bad_request, conflict
 from nubila.core.query import ListQuery
 from nubila.core.service import Hooks
 from nubila.services.network import asks, fixed, look, paging, ports, tags
-from nubila.services.network.asks import FLOATING, GATEWAY, INTERFACE
+from nubila.services.network.asks import FLOATING, GATEWAY, INTERFACES
 from nubila.services.network.kinds import FloatingIP, Network, Subnet
 from nubila.services.network.kinds_port import Port
 from nubila.services.network.tables import IP_ALLOCATION
@@ -32,7 +32,7 @@ _ROUTERS = (
     .join(Subnet.table, _S.id == _A.subnet_id)
     .join(Port.table, _P.device_id == _INSIDE.c.device_id)
     .where(
-        _A.subnet_id == sa.bindparam("subnet"), _INSIDE.c.device_owner == INTERFACE, _P.device_owner == GATEWAY,
+        _A.subnet_id == sa.bindparam("subnet"), _INSIDE.c.device_owner.in_(INTERFACES), _P.device_owner.in_((*INTERFACES, GATEWAY)),
         _P.network_id == sa.bindparam("external"),
     )
 )  # fmt: skip

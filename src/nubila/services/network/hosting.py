@@ -29,7 +29,7 @@ from nubila.core.ports import (
 )
 from nubila.core.service import HostItem
 from nubila.services.network import addresses, allocate, asks, look, segments
-from nubila.services.network.asks import DHCP, FLOATING, GATEWAY, INTERFACE, ROUTER_OWNERS
+from nubila.services.network.asks import DHCP, FLOATING, GATEWAY, INTERFACES, ROUTER_OWNERS
 from nubila.services.network.kinds import FloatingIP, Network, Router, Subnet
 from nubila.services.network.kinds_port import Port, SecurityGroupRule
 from nubila.services.network.tables import DHCP_BINDING, IP_ALLOCATION, PORT_GROUP
@@ -50,7 +50,7 @@ _IPS_ON_NETWORK = (
 )
 _DHCP_PORT = sa.select(_D.port_id).where(_D.network_id == sa.bindparam("network"), _D.host == sa.bindparam("host"))
 _ROUTED = sa.select(_A.subnet_id).join(Port.table, _P.id == _A.port_id).where(
-    _A.network_id == sa.bindparam("network"), _P.device_owner == INTERFACE
+    _A.network_id == sa.bindparam("network"), _P.device_owner.in_(INTERFACES)
 )  # fmt: skip
 _PORT_IPS = (
     sa.select(_A.subnet_id, _A.ip_address, _S.cidr, _S.gateway_ip)
