@@ -46,6 +46,7 @@ class Hooks:
     rule: Callable[[Call, str, Row | None], str | None] | None = None  # (call, verb, row): instead of the declared one
     own_filters: tuple[str, ...] = ()
     column: Callable[[str], Any] | None = None  # SQL for a policy target name that is no attribute (lists)
+    column_for: Callable[[Call, str], Any] | None = None  # the same where it depends on the caller
     find: Callable[[Call, str], Row | None] | None = None  # instead of the key lookup
     listed: Callable[[Call, Callable[[], Reply]], Reply] | None = None  # around every list: may know the answer already
 

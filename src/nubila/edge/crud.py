@@ -239,7 +239,7 @@ class _Crud:
         rest, cls = self.rest, self.cls
         q = query.parse(cls, rest, call.query, call.version, own=self.hooks.own_filters)
         rule = self.rule(call, "list")
-        scope = call.predicate(rule, self.column)
+        scope = call.predicate(rule, lambda name: self.column(call, name))
         if isinstance(scope, sa.sql.elements.False_):
             if self.dialect.refused_list == 403 and rest.hidden == 403:
                 raise forbidden(f"Policy does not allow {rule} to be performed with these credentials.")
@@ -264,8 +264,10 @@ class _Crud:
             rows.reverse()
         return self._listing(call, rows, q, more=more)
 
-    def column(self, name: str) -> Any:
+    def column(self, call: Call, name: str) -> Any:
         """The column behind a policy target name, None when there is none."""
+        if self.hooks.column_for is not None and (special := self.hooks.column_for(call, name)) is not None:
+            return special
         if self.hooks.column is not None and (special := self.hooks.column(name)) is not None:
             return special
         prefix = f"target.{self.rest.item}."

@@ -21,6 +21,7 @@ from nubila.services.network import (
     placing,
     pools,
     port_api,
+    rbac_api,
     routers,
     subnets,
     tags,
@@ -28,9 +29,13 @@ from nubila.services.network import (
 from nubila.services.network.feature import Feature, joined, merged
 from nubila.services.network.kinds import AddressScope, FloatingIP, Network, Router, Subnet, SubnetPool
 from nubila.services.network.kinds_port import Port, SecurityGroup, SecurityGroupRule
+from nubila.services.network.kinds_rbac import RbacPolicy
 from nubila.services.network.policies import RULES
 
-FEATURES: tuple[Feature, ...] = ()
+FEATURES: tuple[Feature, ...] = (
+    rbac_api.FEATURE,
+)  # fmt: skip
+SHAREABLE = (networks.SHAREABLE, pools.SHAREABLE, pools.SCOPE_SHAREABLE, *joined(FEATURES, "shareable"))
 
 SERVICE = Service(
     name="network",
@@ -60,6 +65,7 @@ SERVICE = Service(
         FloatingIP: floating.HOOKS,
         SecurityGroup: group_api.HOOKS,
         SecurityGroupRule: group_api.RULE_HOOKS,
+        RbacPolicy: rbac_api.hooks(SHAREABLE),
         **merged(FEATURES, "hooks"),
     },
     routes=(
@@ -84,7 +90,7 @@ SERVICE = Service(
         **merged(FEATURES, "sweeps"),
     },
     bootstrap=bootstrap.run,
-    invariants=(*invariants.INVARIANTS, *joined(FEATURES, "invariants")),
+    invariants=(*invariants.INVARIANTS, rbac_api.unsynced([s.kind for s in SHAREABLE]), *joined(FEATURES, "invariants")),
     on_host=placing.on_host,
     quotas={**misc_api.QUOTAS, **merged(FEATURES, "quotas")},
     request_id_headers=("x-openstack-request-id",),

@@ -14,6 +14,7 @@ from nubila.core.call import Route
 from nubila.core.declare import Resource
 from nubila.core.policy import Rule
 from nubila.core.service import Hooks, HostItem
+from nubila.services.network.rbac import Shareable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,7 @@ class Feature:
     invariants: Sequence[Callable[..., list[str]]] = ()
     quotas: Mapping[str, int] = field(default_factory=dict)  # default limits by resource, -1 = unlimited
     resources: Mapping[str, str] = field(default_factory=dict)  # collection in the URL -> name of one, for GET /v2.0
+    shareable: Sequence[Shareable] = ()  # what RBAC policies can be about (rbac.py says how)
     extensions: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)  # alias -> (name, promise, date)
 
 

@@ -129,7 +129,7 @@ def chosen(cloud: Cloud, tx: Tx, port: Row, asked: Sequence[str] | None, creds: 
     for id in ids:
         group = rows.get(id)
         mine = group is not None and (creds is None or group["project_id"] in (port["project_id"], creds.project_id))
-        if group is None or not (mine or look.visible(cloud, creds, SecurityGroup, group)):
+        if group is None or not (mine or look.visible(cloud, creds, SecurityGroup, group, tx)):
             raise look.missing(SecurityGroup, id)
     return ids
 

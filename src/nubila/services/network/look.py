@@ -11,7 +11,9 @@ from nubila.core.cloud import Cloud
 from nubila.core.db import Reader, Tx
 from nubila.core.declare import Resource
 from nubila.core.faults import Fault, bad_request, conflict, not_found
+from nubila.core.remember import remembered
 from nubila.core.types import is_uuid
+from nubila.services.network import rbac
 from nubila.services.network.kinds import AddressScope, FloatingIP, Network, Router, Subnet, SubnetPool, by_id
 from nubila.services.network.kinds_port import Port, SecurityGroup, SecurityGroupRule
 from nubila.services.network.tables import IP_ALLOCATION
@@ -23,8 +25,7 @@ NOT_FOUND: dict[type[Resource], str] = {
     FloatingIP: "FloatingIPNotFound", SecurityGroup: "SecurityGroupNotFound", SubnetPool: "SubnetPoolNotFound",
     SecurityGroupRule: "SecurityGroupRuleNotFound", AddressScope: "AddressScopeNotFound",
 }  # fmt: skip
-_BY_ID = {cls: by_id(cls) for cls in NOT_FOUND}
-_LOCK = {cls: sa.select(cls.table.c.id).where(cls.table.c.id == sa.bindparam("id")).with_for_update() for cls in _BY_ID}
+_by_id = remembered(by_id)
 
 _SUBNETS = (
     sa.select(Subnet.table)
@@ -40,7 +41,7 @@ _ADDRESSES = (
 
 def row(reader: Reader, cls: type[Resource], id: str) -> Row | None:
     """A row by id, whoever asks."""
-    return reader.one(_BY_ID[cls], {"id": id})
+    return reader.one(_by_id(cls), {"id": id})
 
 
 def need(reader: Reader, cls: type[Resource], id: str) -> Row:
@@ -60,15 +61,20 @@ def missing(cls: type[Resource], id: str) -> Fault:
 def seen(cloud: Cloud, reader: Reader, creds: Any, cls: type[Resource], id: str) -> Row:
     """A row by id if the caller may see it, else 404. ``creds`` None: the cloud itself asks."""
     found = row(reader, cls, id)
-    if found is None or (creds is not None and not visible(cloud, creds, cls, found)):
+    if found is None or (creds is not None and not visible(cloud, creds, cls, found, reader)):
         raise missing(cls, id)
     return found
 
 
-def visible(cloud: Cloud, creds: Any, cls: type[Resource], found: Mapping[str, Any]) -> bool:
-    """Whether policy lets the caller see the row."""
+def visible(
+    cloud: Cloud, creds: Any, cls: type[Resource], found: Mapping[str, Any], reader: Reader | None = None
+) -> bool:
+    """Whether policy lets the caller see the row; without a ``reader`` only what is shared with everybody counts."""
     assert cls.rest is not None
-    return bool(cloud.policy.enforce(cls.rest.rules["show"], creds, wire(cls, found)))
+    target: Mapping[str, Any] = wire(cls, found)
+    if reader is not None:
+        target = rbac.target(reader, creds, cls, target)
+    return bool(cloud.policy.enforce(cls.rest.rules["show"], creds, target))
 
 
 def wire(cls: type[Resource], found: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,7 +92,12 @@ def lock(tx: Tx, cls: type[Resource], id: str) -> None:
     What is decided from the row must be read after this.
     """
     if tx.dialect != "sqlite":
-        tx.one(_LOCK[cls], {"id": id})
+        tx.one(_lock(cls), {"id": id})
+
+
+@remembered
+def _lock(cls: type[Resource]) -> sa.Select[Any]:
+    return sa.select(cls.table.c.id).where(cls.table.c.id == sa.bindparam("id")).with_for_update()
 
 
 def subnets(reader: Reader, network_id: str) -> list[Row]:

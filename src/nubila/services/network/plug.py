@@ -10,8 +10,8 @@ import sqlalchemy as sa
 from nubila.core.cloud import Cloud
 from nubila.core.db import Reader, Tx
 from nubila.core.faults import conflict
-from nubila.services.network import addresses, groups, look, ports
-from nubila.services.network.asks import DHCP, INTERFACE
+from nubila.services.network import addresses, groups, look, ports, rbac
+from nubila.services.network.asks import DHCP, INTERFACES
 from nubila.services.network.kinds import FloatingIP, Network, Subnet
 from nubila.services.network.kinds_port import Port, SecurityGroup
 from nubila.services.network.tables import IP_ALLOCATION, PORT_GROUP
@@ -44,7 +44,7 @@ _NOT_WIRED = sa.select(sa.func.count()).where(
     _P.id.in_(sa.bindparam("ports", expanding=True)), _P.status == "ACTIVE", _P.bound_host == sa.bindparam("host")
 )
 _OWN = sa.select(Network.table).where(_N.project_id == sa.bindparam("project")).order_by(_N.created_at, _N.id)
-_SHARED = sa.select(Network.table).where(_N.shared.is_(True)).order_by(_N.created_at, _N.id)
+_SHARED = sa.select(Network.table).where(_N.id.in_(rbac.GRANTED_TO)).order_by(_N.created_at, _N.id)
 _WITH_SUBNETS = sa.select(Subnet.table.c.network_id).distinct()
 _AT = (
     sa.select(Port.table)
@@ -58,7 +58,7 @@ _BEHIND = (
         _A.ip_key == sa.bindparam("key"),
         _A.network_id.in_(
             sa.select(_P.network_id)
-            .where(_P.device_id == sa.bindparam("router"), _P.device_owner == INTERFACE)
+            .where(_P.device_id == sa.bindparam("router"), _P.device_owner.in_(INTERFACES))
             .correlate(None)
         ),
     )
@@ -166,7 +166,7 @@ def networks_for(reader: Reader, project_id: str) -> list[Row]:
     own = [n for n in reader.all(_OWN, {"project": project_id}) if not n["external"]]
     if own:
         return [n for n in own if n["id"] in usable] or own
-    return [n for n in reader.all(_SHARED) if n["id"] in usable and not n["external"]]
+    return [n for n in reader.all(_SHARED, {"project": project_id}) if n["id"] in usable and not n["external"]]
 
 
 def network_visible(reader: Reader, creds: Any, id: str, cloud: Cloud | None = None) -> Row | None:
@@ -175,15 +175,15 @@ def network_visible(reader: Reader, creds: Any, id: str, cloud: Cloud | None = N
     if row is None:
         return None
     if cloud is not None:
-        return row if look.visible(cloud, creds, Network, row) else None
-    own = row["project_id"] == creds.project_id or row["shared"] or row["external"]
+        return row if look.visible(cloud, creds, Network, row, reader) else None
+    own = row["project_id"] == creds.project_id or any(rbac.Reach(reader, creds, Network, row).values())
     return row if own or {"admin", "service"} & set(creds.roles) else None
 
 
 def port_visible(cloud: Cloud, reader: Reader, creds: Any, id: str) -> Row | None:
     """The port if the caller may see it, with ``fixed_ips``."""
     row = look.row(reader, Port, id)
-    if row is None or not look.visible(cloud, creds, Port, row):
+    if row is None or not look.visible(cloud, creds, Port, row, reader):
         return None
     row["fixed_ips"] = look.addresses_of(reader, id)
     return row
@@ -221,4 +221,4 @@ def port_at(reader: Reader, *, network_id: str | None, router_id: str | None, ad
         found = reader.all(_AT, {"network": network_id, "key": key})
     else:
         found = reader.all(_BEHIND, {"router": router_id, "key": key})
-    return next((p for p in found if p["device_owner"] not in (INTERFACE, DHCP)), None)
+    return next((p for p in found if p["device_owner"] not in (*INTERFACES, DHCP)), None)

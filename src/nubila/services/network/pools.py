@@ -7,10 +7,11 @@ from typing import Any
 import sqlalchemy as sa
 
 from nubila.core.call import Call
+from nubila.core.db import Reader
 from nubila.core.faults import bad_request, conflict
 from nubila.core.query import ListQuery
 from nubila.core.service import Hooks
-from nubila.services.network import addresses, look, paging, tags
+from nubila.services.network import addresses, look, paging, rbac, tags
 from nubila.services.network.kinds import AddressScope, Subnet, SubnetPool
 
 Row = dict[str, Any]
@@ -28,7 +29,7 @@ def refuse(text: str, type: str = "InvalidInput") -> Exception:
 def default(call: Call, version: int) -> Row:
     """The default pool of a family the caller can see; 400 when there is none."""
     for row in call.tx.all(_DEFAULTS, {"version": version}):
-        if look.visible(call.cloud, call.creds, SubnetPool, row):
+        if look.visible(call.cloud, call.creds, SubnetPool, row, call.tx):
             return dict(row)
     raise refuse("Bad subnets request: no default subnetpool is defined.", "BadRequest")
 
@@ -135,7 +136,7 @@ def _scope(call: Call, row: Row) -> None:
     if not scope_id:
         return
     scope = look.row(call.tx, AddressScope, scope_id)
-    if scope is None or not look.visible(call.cloud, call.creds, AddressScope, scope):
+    if scope is None or not look.visible(call.cloud, call.creds, AddressScope, scope, call.tx):
         raise look.missing(AddressScope, scope_id)
     if scope["ip_version"] != row["ip_version"]:
         text = f"Illegal subnetpool association: its IP version differs from address scope {scope_id}'s."
@@ -198,7 +199,11 @@ def scope(call: Call, q: ListQuery) -> list[Any]:
     return paging.adapt(call, SubnetPool, q)
 
 
-HOOKS = Hooks(
+def _cut_by(reader: Reader, id: str) -> list[str]:
+    return [project for _, project in reader.rows(_CUT, {"pool": id})]
+
+
+HOOKS = rbac.shareable(SubnetPool, Hooks(
     target=look.own_project,
     prepare=prepare,
     created=created,
@@ -206,7 +211,8 @@ HOOKS = Hooks(
     deleting=deleting,
     scope=scope,
     own_filters=tags.FILTERS,
-)
+))  # fmt: skip
+SHAREABLE = rbac.Shareable(kind=SubnetPool, uses={rbac.SHARED: _cut_by})
 
 
 # --- address scopes ---------------------------------------------------------------------------------------------------
@@ -235,10 +241,15 @@ def scope_scope(call: Call, q: ListQuery) -> list[Any]:
     return paging.adapt(call, AddressScope, q)
 
 
-SCOPE_HOOKS = Hooks(
+def _scoped_by(reader: Reader, id: str) -> list[str]:
+    return [pool["project_id"] for pool in reader.all(_SCOPED, {"scope": id})]
+
+
+SCOPE_HOOKS = rbac.shareable(AddressScope, Hooks(
     scope=scope_scope,
     target=look.own_project,
     prepare=scope_prepare,
     prepare_update=scope_update,
     deleting=scope_deleting,
-)
+))  # fmt: skip
+SCOPE_SHAREABLE = rbac.Shareable(kind=AddressScope, uses={rbac.SHARED: _scoped_by})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
+from collections.abc import Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -10,8 +12,8 @@ from nubila.core.call import Call
 from nubila.core.faults import bad_request, conflict, forbidden
 from nubila.core.query import ListQuery
 from nubila.core.service import Hooks
-from nubila.services.network import look, paging, ports, tags
-from nubila.services.network.asks import DHCP, FLOATING, GATEWAY, INTERFACE, ROUTER_OWNERS
+from nubila.services.network import look, paging, ports, rbac, tags
+from nubila.services.network.asks import DHCP, FLOATING, GATEWAY, INTERFACES, ROUTER_OWNERS
 from nubila.services.network.kinds import FloatingIP, Network, Router
 from nubila.services.network.kinds_port import Port
 from nubila.services.network.tables import IP_ALLOCATION, PORT_GROUP
@@ -35,7 +37,7 @@ _CHUNK = 500
 DOMAIN = "openstacklocal."
 
 
-def target(call: Call, row: Row) -> Row:
+def target(call: Call, row: Row) -> Mapping[str, Any]:
     """A port belongs to its network: who owns and shares that decides, with the port's own project, who may what."""
     look.own_project(call, row)
     if row.get("network_owner"):
@@ -45,18 +47,21 @@ def target(call: Call, row: Row) -> Row:
         net = look.seen(call.cloud, call.tx, call.creds, Network, look.uuid("network_id", row["network_id"]))
         call.memo[row["network_id"]] = net
     row["network_owner"] = net["project_id"]
-    return {"shared": net["shared"]}
+    return rbac.Reach(call.tx, call.creds, Network, net)
 
 
 def prepare(call: Call, values: Row) -> None:
     net = call.memo.get(values["network_id"]) or look.need(call.tx, Network, values["network_id"])
-    extra = {**look.wire(Port, values), "network:project_id": net["project_id"], "shared": net["shared"]}
+    extra: Any = ChainMap(
+        rbac.Reach(call.tx, call.creds, Network, net),  # type: ignore[arg-type]  # nobody writes to it
+        {**look.wire(Port, values), "network:project_id": net["project_id"]},
+    )
     _parts(call, "create", values, extra)
     _guard_device(call, {}, values)
     ports.fill(call.cloud, call.tx, values, net, call.creds)
 
 
-def _parts(call: Call, verb: str, values: Row, target: Row) -> None:
+def _parts(call: Call, verb: str, values: Row, target: Mapping[str, Any]) -> None:
     """Policy of the parts of attributes ("create_port:fixed_ips:ip_address"); 400 for parts that are none."""
     if strange := {n for one in values.get("fixed_ips") or [] for n in one} - {"subnet_id", "ip_address"}:
         text = f"Invalid input for fixed_ips: {sorted(strange)} are unknown; use subnet_id and ip_address."
@@ -97,7 +102,7 @@ def prepare_update(call: Call, before: Row, values: Row) -> None:
     _guard_device(call, before, values)
     if "fixed_ips" in values:
         _check_addresses(call, before, values["fixed_ips"] or [])
-    if before["device_owner"] in (INTERFACE,) and "host_id" in values:
+    if before["device_owner"] in INTERFACES and "host_id" in values:
         del values["host_id"]  # a router's ports live where the router does
     ports.prepare_change(call.cloud, call.tx, before, values, call.creds)
 
@@ -106,7 +111,7 @@ def _check_addresses(call: Call, before: Row, asked: list[Row]) -> None:
     if before["device_owner"] in (GATEWAY, FLOATING) and not call.may("context_is_admin"):
         raise bad_request("The addresses of this port follow from its router or floating IP.", "BadRequest")
     have = look.addresses_of(call.tx, before["id"])
-    if before["device_owner"] == INTERFACE:
+    if before["device_owner"] in INTERFACES:
         kept = [ip for ip in have if any(ip["subnet_id"] == one.get("subnet_id") for one in asked)]
         same = all(one.get("ip_address") in (None, *(ip["ip_address"] for ip in have)) for one in asked)
         if not same or len(kept) != len(have):

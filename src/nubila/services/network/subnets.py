@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,8 +13,20 @@ from nubila.core.db import Reader, Tx
 from nubila.core.faults import bad_request, conflict
 from nubila.core.query import ListQuery
 from nubila.core.service import Hooks
-from nubila.services.network import addresses, allocate, asks, fixed, look, paging, placing, pools, subnet_checks, tags
-from nubila.services.network.asks import DHCP, FLOATING, INTERFACE, ROUTER_OWNERS
+from nubila.services.network import (
+    addresses,
+    allocate,
+    asks,
+    fixed,
+    look,
+    paging,
+    placing,
+    pools,
+    rbac,
+    subnet_checks,
+    tags,
+)
+from nubila.services.network.asks import DHCP, FLOATING, INTERFACES, ROUTER_OWNERS
 from nubila.services.network.kinds import AUTO, Network, Subnet
 from nubila.services.network.kinds_port import Port
 from nubila.services.network.subnet_checks import refuse
@@ -35,12 +48,12 @@ _EMPTY = sa.delete(IP_ALLOCATION).where(_A.subnet_id == sa.bindparam("b_subnet")
 _LAST_PLACE = sa.select(sa.func.max(_A.place)).where(_A.port_id == sa.bindparam("port"))
 
 
-def target(call: Call, row: Row) -> Row:
+def target(call: Call, row: Row) -> Mapping[str, Any]:
     """A subnet belongs to its network: a new one takes over who owns and sees the network."""
     look.own_project(call, row)
     if not row.get("network_owner") and row.get("network_id"):
         _copy(call, row)
-    return {}
+    return rbac.Reach(call.tx, call.creds, Subnet, row)
 
 
 def _copy(call: Call, row: Row) -> None:
@@ -188,7 +201,7 @@ def deleting(call: Call, row: Row) -> None:
     automatic = fixed.is_auto(row)
     holders = tx.rows(_HOLDERS, {"subnet": row["id"]})
     for _, owner in holders:
-        if owner == DHCP or (automatic and owner != INTERFACE):
+        if owner == DHCP or (automatic and owner not in INTERFACES):
             continue
         why = "One or more ports have an IP allocation from this subnet."
         raise look.in_use("subnet", row["id"], why, "SubnetInUse")
@@ -222,8 +235,8 @@ def scope(call: Call, q: ListQuery) -> list[Any]:
     out = paging.adapt(call, Subnet, q)
     if not (call.may("context_is_admin") or call.may("service_api")):
         mine = call.creds.project_id
-        out.append(sa.or_(_S.project_id == mine, _S.network_owner == mine, _S.shared.is_(True)))
-    return out
+        out.append(sa.or_(_S.project_id == mine, _S.network_owner == mine, rbac.clause(Subnet, mine or "")))
+    return [*out, *rbac.narrow(call, Subnet, q)]
 
 
 HOOKS = Hooks(
@@ -235,7 +248,8 @@ HOOKS = Hooks(
     deleted=deleted,
     target=target,
     scope=scope,
-    own_filters=tags.FILTERS,
+    own_filters=(*tags.FILTERS, "shared"),
+    column_for=lambda call, name: rbac.column(call, Subnet, name),
 )
 
 
