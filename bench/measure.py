@@ -38,6 +38,7 @@ class Case:
     method: str = "GET"
     body: str = ""
     size: int = 0  # bytes of the answer
+    script: str = ""  # Lua after the settings, such as a request function
     rates: dict[int, float] = field(default_factory=dict)
     floors: dict[int, float] = field(default_factory=dict)
     p99_ms: dict[int, float] = field(default_factory=dict)
@@ -52,6 +53,7 @@ def wrk(url: str, connections: int, seconds: float, case: Case | None = None) ->
             lines = [f'wrk.headers["{k}"] = "{v}"' for k, v in case.headers.items()]
             if case.method != "GET":
                 lines += [f'wrk.method = "{case.method}"', f"wrk.body = [[{case.body}]]"]
+            lines.append(case.script)
         script.write("\n".join(lines))
         script.flush()
         out = subprocess.run([*args, "-s", script.name, url], capture_output=True, text=True, timeout=120).stdout

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import identity
+import network
 from measure import ROOT, Case, Floor, admin, bring_up, pss_mb, section, wrk
 
 from nubila.apps import lifecycle
@@ -155,6 +156,26 @@ def real(image: Path) -> dict[str, float]:
     return out
 
 
+def networking(seconds: float, rounds: int) -> list[str]:
+    """The sections about Networking."""
+    state, _, again = bring_up("simulated", "api_workers = 2\n")  # the original has two processes
+    try:
+        return [network.weighed(state, again), network.compared(state, seconds, rounds)]
+    finally:
+        lifecycle.destroy(state)
+
+
+def put(page: str, part: str) -> str:
+    """The page with this section in the place of the one of the same title, or before the notes."""
+    title = part.partition("\n")[0]
+    before, found, after = page.partition(title + "\n")
+    if not found:
+        before, mark, after = page.partition("<!-- notes -->")
+        return f"{before}{part}\n{mark}{after}"
+    cut = min(at for at in (after.find("\n## "), after.find("\n<!-- notes -->")) if at >= 0)
+    return before + part + after[cut:]
+
+
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser()
@@ -163,10 +184,17 @@ def main() -> None:
     parser.add_argument("--image", type=Path, help="guest image for the real gear; none = build the tiny one")
     parser.add_argument("--no-real", action="store_true")
     parser.add_argument("--validations", type=int, default=100_000, help="tokens validated before memory is compared")
+    parser.add_argument("--only", choices=["network"], help="measure one part and leave the rest of the page alone")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks.md")
     args = parser.parse_args()
     if shutil.which("wrk") is None:
         raise SystemExit("wrk is missing: apt-get install wrk")
+    if args.only:
+        page = args.out.read_text()
+        for part in networking(args.seconds, args.rounds):
+            page = put(page, part)
+        args.out.write_text(page)
+        return
     parts = [
         "# Benchmarks", "",
         f"Written by `./run bench` on {time.strftime('%Y-%m-%d')}: {os.cpu_count()} cores, "
@@ -190,6 +218,7 @@ def main() -> None:
         about_identity = [identity.compared(state, args.seconds, args.rounds)]
     finally:
         lifecycle.destroy(state)
+    about_network = networking(args.seconds, args.rounds)
     state, _, _ = bring_up("simulated")
     try:
         about_identity.append(identity.by_itself(state, args.seconds, args.validations))
@@ -215,7 +244,7 @@ def main() -> None:
         ("server creates to ACTIVE, 8 clients", f"{rate:.0f} /s", "100 /s"),
     ]
     parts.append(section("Simulated gear", simulated))
-    parts += about_identity
+    parts += [*about_identity, *about_network]
     if not args.no_real and os.geteuid() == 0:
         from nubila.apps.quickstart import cached_image
 

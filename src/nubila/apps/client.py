@@ -57,6 +57,9 @@ class Client:
         path = parts.path + (f"?{parts.query}" if parts.query else "")
         for attempt in (0, 1):
             kept = self._connection
+            if kept is not None and (kept.host, kept.port) != (parts.hostname, parts.port or kept.default_port):
+                kept.close()  # another service on a port of its own
+                kept = None
             connection = kept or self._connect(parts.hostname or "", parts.port)
             self._connection = connection
             try:
