@@ -132,7 +132,9 @@ def test_another_clouds_token_is_refused(tmp_path: Path, directory: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\xc1", b"\x93\x01\x02\x03", b"\x01" * 40, b"\x99" + b"\x07" * 9, os.urandom(90)]
+    "content",
+    [b"", b"\xc1", b"\x93\x01\x02\x03", b"\x01" * 40, b"\x99" + b"\x07" * 9, os.urandom(90)],
+    ids=["empty", "one byte", "a list", "ones", "a short list", "random"],
 )
 def test_a_signed_message_that_is_no_payload_is_refused(directory: Path, content: bytes) -> None:
     key = Fernet((directory / "1").read_bytes())
