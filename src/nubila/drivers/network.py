@@ -12,20 +12,17 @@ Verbs of one driver object run one at a time.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import msgspec
 from msgspec import Struct
 
 from nubila.core.ports import (
     HostPlace,
     MetadataAnswer,
-    NeedsOperator,
     NetworkSpec,
     NetworkState,
     PortSpec,
@@ -33,13 +30,13 @@ from nubila.core.ports import (
     SubnetSpec,
     TryAgain,
 )
-from nubila.drivers import dhcp, links, nft, ovs_ports, router
+from nubila.drivers import dhcp, links, nft, router
 from nubila.drivers.dhcp import METADATA_ADDRESS, Dhcp
 from nubila.drivers.files import read_json, write_json
 from nubila.drivers.metadata import Door, MetadataServer
-from nubila.drivers.ovs_flows import Uplink
-from nubila.drivers.ovs_switch import ID, INDEX, NETWORK, OWNER, Interface, Switch, Wish
+from nubila.drivers.ovs import OpenVSwitch
 from nubila.drivers.router import Routers
+from nubila.drivers.switches import Plugged, VirtualSwitch, mark, marked
 
 _RUN = Path("/run/nubila")
 
@@ -53,12 +50,17 @@ class _Kept(Struct, frozen=True, kw_only=True):
     masquerade: bool = False
 
 
+def make_switch(place: HostPlace) -> VirtualSwitch:
+    """The switch that the host's configuration names."""
+    return OpenVSwitch(place)
+
+
 class RealNetwork:
     """The NetworkDriver of real hosts."""
 
     def __init__(self, place: HostPlace) -> None:
         self.place = place
-        self.switch = Switch(place)
+        self.switch: VirtualSwitch = make_switch(place)
         self.dhcp = Dhcp(place)
         self.router = Routers(place, self.switch)
         self._lock = threading.RLock()
@@ -85,7 +87,7 @@ class RealNetwork:
         """Remove every trace of this cloud's networks from this host."""
         with self._lock:
             self.stop()
-            if self.switch.daemons.running():
+            if self.switch.running():
                 self.prune((), (), ())
             for id in self.dhcp.networks():
                 self.dhcp.remove(id)
@@ -97,7 +99,7 @@ class RealNetwork:
             kept = [self._kept(path.stem) for path in self._kept_dir().glob("*.json")]
             with links.opened(self.place.namespace) as net:
                 for device in net.devices():
-                    if ovs_ports.marked(self.place, device.alias):
+                    if marked(self.place, device.alias):
                         net.remove(device.name)
                 for record in kept:
                     bridge = net.device(record.bridge) if record.host_address else None
@@ -119,20 +121,20 @@ class RealNetwork:
         with self._lock:
             named = {id for _, kind, id in self._namespaces() if kind == "dhcp"}
             kept = {path.stem for path in self._kept_dir().glob("*.json")}
-            return sorted(set(self.switch.view().networks) | named | kept | set(self.dhcp.networks()))
+            return sorted(self.switch.networks() | named | kept | set(self.dhcp.networks()))
 
     def ports(self) -> list[str]:
         """Ids of guests' ports that have anything here."""
         with self._lock:
-            plugged = {i.ids[ID] for i in self.switch.view().interfaces.values() if i.kind == "guest"}
+            plugged = {port.id for port in self.switch.plugged() if port.kind == "guest"}
             with links.opened(self.place.namespace) as net:
-                marks = [ovs_ports.marked(self.place, device.alias) for device in net.devices()]
+                marks = [marked(self.place, device.alias) for device in net.devices()]
             return sorted(plugged | {mark[1] for mark in marks if mark and mark[0] == "port"})
 
     def routers(self) -> list[str]:
         """Ids of routers that have anything here."""
         with self._lock:
-            owners = {i.ids.get(OWNER, "") for i in self.switch.view().interfaces.values() if i.kind == "router"}
+            owners = {port.owner for port in self.switch.plugged() if port.kind == "router"}
             named = {id for _, kind, id in self._namespaces() if kind == "router"}
             return sorted((owners | named) - {""})
 
@@ -150,17 +152,10 @@ class RealNetwork:
         """Wire a network on this host, with its ways to other hosts, DHCP, and the host's own address on it."""
         with self._lock:
             self.switch.ready()
-            view = self.switch.view()
-            local = self.switch.ensure_network(spec.id, spec.segment, spec.project_id, view)
+            self.switch.wire_network(spec)
             faults: list[str] = []
-            uplinks = self._uplinks(spec)
-            if uplinks != local.uplinks:
-                view = self.switch.view()
-                changed = msgspec.structs.replace(view.networks[spec.id], uplinks=uplinks)
-                self.switch.save_network(spec.id, changed, view)
             self._host_side(spec, faults)
             self._dhcp(spec)
-            self.switch.wire(spec.id)
             return NetworkState(id=spec.id, fault=" ".join(faults))
 
     def remove_network(self, id: str) -> None:
@@ -177,65 +172,8 @@ class RealNetwork:
             (self._kept_dir() / f"{id}.json").unlink(missing_ok=True)
             if kept.masquerade:
                 self._host_rules()
-            of = [i for i in self.switch.view().interfaces.values() if i.ids.get(NETWORK) == id]
-            gone = ovs_ports.take_out(self.switch, [i for i in of if i.kind in ("uplink", "dhcp")])
-            self.switch.forget_network(id, gone)
+            self.switch.drop_network(id)
             links.remove_namespace(self.dhcp_namespace(id))
-
-    def _uplinks(self, spec: NetworkSpec) -> tuple[Uplink, ...]:
-        """The network's ways to other hosts, made; those it does not need any more are removed."""
-        segment = spec.segment
-        wanted: list[Uplink] = []
-        keep: set[str] = set()
-        if segment.network_type in ("vlan", "flat"):
-            if segment.physical_network is None:
-                raise NeedsOperator(
-                    f"Network {spec.id} is of type {segment.network_type} and names no physical network."
-                )
-            tag = segment.segmentation_id if segment.network_type == "vlan" else None
-            wanted.append(Uplink(ofport=self.switch.patch(segment.physical_network), vlan=tag, tunnel=False))
-        elif segment.network_type == "vxlan" and spec.peers:
-            wanted.append(Uplink(ofport=self._vxlan(spec)))
-            keep.add(spec.id)
-        elif segment.network_type in ("gre", "geneve"):
-            for peer in spec.peers:
-                keep.add(f"{spec.id}/{peer}")
-                wanted.append(Uplink(ofport=self._tunnel(spec, peer)))
-        present = self.switch.view().interfaces.values()
-        gone = [i for i in present if i.kind == "uplink" and i.ids.get(NETWORK) == spec.id and i.ids[ID] not in keep]
-        ovs_ports.remove(self.switch, gone)
-        return tuple(wanted)
-
-    def _vxlan(self, spec: NetworkSpec) -> int:
-        vni = spec.segment.segmentation_id or 0
-        name = f"vxlan-{vni}"
-        alias = ovs_ports.mark(self.place, "uplink", spec.id)
-        with links.opened(self.place.namespace) as net:
-            present = net.device(name)
-            if present is None:
-                net.add_vxlan(name, vni, self.place.tunnel_ip, spec.mtu)
-            elif present.alias not in ("", alias):
-                raise NeedsOperator(f"The device {name} belongs to somebody else: VXLAN number {vni} is taken here.")
-            device = net.give_to_switch(name, alias, spec.mtu)
-            net.set_flood(device.index, spec.peers)
-        return self._uplink(
-            Wish(name=name, kind="uplink", id=spec.id, network_id=spec.id, ids={INDEX: str(device.index)})
-        )
-
-    def _tunnel(self, spec: NetworkSpec, peer: str) -> int:
-        digest = hashlib.sha256(f"{spec.id}/{peer}".encode()).hexdigest()[:8]
-        options = {"remote_ip": peer, "local_ip": self.place.tunnel_ip, "key": str(spec.segment.segmentation_id or 0)}
-        kind = spec.segment.network_type
-        name = f"{kind}-{digest}"
-        return self._uplink(
-            Wish(name=name, kind="uplink", id=f"{spec.id}/{peer}", network_id=spec.id, type=kind, options=options)
-        )
-
-    def _uplink(self, wish: Wish) -> int:
-        number = self.switch.plug(wish, self.switch.view()).ofport
-        if number is None:
-            raise TryAgain(f"The tunnel {wish.name} has no number yet.")
-        return number
 
     # --- DHCP
 
@@ -245,11 +183,9 @@ class RealNetwork:
             self._remove_dhcp(spec.id)
             return
         where = self.dhcp_namespace(spec.id)
-        links.ensure_namespace(where, ovs_ports.mark(self.place, "dhcp", spec.id))
-        old = [i for i in self._dhcp_interfaces(spec.id) if i.ids[ID] != wish.port_id]
-        ovs_ports.remove(self.switch, old)
-        ovs_ports.ensure_inner(
-            self.switch,
+        links.ensure_namespace(where, mark(self.place, "dhcp", spec.id))
+        self.switch.remove([port for port in self._dhcp_ports(spec.id) if port.id != wish.port_id])
+        self.switch.ensure_inner(
             kind="dhcp",
             port_id=wish.port_id,
             owner=spec.id,
@@ -275,12 +211,11 @@ class RealNetwork:
     def _remove_dhcp(self, network_id: str) -> None:
         where = self.dhcp_namespace(network_id)
         self._stop_dhcp(network_id)
-        ovs_ports.remove(self.switch, self._dhcp_interfaces(network_id))
+        self.switch.remove(self._dhcp_ports(network_id))
         links.remove_namespace(where)
 
-    def _dhcp_interfaces(self, network_id: str) -> list[Interface]:
-        ours = self.switch.view().interfaces.values()
-        return [i for i in ours if i.kind == "dhcp" and i.ids.get(NETWORK) == network_id]
+    def _dhcp_ports(self, network_id: str) -> list[Plugged]:
+        return [port for port in self.switch.plugged() if port.kind == "dhcp" and port.network_id == network_id]
 
     # --- the host's own part of external networks
 
@@ -295,7 +230,7 @@ class RealNetwork:
         bridge = ""
         if spec.host_address or spec.masquerade:
             if spec.segment.network_type == "flat" and spec.segment.physical_network:
-                bridge = self.switch.physical_bridge(spec.segment.physical_network)
+                bridge = self.switch.outside_device(spec)
             else:
                 faults.append("The host can have an address only on a flat network.")
         address = links.normal_interface(spec.host_address) if spec.host_address and bridge else ""
@@ -310,7 +245,6 @@ class RealNetwork:
                 if old is not None:
                     net.remove_address(old.index, before.host_address)
             if address:
-                links.plain_frames(bridge)
                 device = net.must(bridge)
                 net.change(device, up=True, mtu=spec.mtu)
                 net.add_address(device.index, address)
@@ -360,20 +294,20 @@ class RealNetwork:
         """Have a guest's tap, plugged and filtered, before or while its guest runs."""
         with self._lock:
             self.switch.ready()
-            ovs_ports.ensure_guest(self.switch, spec)
+            self.switch.ensure_guest(spec)
             return NetworkState(id=spec.id, status="ACTIVE" if spec.admin_state_up else "DOWN")
 
     def remove_port(self, id: str) -> None:
         """Unplug a guest's port and delete its tap; absent is success."""
         with self._lock:
             self.switch.ready()
-            plugged = self.switch.view().of("guest", id)
-            if plugged is not None:
-                ovs_ports.remove(self.switch, [plugged])
+            plugged = [port for port in self.switch.plugged() if port.kind == "guest" and port.id == id]
+            if plugged:
+                self.switch.remove(plugged)
                 return
             with links.opened(self.place.namespace) as net:
                 for device in net.devices():
-                    if ovs_ports.marked(self.place, device.alias) == ("port", id):
+                    if marked(self.place, device.alias) == ("port", id):
                         net.remove(device.name)
 
     # --- routers
@@ -445,7 +379,7 @@ class RealNetwork:
                 # A mark never changes; reading one takes a millisecond, and there may be hundreds.
                 key = (name, (links.NETNS / name).stat().st_ino)
                 seen[key] = self._marks.get(key) or links.namespace_mark(name)
-                mark = ovs_ports.marked(self.place, seen[key])
+                mark = marked(self.place, seen[key])
                 if mark:
                     found.append((name, *mark))
         self._marks = seen

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from nubila.core.ports import HostPlace, PortSpec, TryAgain
+from nubila.core.ports import PortSpec, TryAgain
 from nubila.drivers import links, ovs_flows
 from nubila.drivers.ovs_switch import (
     FLOWS,
@@ -25,20 +25,7 @@ from nubila.drivers.ovs_switch import (
     View,
     Wish,
 )
-
-
-def mark(place: HostPlace, kind: str, id: str) -> str:
-    """What we write on namespaces and devices; ``place.namespace`` tells hosts played by one machine apart."""
-    return f"nubila cloud={place.cloud} at={place.namespace or '-'} {kind}={id}"
-
-
-def marked(place: HostPlace, alias: str) -> tuple[str, str] | None:
-    """(kind, id) of a mark of ours; None for anything else."""
-    words = alias.split(" ")
-    if len(words) != 4 or words[:3] != ["nubila", f"cloud={place.cloud}", f"at={place.namespace or '-'}"]:
-        return None
-    kind, _, id = words[3].partition("=")
-    return kind, id
+from nubila.drivers.switches import mark
 
 
 def ensure_guest(switch: Switch, spec: PortSpec) -> None:

@@ -20,8 +20,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from nubila.core.ports import HostPlace, RouterPort, RouterSpec, SubnetSpec, TryAgain
-from nubila.drivers import links, nft, ovs_ports, processes
-from nubila.drivers.ovs_switch import OWNER, Switch
+from nubila.drivers import links, nft, processes
+from nubila.drivers.switches import VirtualSwitch, mark
 
 _ETH_P_ARP = 0x0806
 _RA = "dnsmasq-ra"
@@ -45,7 +45,7 @@ def outside_device(port: RouterPort) -> str:
 class Routers:
     """The routers of one place."""
 
-    def __init__(self, place: HostPlace, switch: Switch) -> None:
+    def __init__(self, place: HostPlace, switch: VirtualSwitch) -> None:
         self.place = place
         self.switch = switch
 
@@ -59,7 +59,7 @@ class Routers:
         interfaces = spec.interfaces if up else ()
         gateway = spec.gateway if up else None
         where = namespace(self.place, spec.id)
-        links.ensure_namespace(where, ovs_ports.mark(self.place, "router", spec.id))
+        links.ensure_namespace(where, mark(self.place, "router", spec.id))
         with links.entered(where):
             links.sysctl("net/ipv4/ip_forward", "1")
             links.sysctl("net/ipv6/conf/all/forwarding", "1")
@@ -107,8 +107,7 @@ class Routers:
 
     def _plug(self, spec: RouterSpec, port: RouterPort, device: str, addresses: list[str]) -> None:
         where = namespace(self.place, spec.id)
-        new = ovs_ports.ensure_inner(
-            self.switch,
+        new = self.switch.ensure_inner(
             kind="router",
             port_id=port.port_id,
             owner=spec.id,
@@ -138,11 +137,8 @@ class Routers:
 
     def _remove_ports(self, router_id: str, keep: Iterable[str]) -> None:
         stay = set(keep)
-        ours = self.switch.view().interfaces.values()
-        gone = [
-            i for i in ours if i.kind == "router" and i.ids.get(OWNER) == router_id and i.ids["nubila-id"] not in stay
-        ]
-        ovs_ports.remove(self.switch, gone)
+        ours = [port for port in self.switch.plugged() if port.kind == "router" and port.owner == router_id]
+        self.switch.remove([port for port in ours if port.id not in stay])
 
     # --- router advertisements
 

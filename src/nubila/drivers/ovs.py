@@ -1,0 +1,156 @@
+"""Open vSwitch as the virtual switch of a host (switches.VirtualSwitch)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import msgspec
+
+from nubila.core.ports import NeedsOperator, NetworkSpec, PortSpec, TryAgain
+from nubila.drivers import links, ovs_ports
+from nubila.drivers.ovs_flows import Uplink
+from nubila.drivers.ovs_switch import ID, INDEX, NETWORK, OWNER, Switch, Wish
+from nubila.drivers.switches import Plugged, mark
+
+
+class OpenVSwitch(Switch):
+    """The bridges of one place, with the verbs that the network driver uses."""
+
+    def running(self) -> bool:
+        """Whether the daemons run."""
+        return self.daemons.running()
+
+    def networks(self) -> set[str]:
+        """Ids of the networks that br-int remembers."""
+        return set(self.view().networks)
+
+    def plugged(self) -> list[Plugged]:
+        """Every interface of ours."""
+        return [
+            Plugged(
+                kind=i.kind,
+                id=i.ids.get(ID, ""),
+                network_id=i.ids.get(NETWORK, ""),
+                device=i.name,
+                owner=i.ids.get(OWNER, ""),
+            )
+            for i in self.view().interfaces.values()
+        ]
+
+    def wire_network(self, spec: NetworkSpec) -> None:
+        """A local VLAN, tunnels and patch ports, and the flows that join them."""
+        local = self.ensure_network(spec.id, spec.segment, spec.project_id, self.view())
+        uplinks = self._uplinks(spec)
+        if uplinks != local.uplinks:
+            view = self.view()
+            self.save_network(spec.id, msgspec.structs.replace(view.networks[spec.id], uplinks=uplinks), view)
+        self.wire(spec.id)
+
+    def drop_network(self, id: str) -> None:
+        """Its tunnels, DHCP port and flows."""
+        of = [i for i in self.view().interfaces.values() if i.ids.get(NETWORK) == id]
+        gone = ovs_ports.take_out(self, [i for i in of if i.kind in ("uplink", "dhcp")])
+        self.forget_network(id, gone)
+
+    def outside_device(self, spec: NetworkSpec) -> str:
+        """The physical network's bridge: its own port is the host's device."""
+        bridge = self.physical_bridge(spec.segment.physical_network or "")
+        with links.entered(self.place.namespace):
+            links.plain_frames(bridge)
+        return bridge
+
+    def ensure_guest(self, spec: PortSpec) -> None:
+        """A guest's tap, plugged and filtered."""
+        ovs_ports.ensure_guest(self, spec)
+
+    def ensure_inner(
+        self,
+        *,
+        kind: str,
+        port_id: str,
+        owner: str,
+        network_id: str,
+        device: str,
+        namespace: str,
+        mac: str,
+        mtu: int,
+        addresses: Sequence[str],
+    ) -> list[str]:
+        """A veth pair into ``namespace``; both ends have the same name."""
+        return ovs_ports.ensure_inner(
+            self,
+            kind=kind,
+            port_id=port_id,
+            owner=owner,
+            network_id=network_id,
+            device=device,
+            namespace=namespace,
+            mac=mac,
+            mtu=mtu,
+            addresses=addresses,
+        )
+
+    def remove(self, ports: Sequence[Plugged]) -> None:
+        """Unplug ports and delete their devices."""
+        if not ports:
+            return
+        present = self.view().interfaces
+        ovs_ports.remove(self, [present[port.device] for port in ports if port.device in present])
+
+    # --- ways out
+
+    def _uplinks(self, spec: NetworkSpec) -> tuple[Uplink, ...]:
+        """The network's ways to other hosts, made; those it does not need any more are removed."""
+        segment = spec.segment
+        wanted: list[Uplink] = []
+        keep: set[str] = set()
+        if segment.network_type in ("vlan", "flat"):
+            if segment.physical_network is None:
+                raise NeedsOperator(
+                    f"Network {spec.id} is of type {segment.network_type} and names no physical network."
+                )
+            tag = segment.segmentation_id if segment.network_type == "vlan" else None
+            wanted.append(Uplink(ofport=self.patch(segment.physical_network), vlan=tag, tunnel=False))
+        elif segment.network_type == "vxlan" and spec.peers:
+            wanted.append(Uplink(ofport=self._vxlan(spec)))
+            keep.add(spec.id)
+        elif segment.network_type in ("gre", "geneve"):
+            for peer in spec.peers:
+                keep.add(f"{spec.id}/{peer}")
+                wanted.append(Uplink(ofport=self._tunnel(spec, peer)))
+        present = self.view().interfaces.values()
+        gone = [i for i in present if i.kind == "uplink" and i.ids.get(NETWORK) == spec.id and i.ids[ID] not in keep]
+        ovs_ports.remove(self, gone)
+        return tuple(wanted)
+
+    def _vxlan(self, spec: NetworkSpec) -> int:
+        vni = spec.segment.segmentation_id or 0
+        name = f"vxlan-{vni}"
+        alias = mark(self.place, "uplink", spec.id)
+        with links.opened(self.place.namespace) as net:
+            present = net.device(name)
+            if present is None:
+                net.add_vxlan(name, vni, self.place.tunnel_ip, spec.mtu)
+            elif present.alias not in ("", alias):
+                raise NeedsOperator(f"The device {name} belongs to somebody else: VXLAN number {vni} is taken here.")
+            device = net.give_to_switch(name, alias, spec.mtu)
+            net.set_flood(device.index, spec.peers)
+        return self._uplink(
+            Wish(name=name, kind="uplink", id=spec.id, network_id=spec.id, ids={INDEX: str(device.index)})
+        )
+
+    def _tunnel(self, spec: NetworkSpec, peer: str) -> int:
+        digest = hashlib.sha256(f"{spec.id}/{peer}".encode()).hexdigest()[:8]
+        options = {"remote_ip": peer, "local_ip": self.place.tunnel_ip, "key": str(spec.segment.segmentation_id or 0)}
+        kind = spec.segment.network_type
+        name = f"{kind}-{digest}"
+        return self._uplink(
+            Wish(name=name, kind="uplink", id=f"{spec.id}/{peer}", network_id=spec.id, type=kind, options=options)
+        )
+
+    def _uplink(self, wish: Wish) -> int:
+        number = self.plug(wish, self.view()).ofport
+        if number is None:
+            raise TryAgain(f"The tunnel {wish.name} has no number yet.")
+        return number
