@@ -9,18 +9,28 @@ from __future__ import annotations
 
 from nubila.core.service import Service
 from nubila.services.network import (
+    address_groups,
     agent_api,
     bootstrap,
+    conntrack_helpers,
+    default_rules,
     extensions,
+    flavors,
     floating,
+    gateways,
     group_api,
+    ha,
     hosting,
     invariants,
     misc_api,
+    ndp_proxies,
     networks,
     placing,
     pools,
     port_api,
+    port_forwardings,
+    prefix_ops,
+    qos,
     rbac_api,
     routers,
     subnets,
@@ -34,6 +44,17 @@ from nubila.services.network.policies import RULES
 
 FEATURES: tuple[Feature, ...] = (
     rbac_api.FEATURE,
+    port_forwardings.FEATURE,
+    conntrack_helpers.FEATURE,
+    ndp_proxies.FEATURE,
+    gateways.FEATURE,
+    flavors.FEATURE,
+    prefix_ops.FEATURE,
+    group_api.FEATURE,
+    address_groups.FEATURE,
+    default_rules.FEATURE,
+    qos.FEATURE,
+    ha.FEATURE,
 )  # fmt: skip
 SHAREABLE = (networks.SHAREABLE, pools.SHAREABLE, pools.SCOPE_SHAREABLE, *joined(FEATURES, "shareable"))
 

@@ -18,6 +18,7 @@ import sqlalchemy as sa
 
 from nubila.core import hosts
 from nubila.core.db import Reader, Tx
+from nubila.services.network.ha_tables import HA_HOST
 from nubila.services.network.kinds import Network, Router
 from nubila.services.network.kinds_port import Port, SecurityGroupRule
 from nubila.services.network.tables import DHCP_BINDING, PORT_GROUP
@@ -37,6 +38,13 @@ _P = Port.table.c
 _HOSTS = sa.select(_P.bound_host).where(_P.network_id == sa.bindparam("network"), _P.bound_host != "").distinct()
 _DHCP_HOSTS = sa.select(DHCP_BINDING.c.host).where(
     DHCP_BINDING.c.network_id == sa.bindparam("network"), DHCP_BINDING.c.port_id.is_not(None)
+)
+_HA_HOSTS = sa.select(HA_HOST.c.host).where(HA_HOST.c.router_id == sa.bindparam("router"))
+_HA_HOSTS_OF_NETWORK = (
+    sa.select(HA_HOST.c.host)
+    .join(Port.table, _P.device_id == HA_HOST.c.router_id)
+    .where(_P.network_id == sa.bindparam("network"), _P.device_owner.in_(ROUTER_OWNERS))
+    .distinct()
 )
 _ROUTER_HOST = sa.select(Router.table.c.host).where(Router.table.c.id == sa.bindparam("id"))
 _ROUTERS = (
@@ -72,6 +80,7 @@ def is_guest(port: Row) -> bool:
 def network_hosts(reader: Reader, network_id: str, *, external: bool = False) -> set[str]:
     """The hosts where a network has something to do; an external one lives on every network host."""
     found = {host for (host,) in reader.rows(_HOSTS, {"network": network_id})}
+    found |= {host for (host,) in reader.rows(_HA_HOSTS_OF_NETWORK, {"network": network_id})}
     if external:
         found |= {h["name"] for h in hosts.every(reader) if "network" in h["roles"]}
     return found
@@ -94,7 +103,7 @@ def external_networks(reader: Reader) -> list[str]:
 def dhcp(tx: Tx, network_id: str) -> None:
     """What DHCP hands out on the network changed: the hosts that serve it."""
     for (host,) in tx.rows(_DHCP_HOSTS, {"network": network_id}):
-        tx.ask("network", network_id, host)
+        tx.ask("network", network_id, host, soon=True)
 
 
 def port(tx: Tx, row: Row, host: str | None = None) -> None:
@@ -136,7 +145,11 @@ _PER_HOST = (
 def router(tx: Tx, router_id: str) -> None:
     """The router's interfaces, gateway, routes, NAT or state changed: its host; none yet means choose one."""
     host = tx.scalar(_ROUTER_HOST, {"id": router_id})
-    if host:
+    several = tx.rows(_HA_HOSTS, {"router": router_id})
+    if several:
+        for (one,) in several:
+            tx.ask("router", router_id, one)
+    elif host:
         tx.ask("router", router_id, host)
     else:
         tx.ask("router_place", router_id)
@@ -158,6 +171,12 @@ def groups(tx: Tx, group_ids: Iterable[str]) -> None:
     """Members or rules of these groups changed; a controller passes it on to the ports concerned."""
     for id in group_ids:
         tx.ask("security_group", id)
+
+
+def members(tx: Tx, set_ids: Iterable[str]) -> None:
+    """The addresses of these security groups or address groups changed; a controller tells the hosts that need them."""
+    for id in set_ids:
+        tx.ask("security_group", id, soon=True)
 
 
 def concerned(reader: Reader, group_id: str) -> list[tuple[str, str]]:

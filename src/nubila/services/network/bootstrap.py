@@ -6,13 +6,14 @@ from typing import Any
 
 from nubila.core.cloud import Cloud
 from nubila.core.db import Tx
-from nubila.services.network import addresses, asks, networks, subnets
+from nubila.services.network import addresses, asks, default_rules, networks, subnets
 
 CIDR = "172.24.4.0/24"
 
 
 def run(cloud: Cloud, tx: Tx) -> None:
-    """Make the external network "public"; its gateway is the network host itself, which lets it out to the world."""
+    """Make the templates of group rules and the external network "public"; its gateway is the network host itself, which lets it out to the world."""
+    default_rules.make_first(tx)
     owner = cloud.bootstrap_ids.get("project:admin", "")
     net = networks.insert(
         cloud, tx,

@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-import ipaddress
 from typing import Any
 
 import sqlalchemy as sa
 
 from nubila.core import clock, quota
 from nubila.core.call import Call
-from nubila.core.faults import bad_request, conflict, not_found
+from nubila.core.db import Reader
+from nubila.core.faults import conflict, not_found, over_quota
 from nubila.core.query import ListQuery
 from nubila.core.service import Hooks
-from nubila.services.network import allocate, asks, groups, look, paging, tags
+from nubila.core.types import is_uuid
+from nubila.services.network import allocate, asks, group_rules, groups, look, paging, rbac, tags
+from nubila.services.network.feature import Feature
 from nubila.services.network.groups import DEFAULT
-from nubila.services.network.kinds_port import SecurityGroup, SecurityGroupRule
+from nubila.services.network.kinds_port import Port, SecurityGroup, SecurityGroupRule
+from nubila.services.network.kinds_security import AddressGroup
 from nubila.services.network.tables import DEFAULT_GROUP, PORT_GROUP
 
 Row = dict[str, Any]
 _G, _R = SecurityGroup.table.c, SecurityGroupRule.table.c
-PROTOCOLS = {
-    "ah": 51, "dccp": 33, "egp": 8, "esp": 50, "gre": 47, "icmp": 1, "icmpv6": 58, "igmp": 2, "ipip": 4,
-    "ipv6-encap": 41, "ipv6-frag": 44, "ipv6-icmp": 58, "ipv6-nonxt": 59, "ipv6-opts": 60, "ipv6-route": 43,
-    "ospf": 89, "pgm": 113, "rsvp": 46, "sctp": 132, "tcp": 6, "udp": 17, "udplite": 136, "vrrp": 112, "any": 0,
-}  # fmt: skip
-"""Names the API takes, with their IANA numbers."""
-PORTED = ("tcp", "udp", "sctp", "dccp", "udplite", "6", "17", "132", "33", "136")
-ICMP = ("icmp", "icmpv6", "ipv6-icmp", "1", "58")
-ONLY_V6 = ("icmpv6", "ipv6-icmp", "ipv6-encap", "ipv6-frag", "ipv6-nonxt", "ipv6-opts", "ipv6-route", "58")
 _RULES = (
     sa.select(SecurityGroupRule.table)
     .where(_R.security_group_id.in_(sa.bindparam("groups", expanding=True)))
     .order_by(_R.security_group_id, _R.created_at, _R.id)
 )
 _USED = sa.select(PORT_GROUP.c.port_id).where(PORT_GROUP.c.security_group_id == sa.bindparam("group")).limit(1)
+_PROJECTS = (
+    sa.select(Port.table.c.project_id)
+    .join(PORT_GROUP, PORT_GROUP.c.port_id == Port.table.c.id)
+    .where(PORT_GROUP.c.security_group_id == sa.bindparam("group"))
+    .distinct()
+)
 _NAMING = sa.select(SecurityGroupRule.table).where(
     sa.or_(_R.security_group_id == sa.bindparam("group"), _R.remote_group_id == sa.bindparam("group"))
 )
@@ -46,33 +46,38 @@ _SAME = sa.select(_R.id).where(
 )  # fmt: skip
 
 
-def refuse(text: str, type: str) -> Exception:
-    return bad_request(text, type)
-
-
 # --- groups ---------------------------------------------------------------------------------------------------------
 
 
 def prepare(call: Call, values: Row) -> None:
     groups.ensure_default(call.cloud, call.tx, values["project_id"])
-    if values["name"] == DEFAULT:
+    if values["name"].lower() == DEFAULT:
         raise conflict("Default security group already exists.", "SecurityGroupDefaultAlreadyExists")
     values["tags"] = tags.clean(values["tags"])
 
 
 def created(call: Call, row: Row) -> None:
-    groups.add_rules(call.tx, row["id"], row["project_id"], [("egress", "IPv4", None), ("egress", "IPv6", None)])
+    try:
+        groups.add_rules(
+            call.tx, row["id"], row["project_id"], default=False, limits=call.cloud.service("network").quotas
+        )
+    except quota.OverQuota as e:
+        raise over_quota(f"Quota exceeded for resources: ['{e.resource}']: {e.used} of {e.limit} in use.") from None
     tags.store(call.tx, row["id"], row["tags"], fresh=True)
 
 
 def prepare_update(call: Call, before: Row, values: Row) -> None:
     look.check_revision(call, before)
     is_default = groups.default_of(call.tx, before["project_id"]) == before["id"]
-    name = values.get("name", before["name"])
+    name = values.get("name", before["name"]) or ""
     if is_default and name != before["name"]:
         raise conflict("Updating default security group not allowed.", "SecurityGroupCannotUpdateDefault")
-    if not is_default and name == DEFAULT:
+    if not is_default and name.lower() == DEFAULT:
         raise conflict("Default security group already exists.", "SecurityGroupDefaultAlreadyExists")
+    if values.get("stateful", before["stateful"]) != before["stateful"]:
+        look.lock(call.tx, SecurityGroup, before["id"])
+        if call.tx.one(_USED, {"group": before["id"]}) is not None:
+            raise conflict(f"Security Group {before['id']} in use.", "SecurityGroupInUse")
 
 
 def deleting(call: Call, row: Row) -> None:
@@ -118,18 +123,31 @@ def rule_view(rule: Row) -> Row:
 
 def scope(call: Call, q: ListQuery) -> list[Any]:
     groups.ensure_default(call.cloud, call.tx, call.creds.project_id or "")
+    asked = {value for name, value in call.query if name in ("project_id", "tenant_id")}
+    if asked and call.may("context_is_admin"):  # whoever looks for a project's groups finds its default one
+        for project in sorted(asked):
+            if is_uuid(project):
+                groups.ensure_default(call.cloud, call.tx, project)
     return paging.adapt(call, SecurityGroup, q)
 
 
-HOOKS = Hooks(
-    target=look.own_project,
-    prepare=prepare,
-    created=created,
-    prepare_update=prepare_update,
-    deleting=deleting,
-    present=present,
-    scope=scope,
-    own_filters=tags.FILTERS,
+def projects_using(reader: Reader, id: str) -> list[str]:
+    """The projects with ports in the group."""
+    return [project for (project,) in reader.rows(_PROJECTS, {"group": id})]
+
+
+HOOKS = rbac.shareable(
+    SecurityGroup,
+    Hooks(
+        target=look.own_project,
+        prepare=prepare,
+        created=created,
+        prepare_update=prepare_update,
+        deleting=deleting,
+        present=present,
+        scope=scope,
+        own_filters=tags.FILTERS,
+    ),
 )
 
 
@@ -146,102 +164,17 @@ def rule_target(call: Call, row: Row) -> Row:
 
 def rule_prepare(call: Call, values: Row) -> None:
     rule_target(call, values)
-    _ethertype(values)
-    _protocol(values)
-    _ports(values)
-    _remote(call, values)
-    values["sameness"] = groups.sameness(values)
+    group_rules.check(values)
+    if values["remote_group_id"]:
+        look.seen(call.cloud, call.tx, call.creds, SecurityGroup, values["remote_group_id"])
+    if values["remote_address_group_id"]:
+        look.seen(call.cloud, call.tx, call.creds, AddressGroup, values["remote_address_group_id"])
+    values["sameness"] = group_rules.sameness(values)
+    values["belongs_to_default_sg"] = groups.default_of(call.tx, values["project_id"]) == values["security_group_id"]
     look.lock(call.tx, SecurityGroup, values["security_group_id"])
     same = call.tx.scalar(_SAME, {"group": values["security_group_id"], "sameness": values["sameness"]})
     if same is not None:
         raise conflict(f"Security group rule already exists. Rule id is {same}.", "SecurityGroupRuleExists")
-
-
-def _ethertype(values: Row) -> None:
-    known = {"ipv4": "IPv4", "ipv6": "IPv6"}
-    given = values.get("ethertype") or "IPv4"
-    if given.lower() not in known:
-        text = f"Security group rule for ethertype '{given}' not supported. Allowed values are IPv4 and IPv6."
-        raise refuse(text, "SecurityGroupRuleInvalidEtherType")
-    values["ethertype"] = known[given.lower()]
-
-
-def _protocol(values: Row) -> None:
-    given = values.get("protocol")
-    if given is None:
-        return
-    name = str(given).strip().lower()
-    if name in ("any", "0", ""):
-        values["protocol"] = None
-        return
-    if not (name in PROTOCOLS or (name.isascii() and name.isdigit() and int(name) <= 255)):
-        text = f"Security group rule protocol {given} not supported. Only protocol values {sorted(PROTOCOLS)} and"
-        raise refuse(f"{text} integer representations [0 to 255] are supported.", "SecurityGroupRuleInvalidProtocol")
-    if name in ONLY_V6 and values["ethertype"] == "IPv4":
-        text = f"Invalid ethertype {values['ethertype']} for protocol {given}."
-        raise refuse(text, "SecurityGroupEthertypeConflictWithProtocol")
-    values["protocol"] = "ipv6-icmp" if name == "icmpv6" else str(int(name)) if name.isdigit() else name
-
-
-def _ports(values: Row) -> None:
-    low, high, protocol = values.get("port_range_min"), values.get("port_range_max"), values["protocol"]
-    if low is None and high is None:
-        return
-    if protocol is None:
-        raise refuse("Must also specify protocol if port range is given.", "SecurityGroupProtocolRequiredWithPorts")
-    numbers: list[int | None] = []
-    for text in (low, high):
-        try:
-            numbers.append(None if text is None else int(text))
-        except ValueError:
-            raise refuse(f"Invalid value for port {text}", "SecurityGroupInvalidPortValue") from None
-    first, last = numbers
-    if protocol in ICMP:
-        _icmp(first, last)
-    elif protocol in PORTED:
-        for n in numbers:
-            if n is not None and not 0 <= n <= 65535:
-                raise refuse(f"Invalid value for port {n}", "SecurityGroupInvalidPortValue")
-        if first is None or last is None or first > last:
-            text = "For TCP/UDP protocols, port_range_min must be <= port_range_max"
-            raise refuse(text, "SecurityGroupInvalidPortRange")
-    else:
-        text = f"Ports cannot be specified for protocol {protocol}. Ports are only supported for {', '.join(PORTED)}."
-        raise refuse(text, "SecurityGroupInvalidProtocolForPort")
-    values["port_range_min"], values["port_range_max"] = first, last
-
-
-def _icmp(kind: int | None, code: int | None) -> None:
-    for n, field, attr in ((kind, "type", "port-range-min"), (code, "code", "port-range-max")):
-        if n is not None and not 0 <= n <= 255:
-            text = f"Invalid value for ICMP {field} ({attr}) {n}. It must be 0 to 255."
-            raise refuse(text, "SecurityGroupInvalidIcmpValue")
-    if kind is None and code is not None:
-        text = f"ICMP code (port-range-max) {code} is provided but ICMP type (port-range-min) is missing."
-        raise refuse(text, "SecurityGroupMissingIcmpType")
-
-
-def _remote(call: Call, values: Row) -> None:
-    prefix, group = values.get("remote_ip_prefix") or None, values.get("remote_group_id") or None
-    values["remote_ip_prefix"], values["remote_group_id"], values["normalized_cidr"] = prefix, group, None
-    if prefix and group:
-        text = "Only one of remote_ip_prefix or remote_group_id or remote_address_group_id may be provided."
-        raise refuse(text, "SecurityGroupMultipleRemoteEntites")
-    if group:
-        look.seen(call.cloud, call.tx, call.creds, SecurityGroup, group)
-    if not prefix:
-        return
-    try:
-        net = ipaddress.ip_network(prefix, strict=False)
-        if "/" not in prefix:
-            values["remote_ip_prefix"] = str(net)
-    except ValueError:
-        text = f"Invalid input for remote_ip_prefix: '{prefix}' is not a valid IP address or CIDR."
-        raise refuse(text, "InvalidCIDR") from None
-    if f"IPv{net.version}" != values["ethertype"]:
-        text = f"Conflicting value ethertype {values['ethertype']} for CIDR {prefix}"
-        raise refuse(text, "SecurityGroupRuleParameterConflict")
-    values["normalized_cidr"] = str(net)
 
 
 def rule_created(call: Call, row: Row) -> None:
@@ -271,4 +204,26 @@ def rule_find(call: Call, id: str) -> Row | None:
 RULE_HOOKS = Hooks(
     prepare=rule_prepare, created=rule_created, deleted=rule_deleted, target=rule_target, scope=rule_scope,
     find=rule_find,
+)  # fmt: skip
+
+
+FEATURE = Feature(
+    shareable=(rbac.Shareable(kind=SecurityGroup, uses={rbac.SHARED: projects_using}),),
+    extensions={
+        "port-security-groups-filtering": (
+            "Port filtering on security groups", "Ports are listed by security group.", "2018-01-09",
+        ),
+        "rbac-security-groups": (
+            "Add security_group type to network RBAC", "Security groups can be shared.", "2019-02-14",
+        ),
+        "security-groups-rules-belongs-to-default-sg": (
+            "Security group rule belongs to the project's default security group", "Rules say so.", "2023-05-23",
+        ),
+        "security-groups-shared-filtering": (
+            "Security group filtering on the shared field", "Security groups are listed by shared.", "2021-10-05",
+        ),
+        "stateful-security-group": (
+            "Stateful security group", "Groups can do without connection tracking.", "2019-11-26",
+        ),
+    },
 )  # fmt: skip

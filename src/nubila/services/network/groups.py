@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,10 +11,11 @@ import sqlalchemy as sa
 from nubila.core import clock, quota
 from nubila.core.cloud import Cloud
 from nubila.core.db import Reader, Tx
-from nubila.core.faults import Fault, bad_request
+from nubila.core.faults import Fault, bad_request, conflict
 from nubila.core.sql import upsert
-from nubila.services.network import look
+from nubila.services.network import group_rules, look
 from nubila.services.network.kinds_port import SecurityGroup, SecurityGroupRule
+from nubila.services.network.kinds_security import PARENT, DefaultSecurityGroupRule
 from nubila.services.network.tables import DEFAULT_GROUP, PORT_GROUP
 
 Row = dict[str, Any]
@@ -28,6 +29,17 @@ _OF_PORT = (
 )
 _KNOWN = sa.select(SecurityGroup.table).where(_G.id.in_(sa.bindparam("ids", expanding=True)))
 _BY_NAME = sa.select(_G.id).where(_G.project_id == sa.bindparam("project"), _G.name == sa.bindparam("name"))
+_T = DefaultSecurityGroupRule.table.c
+_TEMPLATES = {
+    default: sa.select(DefaultSecurityGroupRule.table)
+    .where((_T.used_in_default_sg if default else _T.used_in_non_default_sg).is_(True))
+    .order_by(_T.direction, _T.ethertype, _T.id)
+    for default in (False, True)
+}
+_COPIED = (
+    "direction", "ethertype", "protocol", "port_range_min", "port_range_max", "remote_ip_prefix", "remote_group_id",
+    "remote_address_group_id", "normalized_cidr", "description",
+)  # fmt: skip
 _LEAVE = sa.delete(PORT_GROUP).where(PORT_GROUP.c.port_id == sa.bindparam("b_port"))
 
 
@@ -68,44 +80,31 @@ def _make_default(tx: Tx, project_id: str) -> str:
     now = clock.now()
     tx.insert(SecurityGroup.table, {
         "id": id, "name": DEFAULT, "description": "Default security group", "project_id": project_id, "tags": [],
-        "created_at": now, "updated_at": now, "revision_number": 1,
+        "stateful": True, "shared": False, "created_at": now, "updated_at": now, "revision_number": 1,
     })  # fmt: skip
-    add_rules(tx, id, project_id, [
-        ("egress", "IPv4", None), ("egress", "IPv6", None), ("ingress", "IPv4", id), ("ingress", "IPv6", id),
-    ])  # fmt: skip
+    add_rules(tx, id, project_id, default=True)
     quota.count(tx, project_id, {"security_group": 1})
     return id
 
 
-def add_rules(tx: Tx, group_id: str, owner: str, rules: Iterable[tuple[str, str, str | None]]) -> None:
-    """Rules every new group has: (direction, ethertype, remote group)."""
-    now, n = clock.now(), 0
-    for direction, ethertype, remote in rules:
-        row = {
-            "id": clock.new_id(), "security_group_id": group_id, "direction": direction, "ethertype": ethertype,
-            "protocol": None, "port_range_min": None, "port_range_max": None, "remote_ip_prefix": None,
-            "remote_group_id": remote, "normalized_cidr": None, "description": "", "project_id": owner,
-            "group_owner": owner, "created_at": now, "updated_at": now, "revision_number": 0,
+def add_rules(tx: Tx, group_id: str, owner: str, *, default: bool, limits: Mapping[str, int] | None = None) -> None:
+    """The rules that templates say a new group gets. ``limits``: raise OverQuota when there may not be so many."""
+    now, templates = clock.now(), tx.all(_TEMPLATES[default])
+    amount = {"security_group_rule": len(templates)}
+    if limits is None:
+        quota.count(tx, owner, amount)
+    else:
+        quota.claim(tx, owner, amount, limits)
+    for template in templates:
+        row: Row = {name: template[name] for name in _COPIED}
+        if row["remote_group_id"] == PARENT:
+            row["remote_group_id"] = group_id
+        row["sameness"] = group_rules.sameness(row)
+        row |= {
+            "id": clock.new_id(), "security_group_id": group_id, "project_id": owner, "group_owner": owner,
+            "belongs_to_default_sg": default, "created_at": now, "updated_at": now, "revision_number": 0,
         }  # fmt: skip
-        tx.insert(SecurityGroupRule.table, {**row, "sameness": sameness(row)})
-        n += 1
-    quota.count(tx, owner, {"security_group_rule": n})
-
-
-def sameness(rule: Row) -> str:
-    """What two rules of a group must not share."""
-    names = (
-        "direction",
-        "ethertype",
-        "protocol",
-        "port_range_min",
-        "port_range_max",
-        "normalized_cidr",
-        "remote_group_id",
-    )
-    everywhere = rule["normalized_cidr"] in ("0.0.0.0/0", "::/0")
-    rule = {**rule, "normalized_cidr": None} if everywhere else rule
-    return "/".join("" if rule[n] is None else str(rule[n]) for n in names)
+        tx.insert(SecurityGroupRule.table, row)
 
 
 def of_port(reader: Reader, port_id: str) -> list[str]:
@@ -120,6 +119,9 @@ def chosen(cloud: Cloud, tx: Tx, port: Row, asked: Sequence[str] | None, creds: 
         default = ensure_default(cloud, tx, port["project_id"]) if guarded else None
         return [default] if default else []
     ids = list(dict.fromkeys(asked))
+    if len(ids) != len(asked):
+        text = f"Invalid input for security_groups. Reason: Duplicate items in the list: {list(asked)}."
+        raise bad_request(text, "HTTPBadRequest")
     if not ids:
         return []
     if not port["port_security_enabled"]:
@@ -131,6 +133,9 @@ def chosen(cloud: Cloud, tx: Tx, port: Row, asked: Sequence[str] | None, creds: 
         mine = group is not None and (creds is None or group["project_id"] in (port["project_id"], creds.project_id))
         if group is None or not (mine or look.visible(cloud, creds, SecurityGroup, group, tx)):
             raise look.missing(SecurityGroup, id)
+    if len({rows[id]["stateful"] for id in ids}) > 1:
+        text = "Cannot apply both stateful and stateless security groups on the same port at the same time"
+        raise conflict(f"Error {text} while attempting the operation.", "SecurityGroupConflict")
     return ids
 
 

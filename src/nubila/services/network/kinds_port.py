@@ -39,6 +39,7 @@ OPTION: dict[str, Any] = {
 VNIC_TYPES = ("normal", "direct", "macvtap", "baremetal", "direct-physical", "virtio-forwarder", "smart-nic", "vdpa",
               "accelerator-direct", "accelerator-direct-physical", "remote-managed")  # fmt: skip
 FreeObject = Type(Json.sql, {"type": "object"})
+Protocol = Type(Str(40).sql, {"type": ["string", "integer"]}, load=str)
 PortNumber = Type(Int().sql, {"anyOf": [{"type": "integer"}, {"type": "string", "maxLength": 20}]}, Int().parse)
 
 
@@ -76,6 +77,9 @@ class Port(Named):
     vif_type = Attr(Str(64), "How it is bound: unbound or ovs.", api="binding:vif_type", default="unbound",
                     see=ADMIN_OR_SERVICE, filter="eq")  # fmt: skip
     vif_details = Attr(Json, "Details of the binding.", api="binding:vif_details", store=False, see=ADMIN_OR_SERVICE)
+    qos_policy_id = Attr(Uuid, "QoS policy of its own.", write="cu", default=None, null=True, ref="qos_policy.id")
+    qos_network_policy_id = Attr(Uuid, "QoS policy of its network.", store=False)
+    resource_request = Attr(Json, "What its host must have for its QoS policy.", store=False, see=ADMIN)
     dns_name = Attr(Str(63), "Host name in DNS.", write="cu", default="", filter="eq")
     dns_assignment = Attr(Json, "Names of its addresses.", store=False)
     tags = Attr(Tags, "Labels.", write="c", default=[])
@@ -92,7 +96,9 @@ class SecurityGroup(Named):
     kind, quota = "security_group", "security_group"
     rest = rest("security_group", "security_groups")
     security_group_rules = Attr(Json, "Its rules.", store=False)
-    shared = Attr(LooseBool, "Whether other projects may use it.", store=False, compute=lambda row: False)
+    stateful = Attr(LooseBool, "Whether answers to what its rules let through pass as well.", write="cu", default=True,
+                    filter="eq")  # fmt: skip
+    shared = Attr(LooseBool, "Whether every project may use it.", default=False, filter="eq")
     tags = Attr(Tags, "Labels.", write="c", default=[])
 
 
@@ -107,8 +113,7 @@ class SecurityGroupRule(Standard):
     )
     direction = Attr(Enum("ingress", "egress"), "To the port or from it.", write="c", filter="eq", sort=True)
     ethertype = Attr(Str(16), "IPv4 or IPv6.", write="c", default="IPv4", null=True, filter="eq", sort=True)
-    protocol = Attr(Type(Str(40).sql, {"type": ["string", "integer"]}, load=str), "Protocol name or number.",
-                    write="c", default=None, null=True, filter="eq", sort=True)  # fmt: skip
+    protocol = Attr(Protocol, "Protocol name or number.", write="c", default=None, null=True, filter="eq", sort=True)
     port_range_min = Attr(PortNumber, "First port, or ICMP type.", write="c", default=None, null=True, filter="eq",
                           sort=True)  # fmt: skip
     port_range_max = Attr(PortNumber, "Last port, or ICMP code.", write="c", default=None, null=True, filter="eq",
@@ -117,7 +122,12 @@ class SecurityGroupRule(Standard):
                             sort=True)  # fmt: skip
     remote_group_id = Attr(Str(64), "Group the other end must be in.", write="c", default=None, null=True, filter="eq",
                            sort=True, index=True)  # fmt: skip
-    normalized_cidr = Attr(Str(64), "The prefix with its host bits cleared.", default=None, null=True)
+    remote_address_group_id = Attr(Str(64), "Address group the other end must be in.", write="c", default=None,
+                                   null=True, filter="eq", sort=True, index=True)  # fmt: skip
+    normalized_cidr = Attr(Str(64), "The prefix with its host bits cleared.", default=None, null=True, filter="eq",
+                           sort=True)  # fmt: skip
+    belongs_to_default_sg = Attr(LooseBool, "Whether its group is the project's default one.", default=False,
+                                 filter="eq")  # fmt: skip
     group_owner = Attr(OwnerId, "Owner of the group.", api="security_group:project_id", default="", hidden=True,
                        index=True)  # fmt: skip
     sameness = Attr(Str(255), "Equal in two rules that let the same packets through.", default="", hidden=True)

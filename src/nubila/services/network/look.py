@@ -16,6 +16,8 @@ from nubila.core.types import is_uuid
 from nubila.services.network import rbac
 from nubila.services.network.kinds import AddressScope, FloatingIP, Network, Router, Subnet, SubnetPool, by_id
 from nubila.services.network.kinds_port import Port, SecurityGroup, SecurityGroupRule
+from nubila.services.network.kinds_qos import QosPolicy
+from nubila.services.network.kinds_security import AddressGroup, DefaultSecurityGroupRule
 from nubila.services.network.tables import IP_ALLOCATION
 
 Row = dict[str, Any]
@@ -24,6 +26,8 @@ NOT_FOUND: dict[type[Resource], str] = {
     Port: "PortNotFound", Network: "NetworkNotFound", Subnet: "SubnetNotFound", Router: "RouterNotFound",
     FloatingIP: "FloatingIPNotFound", SecurityGroup: "SecurityGroupNotFound", SubnetPool: "SubnetPoolNotFound",
     SecurityGroupRule: "SecurityGroupRuleNotFound", AddressScope: "AddressScopeNotFound",
+    AddressGroup: "AddressGroupNotFound", DefaultSecurityGroupRule: "DefaultSecurityGroupRuleNotFound",
+    QosPolicy: "QosPolicyNotFound",
 }  # fmt: skip
 _by_id = remembered(by_id)
 
