@@ -55,9 +55,10 @@ class HostApi:
     """One host's line to the control plane. ``url`` is ``unix:/path`` or ``https://address:port``."""
 
     def __init__(
-        self, url: str, host: str, *, certificate: Path | None = None, key: Path | None = None, ca: Path | None = None
-    ) -> None:
-        self.url, self.host = url, host
+        self, url: str, host: str, *, certificate: Path | None = None, key: Path | None = None, ca: Path | None = None,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:  # fmt: skip
+        self.url, self.host, self._timeout_s = url, host, timeout_s
         self._local = threading.local()
         self._tls: ssl.SSLContext | None = None
         if url.startswith("https:"):
@@ -74,11 +75,11 @@ class HostApi:
         if kept is not None:
             return kept
         if self.url.startswith("unix:"):
-            made: http.client.HTTPConnection = _UnixConnection(self.url[5:], TIMEOUT_S)
+            made: http.client.HTTPConnection = _UnixConnection(self.url[5:], self._timeout_s)
         else:
             parts = urlsplit(self.url)
             made = http.client.HTTPSConnection(
-                parts.hostname or "", parts.port or 443, timeout=TIMEOUT_S, context=self._tls
+                parts.hostname or "", parts.port or 443, timeout=self._timeout_s, context=self._tls
             )
         self._local.connection = made
         return made
@@ -173,6 +174,11 @@ class HostApi:
     def sweep(self) -> None:
         """Have everything asked once."""
         self.call("POST", "/sweep", {})
+
+    def routers(self, claims: Mapping[str, Any]) -> dict[str, Any]:
+        """Claim, renew or give back leases of highly available routers; answers by router."""
+        answers: dict[str, Any] = self.call("POST", "/routers", {"routers": claims})["routers"]
+        return answers
 
     def metadata(
         self, *, network_id: str | None, router_id: str | None, address: str, method: str, path: str, body: bytes

@@ -254,7 +254,8 @@ class Agent:
         return f"waiting for port {missing[0]} on {self.place.host}" if missing and spec.power == "on" else ""
 
     def _watch(self) -> None:
-        """Tell the control plane of guests whose power changed by itself."""
+        """Look after what runs beside us; tell the control plane of guests whose power changed by itself."""
+        self.drivers.network.tend(self.api.routers)
         if self.drivers.hypervisor is None:
             return
         powers = {g.id: g.power for g in self.drivers.hypervisor.list()}

@@ -166,7 +166,18 @@ class Settings:
     cpu_ratio: float = setting(4.0, "How many virtual CPUs are offered for each real one.")
     ram_ratio: float = setting(1.0, "How much memory is offered for each byte there is.")
     disk_ratio: float = setting(1.0, "How much disk is offered for each byte there is.")
+    l3_ha: bool = setting(False, "Whether new routers are highly available unless they are asked for otherwise.")
+    max_l3_agents_per_router: int = setting(3, "On how many hosts a highly available router is; 0: on all.")
+    min_l3_agents_per_router: int = setting(1, "How many hosts must be there to make a highly available router.")
+    l3_ha_net_cidr: str = setting("169.254.192.0/18", "Addresses of the hidden network between such a router's hosts.")
+    ha_vrrp_advert_s: float = setting(0.1, "Seconds between VRRP advertisements (0.01 to 40).")
     dhcp_agents_per_network: int = setting(1, "On how many hosts DHCP runs for each network.")
+    dhcp_dns_servers: tuple[str, ...] = setting(
+        (), "Name servers that DHCP's own name servers ask; empty: those of the network's subnets, else external_dns."
+    )
+    dhcp_host_resolvers: bool = setting(
+        False, "Whether, without any such name server, they ask those in the network host's /etc/resolv.conf."
+    )
     dhcp_standin_after_s: float = setting(
         150.0, "Seconds of silence after which another host serves DHCP for a host's networks as well."
     )

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from msgspec import Struct, field
 
@@ -46,7 +46,9 @@ class HostPlace(Struct, frozen=True, kw_only=True):
     root: Path  # the host's own state directory, 0700
     tunnel_ip: str = "127.0.0.1"  # the local end of tunnels
     namespace: str = ""  # network namespace that plays this host in tests; "" = the machine itself
-    bridges: dict[str, str] = field(default_factory=dict)  # physical network -> bridge, e.g. {"physnet1": "br-ex"}
+    bridges: dict[str, str] = field(default_factory=dict)  # physical network -> bridge, e.g. {"physnet1": "br-ex"};
+    # with the Linux bridge: -> network card, e.g. {"physnet1": "eth1"}
+    switch: Literal["openvswitch", "linuxbridge"] = "openvswitch"
 
 
 class Capabilities(Struct, frozen=True, kw_only=True):
@@ -159,6 +161,8 @@ class SubnetSpec(Struct, frozen=True, kw_only=True):
     host_routes: tuple[tuple[str, str], ...] = ()  # (destination, nexthop)
     ipv6_ra_mode: str | None = None
     ipv6_address_mode: str | None = None
+    resolvers: tuple[str, ...] = ()  # who answers when dns_nameservers is empty: the network's DHCP servers
+    domain: str = ""  # DNS domain of the network, for router advertisements
 
 
 class FixedIp(Struct, frozen=True, kw_only=True):
@@ -187,6 +191,16 @@ class DhcpSpec(Struct, frozen=True, kw_only=True):
     metadata: bool = True  # answer 169.254.169.254 here and push a route to it (for subnets without a router)
     dns_domain: str = ""
     lease_s: int = 86400
+    upstreams: tuple[str, ...] = ()  # name servers that are asked for other names
+    host_resolvers: bool = False  # without upstreams: those of the host's /etc/resolv.conf
+
+
+class Neighbour(Struct, frozen=True, kw_only=True):
+    """A port of a tunnelled network on another host: who is where, so that nobody has to ask or learn."""
+
+    mac: str
+    host: str  # the other host's tunnel address
+    addresses: tuple[str, ...] = ()  # its fixed addresses
 
 
 class NetworkSpec(Struct, frozen=True, kw_only=True):
@@ -199,6 +213,7 @@ class NetworkSpec(Struct, frozen=True, kw_only=True):
     subnets: tuple[SubnetSpec, ...] = ()
     dhcp: DhcpSpec | None = None
     peers: tuple[str, ...] = ()  # tunnel addresses of the other hosts where this network lives
+    neighbours: tuple[Neighbour, ...] = ()  # l2 population, for switches that use it (Linux bridge)
     host_address: str | None = None  # external network only: "172.24.4.1/24" put on the bridge so the host reaches it
     masquerade: bool = False  # external network only: let it out through the host's own address
 
@@ -234,6 +249,20 @@ class AddressSetSpec(Struct, frozen=True, kw_only=True):
     directions: tuple[Literal["ingress", "egress"], ...] = ("ingress",)  # of the rules that name it here
 
 
+class QosSpec(Struct, frozen=True, kw_only=True):
+    """Limits and marks for one port or address, seen from its owner: ``ingress`` is towards him. 0 = no limit."""
+
+    ingress_kbps: int = 0
+    ingress_burst_kbit: int = 0  # what may pass at once after a pause
+    egress_kbps: int = 0
+    egress_burst_kbit: int = 0
+    ingress_pps: int = 0
+    ingress_burst_packets: int = 0
+    egress_pps: int = 0
+    egress_burst_packets: int = 0
+    dscp: int | None = None  # set in every IP packet he sends
+
+
 class PortSpec(Struct, frozen=True, kw_only=True):
     """A guest's port wired on this host (router and DHCP ports are part of their router and network)."""
 
@@ -249,6 +278,7 @@ class PortSpec(Struct, frozen=True, kw_only=True):
     rules: tuple[RuleSpec, ...] = ()  # going away: ``groups`` takes its place
     groups: tuple[str, ...] = ()  # ids of SecurityGroupSpecs; no group: nothing in, nothing out
     stateful: bool = True  # False: each packet is judged by itself, answers need rules of their own
+    qos: QosSpec | None = None
 
 
 class RouterPort(Struct, frozen=True, kw_only=True):
@@ -257,12 +287,32 @@ class RouterPort(Struct, frozen=True, kw_only=True):
     mac: str
     fixed_ips: tuple[FixedIp, ...]
     mtu: int = 1500
+    qos: QosSpec | None = None  # of all that passes the device
 
 
 class FloatingSpec(Struct, frozen=True, kw_only=True):
     id: str
     floating_ip: str
     fixed_ip: str
+    qos: QosSpec | None = None
+
+
+class HaPeer(Struct, frozen=True, kw_only=True):
+    """Another host of a highly available router."""
+
+    host: str
+    address: str  # on the HA network
+
+
+class HaSpec(Struct, frozen=True, kw_only=True):
+    """One host's part in a highly available router: its place on the HA network and who else may be master."""
+
+    vrid: int  # VRRP virtual router id, 1 to 255, unique on the HA network
+    port: RouterPort  # network:router_ha_interface of this host; device ``ha-`` + first 11 characters of the port id
+    vip: str  # "169.254.0.1/24": carried by whoever is VRRP master
+    peers: tuple[HaPeer, ...] = ()
+    priority: int = 50
+    advert_s: float = 0.1  # VRRP version 3 advertises in hundredths of a second
 
 
 class RouterSpec(Struct, frozen=True, kw_only=True):
@@ -274,9 +324,12 @@ class RouterSpec(Struct, frozen=True, kw_only=True):
     interfaces: tuple[RouterPort, ...] = ()
     gateway: RouterPort | None = None
     gateway_ips: tuple[str, ...] = ()  # next hops out of the gateway port's subnets
+    subnets: tuple[SubnetSpec, ...] = ()  # IPv6 subnets that the router advertises
     snat: bool = True
     floating_ips: tuple[FloatingSpec, ...] = ()
     routes: tuple[tuple[str, str], ...] = ()  # (destination, nexthop)
+    gateway_qos: QosSpec | None = None  # of the gateway's own address: what is translated to it, not floating IPs
+    ha: HaSpec | None = None  # highly available: several hosts have it, the holder of its lease forwards
 
 
 class NetworkState(Struct, frozen=True, kw_only=True):
@@ -293,6 +346,10 @@ class MetadataAnswer(Protocol):
     def __call__(
         self, *, network_id: str | None, router_id: str | None, address: str, method: str, path: str, body: bytes
     ) -> tuple[int, str, bytes]: ...
+
+
+LeaseClaims = Callable[[dict[str, Any]], dict[str, Any]]
+"""Claims of highly available routers, by id, for the control plane (POST /host/routers); its answers."""
 
 
 class NetworkDriver(Protocol):
@@ -316,6 +373,7 @@ class NetworkDriver(Protocol):
     def remove_router(self, id: str) -> None: ...
     def prune(self, networks: Iterable[str], ports: Iterable[str], routers: Iterable[str]) -> list[str]: ...
     def serve_metadata(self, answer: MetadataAnswer) -> None: ...
+    def tend(self, claims: LeaseClaims) -> None: ...
 
 
 Progress = Callable[[str], None]

@@ -22,6 +22,7 @@ import msgspec
 from nubila.core.ports import (
     HostPlace,
     Impossible,
+    LeaseClaims,
     MetadataAnswer,
     NeedsOperator,
     NetworkSpec,
@@ -129,6 +130,17 @@ class SimulatedNetwork:
     def serve_metadata(self, answer: MetadataAnswer) -> None:
         """Remember who answers; ``ask_metadata`` plays the guest."""
         self._answer = answer
+
+    def tend(self, claims: LeaseClaims) -> None:
+        """Claim the leases of highly available routers: the first of a router's hosts means to forward."""
+        specs = [spec for id in self.routers() if (spec := self.router(id)) is not None and spec.ha is not None]
+        wishes = {}
+        for spec in specs:
+            peers = [peer.host for peer in spec.ha.peers] if spec.ha else []
+            first = self.place.host == min([self.place.host, *peers])
+            wishes[spec.id] = {"want": spec.admin_state_up, "master": True, "fit": first, "knows": peers}
+        if wishes:
+            claims(wishes)
 
     # --- for tests and for simulated guests
 

@@ -204,6 +204,8 @@ class TestCloud:
     def settle(self, rounds: int = 200) -> None:
         """Run controller and agents until nothing is due."""
         for _ in range(rounds):
+            for agent in self.agents:
+                agent.drivers.network.tend(agent.api.routers)
             busy = run_until_quiet(self.cloud.store, {"": self.reconcilers})
             for agent in self.agents:
                 busy += self.step(agent)

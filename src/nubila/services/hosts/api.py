@@ -343,6 +343,16 @@ def metadata(call: Call) -> Mapping[str, Any]:
     return {"status": status, "content_type": kind, "body": base64.b64encode(data).decode()}
 
 
+def routers(call: Call) -> Mapping[str, Any]:
+    """A host claims, renews or gives back the leases of its highly available routers, all at once."""
+    from nubila.services.network import ha_lease
+
+    host, asked = caller(call), fields(call).get("routers")
+    if not isinstance(asked, dict):
+        raise bad_request("routers must be an object of claims by router id.")
+    return {"routers": call.cloud.store.transact(lambda tx: ha_lease.claims(call.cloud, tx, host, asked))}
+
+
 def authority(call: Call) -> pki.Authority:
     """The cloud's certificate authority."""
     return pki.Authority(call.cloud.state / "keys" / "pki", call.cloud.name)
@@ -382,6 +392,7 @@ ROUTES = (
     _route("GET", "/every", every, "Ids of everything that belongs on the host."),
     _route("GET", "/images/{id}", image, "An image's bytes.", tx=""),
     _route("POST", "/metadata", metadata, "Answer a guest's metadata request.", tx="write"),
+    _route("POST", "/routers", routers, "Claim, renew or give back leases of routers.", tx=""),
     _route("GET", "/ca", ca, "The authority's certificate.", tx="", max_body=JOIN_BYTES),
     _route("POST", "/join", join, "Turn a token into a certificate.", tx="write", max_body=JOIN_BYTES),
 )

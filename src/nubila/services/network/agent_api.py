@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from nubila.core.call import Call, Reply, Route
 from nubila.core.faults import Fault, bad_request, conflict
-from nubila.services.network import agents, look, networks, placing, routers
+from nubila.services.network import agents, ha_place, look, networks, placing, router_views
 from nubila.services.network.agents import DHCP, L3
 from nubila.services.network.kinds import Network, Router
 from nubila.services.network.tables import DHCP_BINDING
@@ -132,8 +132,11 @@ def routers_of(call: Call) -> Row:
     call.enforce("get_l3-routers")
     agent = agents.get(call.tx, call.params["id"])
     rows = call.tx.all(_ROUTED, {"host": agent["host"]}) if agent["binary"] == L3 else []
+    rows = [r for r in rows if not r["ha"]]
+    if agent["binary"] == L3:
+        rows += [look.need(call.tx, Router, id) for id in ha_place.routers_on(call.tx, agent["host"])]
     if rows:
-        routers.present(call, rows)
+        router_views.present(call, rows)
     return {"routers": [_plain(Router, row) for row in rows]}
 
 
@@ -143,6 +146,9 @@ def add_router(call: Call) -> Reply:
     id = _given(call, "router_id")
     look.lock(call.tx, Router, id)
     row = look.need(call.tx, Router, id)
+    if row["ha"]:
+        ha_place.add_by_operator(call.cloud, call.tx, row, agent)
+        return Reply(None, 201)
     if row["host"] == agent["host"]:
         return Reply(None, 201)
     if row["host"]:
@@ -161,7 +167,10 @@ def remove_router(call: Call) -> None:
     id = call.params["router_id"]
     look.lock(call.tx, Router, id)
     row = look.need(call.tx, Router, id)
-    if row["host"] != agent["host"]:
+    if row["ha"] and agent["host"] in ha_place.staying(call.tx, id):
+        ha_place.take(call.cloud, call.tx, row, agent["host"])
+        return
+    if row["ha"] or row["host"] != agent["host"]:
         raise conflict(f"The router {id} is not hosted by L3 agent {agent['id']}.", "RouterNotHostedByL3Agent")
     placing.unschedule(call.tx, row)
 
@@ -169,9 +178,12 @@ def remove_router(call: Call) -> None:
 def agents_of_router(call: Call) -> Row:
     call.enforce("get_l3-agents")
     row = look.need(call.tx, Router, call.params["id"])
+    where = ha_place.views(call.tx, row["id"]) if row["ha"] else {row["host"]: None}
     return {
         "agents": [
-            {**a, "ha_state": None} for a in agents.every(call.tx) if a["binary"] == L3 and a["host"] == row["host"]
+            {**a, "ha_state": where[a["host"]]}
+            for a in agents.every(call.tx)
+            if a["binary"] == L3 and a["host"] in where
         ]
     }
 
