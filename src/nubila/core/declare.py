@@ -83,6 +83,7 @@ class Rest:
     statuses: Mapping[str, int | tuple[tuple[Gate, int], ...]] = dc.field(default_factory=dict)
     update: str = "PUT"
     key: str = "id"  # the attribute in the path
+    body_first: bool = False  # an update's body is checked before the row is looked up (400 comes before 404)
     bulk: bool = False  # POST may carry a list under ``items``
     hidden: int = 404  # status when the row exists but the caller may not see it
     unknown_query: Gate = CLOSED  # versions that ignore unknown query keys

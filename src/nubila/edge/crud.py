@@ -147,6 +147,8 @@ class _Crud:
             many = call.body[self.rest.items]
             if not isinstance(many, list) or not many or not all(isinstance(one, dict) for one in many):
                 raise bad_request(f"'{self.rest.items}' must be a list of at least one object.")
+            item = self.rest.item  # each may be wrapped on its own, as in {"ports": [{"port": {...}}]}
+            many = [one[item] if set(one) == {item} and isinstance(one[item], dict) else one for one in many]
             rows = [self._insert(call, one) for one in many]
             if self.hooks.present:
                 self.hooks.present(call, rows)
@@ -192,6 +194,8 @@ class _Crud:
         return self.answer(call, row, "show")
 
     def update(self, call: Call) -> Reply:
+        if self.rest.body_first:
+            checks.accept(self.cls, "update", self.inner(call), call.version)
         before = self.find(call, call.params["id"], self.to_change)
         target = self.target(call, before)
         if self.rest.hidden != 404:  # before the body, whose refusal would say that there is such a thing

@@ -12,6 +12,7 @@ import ipaddress
 import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 Net = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -148,6 +149,15 @@ def eui64(cidr: str, mac: str) -> str:
     return str(ipaddress.IPv6Address(int(net.network_address) | interface))
 
 
+def mac_of(address_text: str) -> str:
+    """The MAC that an address made by ``eui64`` comes from; "" when it comes from none."""
+    octets = list(ipaddress.IPv6Address(address_text).packed[8:])
+    if octets[3:5] != [0xFF, 0xFE]:
+        return ""
+    octets[0] ^= 2
+    return ":".join(f"{octet:02x}" for octet in (*octets[:3], *octets[5:]))
+
+
 def random_mac(pick: random.Random | None = None) -> str:
     """A MAC of the range clouds use, fa:16:3e:xx:xx:xx."""
     tail = (pick or random.SystemRandom()).getrandbits(24)
@@ -230,6 +240,20 @@ def compact(cidrs: Iterable[str]) -> list[str]:
     four = ipaddress.collapse_addresses(n for n in nets if isinstance(n, ipaddress.IPv4Network))
     six = ipaddress.collapse_addresses(n for n in nets if isinstance(n, ipaddress.IPv6Network))
     return [str(n) for n in (*four, *six)]
+
+
+def without(cidrs: Iterable[str], gone: Iterable[str]) -> list[str]:
+    """What is left of some blocks of one family when others are taken out of them."""
+    left: list[Any] = [network(c) for c in cidrs]
+    for hole in map(network, gone):
+        kept: list[Any] = []
+        for net in left:
+            if not net.overlaps(hole):
+                kept.append(net)
+            elif hole.prefixlen > net.prefixlen:
+                kept += net.address_exclude(hole)
+        left = kept
+    return [str(n) for n in left]
 
 
 def free_prefix(prefixes: Iterable[str], used: Iterable[str], prefixlen: int) -> str | None:

@@ -21,6 +21,7 @@ from nubila.services.network import (
     paging,
     placing,
     ports,
+    qos_use,
     rbac,
     segments,
     subnets,
@@ -81,6 +82,8 @@ def prepare(call: Call, values: Row) -> None:
     check_zones(call.tx, values["availability_zone_hints"], "network")
     values["tags"] = tags.clean(values["tags"])
     _one_default(call.tx, values)
+    qos_use.check(call, values)
+    values["qos_policy_id"] = values["qos_policy_id"] or qos_use.default(call.tx, values["project_id"])
 
 
 def _one_default(tx: Tx, row: Row) -> None:
@@ -110,6 +113,7 @@ def prepare_update(call: Call, before: Row, values: Row) -> None:
             del values[name]
     if "mtu" in values:
         values["mtu"] = segments.mtu(call.cloud.settings, before["network_type"], values["mtu"])
+        segments.least_mtu(before["id"], values["mtu"], [s["ip_version"] for s in look.subnets(call.tx, before["id"])])
     after = {**before, **values}
     if before["shared"] and not after["shared"] and _stranded(call.tx, before):
         text = f"Unable to reconfigure sharing settings for network {before['id']}. Multiple projects are using it."
@@ -118,6 +122,7 @@ def prepare_update(call: Call, before: Row, values: Row) -> None:
         text = f"External network {before['id']} cannot be made non-external: gateways or floating IPs use it."
         raise conflict(text, "ExternalNetworkInUse")
     _one_default(call.tx, after)
+    qos_use.check(call, values, before)
 
 
 def _stranded(reader: Reader, net: Row) -> set[str]:
@@ -156,7 +161,7 @@ def followed(call: Call, before: Row, after: Row) -> None:
         rbac.copy(tx, after)
     if any(before[n] != after[n] for n in ("mtu", "admin_state_up", "external", "dns_domain")):
         asks.network(tx, id, external=before["external"] or after["external"])
-    if any(before[n] != after[n] for n in ("mtu", "admin_state_up")):
+    if any(before[n] != after[n] for n in ("mtu", "admin_state_up", "qos_policy_id")):
         asks.guests_of(tx, id)
     if before["mtu"] != after["mtu"]:
         asks.routers_of(tx, id)
@@ -247,7 +252,7 @@ def insert(cloud: Any, tx: Tx, values: Row) -> Row:
         "revision_number": 1, "name": "", "admin_state_up": True, "status": "ACTIVE", "shared": False,
         "external": False,
         "is_default": False, "mtu": 0, "network_type": None, "physical_network": None, "segmentation_id": None,
-        "port_security_enabled": True, "dns_domain": "", "host_gateway": False, "availability_zone_hints": [],
+        "port_security_enabled": True, "dns_domain": "", "host_gateway": False, "qos_policy_id": None, "availability_zone_hints": [],
         "tags": [], **values,
     }  # fmt: skip
     segments.check(cloud.settings, row)

@@ -19,6 +19,12 @@ _O, _S = SubnetPool.table.c, Subnet.table.c
 _CUT = sa.select(_S.cidr, _S.project_id).where(_S.subnetpool_id == sa.bindparam("pool"))
 _DEFAULTS = sa.select(SubnetPool.table).where(_O.is_default.is_(True), _O.ip_version == sa.bindparam("version"))
 _SCOPED = sa.select(SubnetPool.table).where(_O.address_scope_id == sa.bindparam("scope"))
+_POOLS = sa.select(SubnetPool.table).where(_O.id.in_(sa.bindparam("pools", expanding=True)))
+_STRAYS = sa.select(_S.id).where(
+    _S.network_id.in_(sa.select(_S.network_id).where(_S.subnetpool_id == sa.bindparam("pool"))),
+    _S.ip_version == sa.bindparam("version"),
+    sa.or_(_S.subnetpool_id.is_(None), _S.subnetpool_id != sa.bindparam("pool")),
+).limit(1)  # fmt: skip
 MIN_V4, MIN_V6, DEFAULT_V4, DEFAULT_V6 = 8, 64, 8, 64
 
 
@@ -45,6 +51,7 @@ def cut(call: Call, values: Row, pool_id: str) -> None:
     values["ip_version"], values["subnetpool_id"] = pool["ip_version"], pool_id
     rows = call.tx.rows(_CUT, {"pool": pool_id})
     used = [cidr for cidr, _ in rows]
+    _check_affinity(call.tx, values["network_id"], pool)
     length = values.get("prefixlen")
     if values.get("cidr"):
         length = addresses.network(values["cidr"]).prefixlen
@@ -71,6 +78,38 @@ def cut(call: Call, values: Row, pool_id: str) -> None:
         text = f"Failed to allocate subnet: Insufficient prefix space to allocate subnet size /{length}."
         raise conflict(text, "SubnetAllocationError")
     values["cidr"] = found
+
+
+def _check_affinity(reader: Reader, network_id: str, pool: Row | None, version: int = 0) -> None:
+    """400 unless the network's subnets of that family come from the same pool, or the same address scope."""
+    version = pool["ip_version"] if pool else version
+    others = [s for s in look.subnets(reader, network_id) if s["ip_version"] == version]
+    ids = sorted({s["subnetpool_id"] for s in others if s["subnetpool_id"]})
+    if pool is None:
+        if ids:
+            raise _mixed_pools()
+        return
+    scopes = {p["address_scope_id"] for p in reader.all(_POOLS, {"pools": ids})} - {None} if ids else set()
+    if scopes:
+        if pool["address_scope_id"] not in scopes:
+            raise _mixed_scopes()
+    elif any(s["subnetpool_id"] != pool["id"] for s in others):
+        raise _mixed_pools()
+
+
+def without_pool(reader: Reader, network_id: str, version: int) -> None:
+    """400 for a subnet of no pool on a network whose subnets of that family come from one."""
+    _check_affinity(reader, network_id, None, version)
+
+
+def _mixed_pools() -> Exception:
+    text = "Subnets hosted on the same network must be allocated from the same subnet pool."
+    return refuse(text, "NetworkSubnetPoolAffinityError")
+
+
+def _mixed_scopes() -> Exception:
+    text = "All subnets of a network within one address family must share the same address scope."
+    return refuse(text, "NetworkAddressScopeAffinityError")
 
 
 def _check_quota(pool: Row, project: str, length: int, rows: list[tuple[Any, ...]]) -> None:
@@ -143,6 +182,8 @@ def _scope(call: Call, row: Row) -> None:
         raise refuse(text, "IllegalSubnetPoolIpVersionAssociation")
     if row["shared"] and not scope["shared"]:
         raise refuse("A shared subnetpool needs a shared address scope.", "IllegalSubnetPoolAssociationToAddressScope")
+    if call.tx.one(_STRAYS, {"pool": row["id"], "version": row["ip_version"]}) is not None:
+        raise _mixed_scopes()
     for other in call.tx.all(_SCOPED, {"scope": scope_id}):
         if other["id"] != row["id"] and any(
             addresses.overlap(a, b) for a in row["prefixes"] for b in other["prefixes"]
@@ -164,10 +205,21 @@ def created(call: Call, row: Row) -> None:
     tags.store(call.tx, row["id"], row["tags"], fresh=True)
 
 
+def _scope_owned(call: Call, before: Row) -> None:
+    """400 for changes of a pool in an address scope of somebody else, who was asked when it was put there."""
+    if not before["address_scope_id"] or call.may("context_is_admin"):
+        return
+    scope = look.row(call.tx, AddressScope, before["address_scope_id"])
+    if scope is not None and scope["project_id"] != call.creds.project_id:
+        text = f"Illegal subnetpool update : subnetpool {before['id']} cannot be updated when associated with shared "
+        raise refuse(f"{text}address scope {scope['id']}.", "IllegalSubnetPoolUpdate")
+
+
 def prepare_update(call: Call, before: Row, values: Row) -> None:
     look.check_revision(call, before)
     look.lock(call.tx, SubnetPool, before["id"])
     after = {**before, **values}
+    _scope_owned(call, before)
     if "prefixes" in values:
         values["prefixes"] = after["prefixes"] = _prefixes(values["prefixes"])
         if addresses.network(after["prefixes"][0]).version != before["ip_version"]:
@@ -212,7 +264,15 @@ HOOKS = rbac.shareable(SubnetPool, Hooks(
     scope=scope,
     own_filters=tags.FILTERS,
 ))  # fmt: skip
-SHAREABLE = rbac.Shareable(kind=SubnetPool, uses={rbac.SHARED: _cut_by})
+
+
+def _scope_closed(reader: Reader, pool: Row, target: str) -> str:
+    scope = look.row(reader, AddressScope, pool["address_scope_id"]) if pool["address_scope_id"] else None
+    open_ = scope is None or target == scope["project_id"] or rbac.may_use(reader, target, AddressScope, scope)
+    return "" if open_ else "the target project does not have access to the associated address scope."
+
+
+SHAREABLE = rbac.Shareable(kind=SubnetPool, uses={rbac.SHARED: _cut_by}, why_not=_scope_closed)
 
 
 # --- address scopes ---------------------------------------------------------------------------------------------------

@@ -65,13 +65,15 @@ class Shareable:
 
     ``uses`` names its actions and, for each, who depends on it: projects by (reader, id of the thing). ``changed`` is
     told (call, row before, row after) when a policy made the thing shared with everybody, external, or no more so.
-    ``keep`` says why the policy for everybody must stay ((row, action) -> a sentence, "" when it need not).
+    ``keep`` says why the policy for everybody must stay ((row, action) -> a sentence, "" when it need not);
+    ``why_not`` why the thing cannot be shared with a target ((reader, row, target) -> a sentence, "" when it can).
     """
 
     kind: type[Resource]
     uses: Mapping[str, Callable[[Reader, str], Iterable[str]]]
     changed: Callable[[Call, Row, Row], None] | None = None
     keep: Callable[[Row, str], str] | None = None
+    why_not: Callable[[Reader, Row, str], str] | None = None
 
 
 # --- may it be used? ------------------------------------------------------------------------------------------------

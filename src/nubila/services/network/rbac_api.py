@@ -62,8 +62,9 @@ class _Policies:
             text = f"'{values['action']}' is not an action on a {one.kind.kind}; use {' or '.join(one.uses)}."
             raise bad_request(f"Invalid input for operation: {text}", "InvalidInput")
         values["target"] = _target(values["target"])
-        self._owned(call, one, values)
+        row = self._owned(call, one, values)
         self._single(call, values)
+        self._grantable(call, one, row, values["target"])
 
     def _owned(self, call: Call, one: Shareable, values: Row) -> Row:
         row = rbac.lock(call.tx, one.kind, values["object_id"])
@@ -71,6 +72,11 @@ class _Policies:
         if row is None or not (admin or row["project_id"] == call.creds.project_id):
             raise _not_yours(values)
         return row
+
+    def _grantable(self, call: Call, one: Shareable, row: Row, target: str) -> None:
+        if one.why_not and (why := one.why_not(call.tx, row, target)):
+            text = f"Failed to create RBAC policy on object {row['id']} because {why}"
+            raise bad_request(text, "RbacPolicyInitError")
 
     def _single(self, call: Call, row: Row) -> None:
         where = {"object": row["object_id"], "action": row["action"], "target": row["target"], "id": row["id"]}
@@ -94,13 +100,14 @@ class _Policies:
 
     def prepare_update(self, call: Call, before: Row, values: Row) -> None:
         one = self.by_type[before["object_type"]]
-        self._owned(call, one, before)
+        row = self._owned(call, one, before)
         if "target" not in values:
             return
         values["target"] = _target(values["target"])
         after = {**before, **values}
         self._single(call, after)
         if values["target"] != before["target"]:
+            self._grantable(call, one, row, values["target"])
             self._removable(call, one, before, {values["target"]})
 
     def updated(self, call: Call, before: Row, after: Row) -> None:
@@ -180,7 +187,7 @@ FEATURE = Feature(
     ),
     extensions={
         "rbac-policies": ("RBAC Policies", "Things can be shared with single projects.", "2015-06-17"),
-        "rbac-address-scope": ("RBAC for address scopes", "Address scopes can be shared.", "2020-04-07"),
+        "rbac-address-scope": ("RBAC for address scopes", "Address scopes can be shared.", "2020-02-12"),
         "rbac-subnetpool": ("RBAC for subnet pools", "Subnet pools can be shared.", "2020-04-07"),
     },
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from nubila.core.config import Settings
@@ -88,6 +89,12 @@ def mtu(settings: Settings, kind: str, asked: int | None) -> int:
         return most
     if asked > most:
         raise _refuse(f"Requested MTU is too big, maximum is {most}.")
-    if asked < 68:
-        raise _refuse("Requested MTU is too small, minimum is 68.")
     return asked
+
+
+def least_mtu(network_id: str, mtu: int, versions: Iterable[int]) -> None:
+    """409 when the MTU is below what IP (68 bytes, RFC 791) or IPv6 (1280, RFC 8200) on the network's subnets needs."""
+    least = max((1280 if version == 6 else 68 for version in versions), default=0)
+    if mtu < least:
+        text = f"Cannot add subnets to network {network_id} or change its MTU: it is {mtu}, its subnets need {least}."
+        raise conflict(text, "NetworkMTUSubnetConflict")

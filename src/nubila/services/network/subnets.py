@@ -23,6 +23,7 @@ from nubila.services.network import (
     placing,
     pools,
     rbac,
+    segments,
     subnet_checks,
     tags,
 )
@@ -68,6 +69,8 @@ def prepare(call: Call, values: Row) -> None:
     _copy(call, values)
     look.lock(call.tx, Network, values["network_id"])
     _addresses(call, values)
+    net = call.memo[values["network_id"]]
+    segments.least_mtu(net["id"], net["mtu"], [values["ip_version"]])
     finish(call.tx, values)
     values["tags"] = tags.clean(values["tags"])
 
@@ -88,6 +91,7 @@ def _addresses(call: Call, values: Row) -> None:
         if values.get("prefixlen") is not None:
             raise bad_request("Bad subnets request: prefixlen needs a subnetpool.", "BadRequest")
         values["ip_version"] = subnet_checks.version(values)
+        pools.without_pool(call.tx, values["network_id"], values["ip_version"])
         return
     if pool_id == "prefix_delegation":
         raise bad_request("Bad subnets request: prefix delegation is not available.", "BadRequest")
@@ -191,7 +195,9 @@ def updated(call: Call, before: Row, after: Row) -> None:
     names = ("gateway_ip", "enable_dhcp", "dns_nameservers", "host_routes")
     if any(before[n] != after[n] for n in names):
         asks.network(tx, network, external=before["external"])
-    if before["gateway_ip"] != after["gateway_ip"]:
+    if before["gateway_ip"] != after["gateway_ip"] or (
+        before["ipv6_ra_mode"] and before["dns_nameservers"] != after["dns_nameservers"]
+    ):
         asks.routers_of(tx, network)
 
 
