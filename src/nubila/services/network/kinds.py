@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import sqlalchemy as sa
@@ -47,11 +48,13 @@ GatewayInfo = Type(
             "network_id": {"type": ["string", "null"]},
             "enable_snat": LooseBool.schema,
             "external_fixed_ips": {"anyOf": [{"type": "array", "items": GATEWAY_IP}, {"type": "null"}]},
+            "qos_policy_id": {"type": ["string", "null"]},
         },
         "additionalProperties": False,
     },
 )
 Mtu = LooseInt()  # segments.mtu knows what fits
+PrefixLen = dataclasses.replace(LooseInt(0, 128), dump=str)  # subnet pools show theirs as text
 
 
 def rules(item: str) -> dict[str, str]:
@@ -65,7 +68,8 @@ def rules(item: str) -> dict[str, str]:
 def rest(item: str, items: str, *, bulk: bool = True, **options: Any) -> Rest:
     """The representation every Neutron resource has."""
     path = f"/v2.0/{items.replace('_', '-')}"
-    return Rest(path=path, item=item, items=items, rules=rules(item), bulk=bulk, attr_rules=True, **options)
+    options = {"attr_rules": True, "body_first": True, **options}
+    return Rest(path=path, item=item, items=items, rules=rules(item), bulk=bulk, **options)
 
 
 class Standard(Resource):
@@ -114,6 +118,8 @@ class Network(Named):
                         hidden=True)  # fmt: skip
     availability_zone_hints = Attr(List(Str(255)), "Zones its services should be in.", write="c", default=[])
     availability_zones = Attr(List(Str(255)), "Zones its services are in.", store=False)
+    qos_policy_id = Attr(Uuid, "QoS policy of its guests' ports.", write="cu", default=None, null=True,
+                         ref="qos_policy.id")  # fmt: skip
     subnets = Attr(List(Uuid), "Ids of its subnets.", store=False)
     ipv4_address_scope = Attr(Uuid, "Address scope of its IPv4 subnets.", store=False)
     ipv6_address_scope = Attr(Uuid, "Address scope of its IPv6 subnets.", store=False)
@@ -142,11 +148,11 @@ class SubnetPool(Named):
     prefixes = Attr(with_schema(List(Str(64)), {"anyOf": [
         {"type": "array", "items": {"type": "string"}}, {"type": "string"}]}), "CIDRs to hand out.",
                     write="cu")  # fmt: skip
-    min_prefixlen = Attr(LooseInt(0, 128), "Shortest prefix it gives.", alias=("min_prefix",), write="cu",
+    min_prefixlen = Attr(PrefixLen, "Shortest prefix it gives.", alias=("min_prefix",), write="cu",
                          default=None, null=True, filter="eq", sort=True)  # fmt: skip
-    max_prefixlen = Attr(LooseInt(0, 128), "Longest prefix it gives.", alias=("max_prefix",), write="cu",
+    max_prefixlen = Attr(PrefixLen, "Longest prefix it gives.", alias=("max_prefix",), write="cu",
                          default=None, null=True, filter="eq", sort=True)  # fmt: skip
-    default_prefixlen = Attr(LooseInt(0, 128), "Prefix length when none is asked for.", alias=("default_prefix",),
+    default_prefixlen = Attr(PrefixLen, "Prefix length when none is asked for.", alias=("default_prefix",),
                              write="cu", default=None, null=True, filter="eq", sort=True)  # fmt: skip
     default_quota = Attr(LooseInt(0), "Addresses one project may take (/64 blocks in IPv6).", write="cu", default=None,
                          null=True, filter="eq", sort=True)  # fmt: skip
@@ -189,7 +195,7 @@ class Subnet(Named):
     use_default_subnetpool = Attr(LooseBool, "Take the CIDR from the default pool.", write="c", store=False,
                                   hidden=True, null=True)  # fmt: skip
     service_types = Attr(List(Str(255)), "Device owners whose ports get addresses here; none = all.", write="cu",
-                         default=[], null=True, set=ADMIN)  # fmt: skip
+                         default=[], null=True)  # fmt: skip
     tags = Attr(Tags, "Labels.", write="c", default=[])
     # Copies of the network's, so that one predicate decides who sees a subnet.
     network_owner = Attr(
@@ -209,12 +215,24 @@ class Router(Named):
     external_gateway_info = Attr(GatewayInfo, "Its gateway to an external network.", write="cu", store=False, null=True)
     enable_snat = Attr(LooseBool, "Whether fixed addresses leave as the gateway's.", default=True, hidden=True)
     gw_port_id = Attr(Uuid, "Gateway port.", default=None, null=True, hidden=True, index=True)
+    gw_qos_policy_id = Attr(Uuid, "QoS policy of its gateway address.", default=None, null=True, hidden=True,
+                            ref="qos_policy.id")  # fmt: skip
     routes = Attr(List(HostRoute), "Extra routes.", write="u", default=[], null=True)
     availability_zone_hints = Attr(List(Str(255)), "Zones it should be in.", write="c", default=[])
     availability_zones = Attr(List(Str(255)), "Zones it is in.", store=False)
+    external_gateways = Attr(Json, "All its gateways, the first one first.", store=False)
+    enable_default_route_ecmp = Attr(LooseBool, "Whether traffic is spread over all its gateways.", write="cu",
+                                     default=False, null=True, set=ADMIN)  # fmt: skip
+    enable_ndp_proxy = Attr(LooseBool, "Whether NDP proxies make its ports' IPv6 addresses known outside.",
+                            write="cu", default=False, null=True, filter="eq")  # fmt: skip
+    conntrack_helpers = Attr(Json, "Protocols whose further connections it follows.", store=False)
+    flavor_id = Attr(Uuid, "Flavor it was made of.", write="c", default=None, null=True, sort=True,
+                     ref="network_flavor.id")  # fmt: skip
     host = Attr(Str(64), "Host it runs on; empty: an operator took it from there.", default=None, null=True,
                 hidden=True, index=True)  # fmt: skip
     fence = Attr(Int(), "Grows when it moves to another host.", default=0, hidden=True)
+    ha = Attr(LooseBool, "Whether it is on several hosts, one of which forwards.", write="cu", default=None, null=True,
+              see=ADMIN, set=ADMIN, filter="eq", sort=True)  # fmt: skip
     tags = Attr(Tags, "Labels.", write="c", default=[])
 
 
@@ -234,6 +252,9 @@ class FloatingIP(Standard):
     router_id = Attr(Uuid, "Router that translates.", default=None, null=True, filter="eq", sort=True, index=True)
     status = Attr(Str(16), "ACTIVE when it leads somewhere, else DOWN.", default="DOWN", filter="eq", sort=True)
     port_details = Attr(Json, "Facts about the port it leads to.", store=False)
+    qos_policy_id = Attr(Uuid, "QoS policy of the address.", write="cu", default=None, null=True,
+                         ref="qos_policy.id")  # fmt: skip
+    port_forwardings = Attr(Json, "Ports of it that lead to ports of the network.", store=False)
     tags = Attr(Tags, "Labels.", write="c", default=[])
     unique = (("port_id", "fixed_ip_address"),)
 

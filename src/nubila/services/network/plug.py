@@ -51,6 +51,7 @@ _AT = (
     .join(IP_ALLOCATION, _A.port_id == _P.id)
     .where(_A.network_id == sa.bindparam("network"), _A.ip_key == sa.bindparam("key"))
 )
+_WITH_MAC = sa.select(Port.table).where(_P.network_id == sa.bindparam("network"), _P.mac_address == sa.bindparam("mac"))
 _BEHIND = (
     sa.select(Port.table)
     .join(IP_ALLOCATION, _A.port_id == _P.id)
@@ -215,9 +216,14 @@ def wired(reader: Reader, port_ids: Sequence[str], host: str) -> bool:
 
 
 def port_at(reader: Reader, *, network_id: str | None, router_id: str | None, address: str) -> Row | None:
-    """The guest port with this fixed address on a network, or on any network the router is attached to."""
+    """The guest port with this fixed address on a network, or on any network the router is attached to.
+
+    On a network a link-local IPv6 address stands for the MAC that it is made of.
+    """
     key = addresses.key(address)
-    if network_id is not None:
+    if network_id is not None and addresses.contains("fe80::/64", address):
+        found = reader.all(_WITH_MAC, {"network": network_id, "mac": addresses.mac_of(address)})
+    elif network_id is not None:
         found = reader.all(_AT, {"network": network_id, "key": key})
     else:
         found = reader.all(_BEHIND, {"router": router_id, "key": key})
