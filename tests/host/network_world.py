@@ -108,7 +108,9 @@ class Guest:
 class Host:
     """A host played by a namespace, with its driver."""
 
-    def __init__(self, root: Path, cloud: str = "nubila", tunnel_ip: str = "127.0.0.1") -> None:
+    def __init__(
+        self, root: Path, cloud: str = "nubila", tunnel_ip: str = "127.0.0.1", switch: str = "openvswitch"
+    ) -> None:
         self.root = root
         root.mkdir(parents=True, exist_ok=True)
         namespace = f"nbh-{uuid.uuid4().hex[:8]}"
@@ -120,6 +122,7 @@ class Host:
             namespace=namespace,
             tunnel_ip=tunnel_ip,
             bridges={"physnet1": "br-ex"},
+            switch=switch,  # type: ignore[arg-type]
         )
         self.driver = RealNetwork(self.place)
         self.driver.start()

@@ -63,6 +63,7 @@ class Device(Struct, frozen=True, kw_only=True):
     group: int
 
 
+    master: int = 0  # index of the bridge it is a port of
 # --- namespaces ---------------------------------------------------------------------------------------------------
 
 
@@ -222,6 +223,11 @@ class Net:
 
     def device(self, name: str) -> Device | None:
         """One device by name, None when absent."""
+    @property
+    def route(self) -> IPRoute:
+        """The netlink socket, for modules that know more kinds of devices."""
+        return self._route
+
         try:
             for message in self._route.link("get", ifname=name):
                 return _device(message)
@@ -241,10 +247,10 @@ class Net:
         """All devices of the namespace."""
         return [_device(message) for message in self._route.get_links()]
 
-    def add_veth(self, name: str, peer_namespace: str, mac: str) -> None:
-        """A veth pair: ``name`` here, and the same name with ``mac`` in ``peer_namespace``."""
+    def add_veth(self, name: str, peer_namespace: str, mac: str, peer_name: str = "") -> None:
+        """A veth pair: ``name`` here, and the same (or ``peer_name``) with ``mac`` in ``peer_namespace``."""
         with open(NETNS / peer_namespace, "rb") as there:
-            peer = {"ifname": name, "net_ns_fd": there.fileno(), "address": mac}
+            peer = {"ifname": peer_name or name, "net_ns_fd": there.fileno(), "address": mac}
             self._route.link("add", ifname=name, kind="veth", peer=peer)
 
     def add_vxlan(self, name: str, vni: int, local: str, mtu: int, port: int = 4789) -> None:
@@ -446,3 +452,4 @@ def _device(message: Any) -> Device:
         alias=message.get_attr("IFLA_IFALIAS") or "",
         group=message.get_attr("IFLA_GROUP") or 0,
     )
+        master=message.get_attr("IFLA_MASTER") or 0,

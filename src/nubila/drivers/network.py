@@ -52,7 +52,7 @@ class _Kept(Struct, frozen=True, kw_only=True):
 
 def make_switch(place: HostPlace) -> VirtualSwitch:
     """The switch that the host's configuration names."""
-    return OpenVSwitch(place)
+    return LinuxBridge(place) if place.switch == "linuxbridge" else OpenVSwitch(place)
 
 
 class RealNetwork:

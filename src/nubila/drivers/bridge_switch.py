@@ -1,0 +1,360 @@
+"""The Linux bridge as the virtual switch of a host (switches.VirtualSwitch).
+
+Goal: a bridge ``brq<network>`` per network with the guests' taps ``tap<port>``, one end of a veth pair for each router
+and DHCP port (``tap<port>`` too), and the way out: a kernel VXLAN device ``vxlan-<number>``, a network card (flat) or
+an 802.1Q device above one (vlan). Names are those of the original Linux bridge agent, 11 characters of the id.
+
+Model: the kernel is the memory. Each device says in its alias whose it is (kind and id, network, owner, the number of
+its filter), each bridge its network and its connection tracking zone. Filters are nftables (bridge_rules,
+bridge_tables). Where the control plane says who lives on which host (``NetworkSpec.neighbours``), forwarding entries
+are static and the bridge answers ARP for them itself (l2 population); the rest is flooded to all peers and learned.
+
+Failure: every step can be repeated. A filter is loaded before its device joins the bridge. A bridge that somebody
+deleted is made again with all its ports by the next ``wire_network``. A network card's addresses and routes move to
+its bridge and come back with the removal of the network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from nubila.core.ports import (
+    AddressSetSpec,
+    HostPlace,
+    Impossible,
+    NeedsOperator,
+    NetworkSpec,
+    PortSpec,
+    SecurityGroupSpec,
+    TryAgain,
+)
+from nubila.drivers import bridge_links, bridge_rules, links
+from nubila.drivers.bridge_links import HOSTED
+from nubila.drivers.bridge_tables import Tables, words
+from nubila.drivers.links import GROUP, Device, Net
+from nubila.drivers.switches import Plugged, mark, marked
+
+_PORT_KINDS = {"port": "guest", "router": "router", "dhcp": "dhcp", "uplink": "uplink"}
+
+
+def bridge_name(network_id: str) -> str:
+    """A network's bridge."""
+    return f"brq{network_id[:11]}"
+
+
+def tap_name(port_id: str) -> str:
+    """A port's device on the host's side."""
+    return f"tap{port_id[:11]}"
+
+
+class LinuxBridge:
+    """The bridges of one place."""
+
+    def __init__(self, place: HostPlace) -> None:
+        self.place = place
+        self.tables = Tables(place)
+
+    # --- life
+
+    def start(self) -> None:
+        """Load all filters anew from what is kept of them, without those of devices that are gone."""
+        self.tables.check_kernel()
+        present = {port.id for port in self.plugged()}
+        for id in self.tables.ids("port"):
+            if id not in present:
+                self.tables.drop("port", id)
+        self.tables.load_all()
+
+    def ready(self) -> None:
+        """Bring the filters back when somebody took them away."""
+        if not self.tables.present():
+            self.tables.check_kernel()
+            self.tables.load_all()
+
+    def running(self) -> bool:
+        """The kernel always is."""
+        return True
+
+    def destroy(self) -> None:
+        """Remove the bridges that are left, and the filters; cards get their addresses back."""
+        for id in self.networks():
+            self.drop_network(id)
+        self.tables.remove()
+
+    # --- reading
+
+    def networks(self) -> set[str]:
+        """Networks that have a bridge."""
+        with links.opened(self.place.namespace) as net:
+            marks = [marked(self.place, device.alias) for device in net.devices()]
+        return {found[1] for found in marks if found and found[0] == "network"}
+
+    def plugged(self) -> list[Plugged]:
+        """Every device of ours that is the port of some bridge, or is meant to be."""
+        with links.opened(self.place.namespace) as net:
+            return [port for port in map(self._port, net.devices()) if port is not None]
+
+    def _port(self, device: Device) -> Plugged | None:
+        found = marked(self.place, device.alias)
+        if found is None or found[0] not in _PORT_KINDS:
+            return None
+        more = words(device.alias)
+        return Plugged(
+            kind=_PORT_KINDS[found[0]],
+            id=found[1],
+            network_id=more.get("network", ""),
+            device=device.name,
+            inner=more.get("inner", ""),
+            owner=more.get("owner", ""),
+        )
+
+    # --- networks
+
+    def wire_network(self, spec: NetworkSpec) -> None:
+        """A bridge, its way out, and who is where."""
+        card_name = self._card_name(spec)
+        with links.opened(self.place.namespace) as net:
+            card = net.device(card_name) if card_name else None
+            bridge, zone, new = self._bridge(net, spec, card)
+            way = self._way_out(net, spec, bridge, card)
+            hosted = bool(spec.host_address or spec.masquerade or (card and net.addresses(bridge.index)))
+        part = bridge_rules.network_part(self.tables.name, bridge.name, zone, hosted, [way.name] if way else [])
+        self.tables.put("network", spec.id, part)
+        with links.opened(self.place.namespace) as net:
+            group = HOSTED if hosted else GROUP
+            if way is not None and not (card and way.index == card.index):
+                alias = f"{mark(self.place, 'uplink', spec.id)} network={spec.id}"
+                bridge_links.make_port(net, way, bridge, alias, spec.mtu, group=group)
+            elif way is not None and way.master != bridge.index:
+                self._take_card(net, way, bridge)
+            self._keep_ways(net, spec.id, way)
+            if way is not None and way.kind == "vxlan":
+                net.set_flood(way.index, spec.peers)
+                bridge_links.set_flags(net, way.index, proxyarp_wifi=1)
+                bridge_links.populate(net, way, bridge, [n for n in spec.neighbours if n.host in spec.peers])
+            for device in net.devices() if new else ():
+                port = self._port(device)
+                if port is not None and port.network_id == spec.id:
+                    bridge_links.make_port(net, device, bridge, device.alias, device.mtu, group=group)
+            self._regroup(net, bridge, group)
+
+    def _card_name(self, spec: NetworkSpec) -> str:
+        kind, physical = spec.segment.network_type, spec.segment.physical_network
+        if kind not in ("flat", "vlan"):
+            return ""
+        if physical is None:
+            raise NeedsOperator(f"Network {spec.id} is of type {kind} and names no physical network.")
+        card = self.place.bridges.get(physical)
+        if card is None:
+            raise NeedsOperator(f"This host has no network card for the physical network {physical}.")
+        return card
+
+    def _bridge(self, net: Net, spec: NetworkSpec, card: Device | None) -> tuple[Device, int, bool]:
+        name = bridge_name(spec.id)
+        present = net.device(name)
+        if present is not None and marked(self.place, present.alias) != ("network", spec.id):
+            raise NeedsOperator(f"The bridge {name} belongs to somebody else.")
+        zone = int(words(present.alias).get("zone", "0")) if present is not None else 0
+        if not zone:
+            taken = {int(words(d.alias).get("zone", "0")) for d in net.devices() if marked(self.place, d.alias)}
+            zone = next((number for number in range(1, 1 << 16) if number not in taken), 0)
+            if not zone:
+                raise Impossible("This host has 65535 networks already.")
+        flat = card is not None and spec.segment.network_type == "flat"
+        digest = hashlib.sha256(f"{self.place.cloud}/{self.place.host}/{name}".encode()).digest()
+        mac = card.mac if card is not None and flat else ":".join(f"{b:02x}" for b in (0xFA, 0x16, *digest[:4]))
+        alias = f"{mark(self.place, 'network', spec.id)} zone={zone}"
+        if card is not None and flat:
+            alias += f" card={card.name}"
+        bridge, new = bridge_links.ensure_bridge(net, name, alias, mac, spec.mtu)
+        return bridge, zone, new
+
+    def _way_out(self, net: Net, spec: NetworkSpec, bridge: Device, card: Device | None) -> Device | None:
+        """The device that leads out of this host, made; None when the network stays here."""
+        kind, number = spec.segment.network_type, spec.segment.segmentation_id or 0
+        if kind == "vxlan":
+            if not spec.peers:
+                return None
+            return self._tunnel(net, spec, f"vxlan-{number}", number)
+        if kind == "vlan":
+            if card is None:
+                raise NeedsOperator(f"The network card of {spec.segment.physical_network} does not exist.")
+            name = f"{card.name[: 15 - len(str(number)) - 1]}.{number}"
+            if net.device(name) is None:
+                net.change(card, up=True)
+                bridge_links.add_vlan(net, card, number, name)
+            return net.must(name)
+        if kind == "flat":
+            if card is not None and card.kind == "bridge":
+                raise NeedsOperator(f"{card.name} is a bridge: name the network card of the physical network instead.")
+            if card is not None and card.master not in (0, bridge.index):
+                raise NeedsOperator(f"The network card {card.name} is a port of another bridge.")
+            return card
+        if kind == "local":
+            return None
+        raise Impossible(
+            f"The Linux bridge carries flat, vlan, vxlan and local networks; network {spec.id} is of type {kind}."
+        )
+
+    def _tunnel(self, net: Net, spec: NetworkSpec, name: str, number: int) -> Device:
+        present = net.device(name)
+        if present is None:
+            net.add_vxlan(name, number, self.place.tunnel_ip, spec.mtu)
+        elif present.alias and marked(self.place, present.alias) != ("uplink", spec.id):
+            raise NeedsOperator(f"The device {name} belongs to somebody else: VXLAN number {number} is taken here.")
+        return net.must(name)
+
+    def _take_card(self, net: Net, card: Device, bridge: Device) -> None:
+        net.change(card, up=True)
+        net.route.link("set", index=card.index, master=bridge.index)
+        bridge_links.move_addresses(net, card, bridge)
+
+    def _keep_ways(self, net: Net, network_id: str, way: Device | None) -> None:
+        """Remove tunnels and VLAN devices that the network had for other segments."""
+        for device in net.devices():
+            if marked(self.place, device.alias) == ("uplink", network_id) and (way is None or device.name != way.name):
+                net.remove(device.name)
+
+    def _regroup(self, net: Net, bridge: Device, group: int) -> None:
+        for device in net.devices():
+            if device.master == bridge.index and marked(self.place, device.alias):
+                net.change(device, group=group)
+
+    def drop_network(self, id: str) -> None:
+        """The bridge, the ways out and the DHCP port; a card gets its addresses back."""
+        with links.opened(self.place.namespace) as net:
+            for device in net.devices():
+                port = self._port(device)
+                if port and port.network_id == id and port.kind in ("uplink", "dhcp"):
+                    net.remove(device.name)
+                    if port.kind == "dhcp":
+                        self.tables.drop("port", port.id)
+            bridge = net.device(bridge_name(id))
+            if bridge is not None and marked(self.place, bridge.alias) == ("network", id):
+                card = net.device(words(bridge.alias).get("card", ""))
+                if card is not None and card.master == bridge.index:
+                    bridge_links.leave(net, card)
+                    bridge_links.move_addresses(net, bridge, card)
+                net.remove(bridge.name)
+        self.tables.drop("network", id)
+
+    def outside_device(self, spec: NetworkSpec) -> str:
+        """The bridge itself carries the host's address."""
+        return bridge_name(spec.id)
+
+    # --- ports
+
+    def ensure_guest(self, spec: PortSpec) -> None:
+        """A guest's tap: filtered first, then plugged."""
+        with links.opened(self.place.namespace) as net:
+            bridge = self._wired(net, spec.network_id)
+            device = net.device(spec.device)
+            base = mark(self.place, "port", spec.id)
+            ours = device is not None and marked(self.place, device.alias) == ("port", spec.id)
+            number = int(words(device.alias).get("n", "0")) if device is not None and ours else 0
+            fresh = not number
+            if fresh:
+                number = self._number(net)
+            alias = f"{base} network={spec.network_id} n={number}"
+            if device is None:
+                net.add_tap(spec.device, alias)
+                device = net.must(spec.device)
+        zone = int(words(bridge.alias).get("zone", "0"))
+        if fresh:
+            for ip in spec.fixed_ips:
+                self.tables.forget_connections(zone, ip.ip_address)
+        self.tables.put("port", spec.id, bridge_rules.port_part(self.tables.name, spec, number))
+        own = bridge_rules.macs(spec)
+        with links.opened(self.place.namespace) as net:
+            bridge_links.make_port(net, device, bridge, alias, spec.mtu, group=self._group(net, bridge))
+            # Frames to nobody known are no business of a guest whose addresses are all known.
+            known = spec.port_security and own == [spec.mac.lower()]
+            bridge_links.set_flags(net, device.index, unicast_flood=0 if known else 1)
+            bridge_links.forward_here(net, device, [spec.mac])
+
+    def ensure_inner(
+        self,
+        *,
+        kind: str,
+        port_id: str,
+        owner: str,
+        network_id: str,
+        device: str,
+        namespace: str,
+        mac: str,
+        mtu: int,
+        addresses: Sequence[str],
+    ) -> list[str]:
+        """A veth pair: ``tap...`` in the bridge, ``device`` in the namespace."""
+        outer = tap_name(port_id)
+        alias = f"{mark(self.place, kind, port_id)} network={network_id} owner={owner} inner={device}"
+        with links.opened(self.place.namespace) as net:
+            bridge = self._wired(net, network_id)
+            if net.device(outer) is None:
+                net.add_veth(outer, namespace, mac, device)
+        self.tables.put("port", port_id, bridge_rules.trusted_part(self.tables.name, outer))
+        with links.opened(self.place.namespace) as net:
+            end = net.must(outer)
+            bridge_links.make_port(net, end, bridge, alias, mtu, group=self._group(net, bridge))
+            bridge_links.forward_here(net, end, [mac])
+        with links.opened(namespace) as net:
+            links.sysctl(f"net/ipv6/conf/{device}/accept_ra", "0")
+            inner = net.must(device)
+            net.change(inner, up=True, mtu=mtu, mac=mac)
+            return net.set_addresses(inner.index, addresses)
+
+    def remove(self, ports: Sequence[Plugged]) -> None:
+        """Delete devices, then their filters."""
+        if not ports:
+            return
+        with links.opened(self.place.namespace) as net:
+            for port in ports:
+                net.remove(port.device)
+        for port in ports:
+            self.tables.drop("port", port.id)
+
+    def _wired(self, net: Net, network_id: str) -> Device:
+        bridge = net.device(bridge_name(network_id))
+        if bridge is None or marked(self.place, bridge.alias) != ("network", network_id):
+            raise TryAgain(f"The network {network_id} is not wired on this host yet.")
+        return bridge
+
+    def _number(self, net: Net) -> int:
+        taken = {int(words(d.alias).get("n", "0")) for d in net.devices() if marked(self.place, d.alias)}
+        number = next((n for n in range(1, bridge_rules.MAX_NUMBER) if n not in taken), 0)
+        if not number:
+            raise Impossible("This host has 65534 guests' ports already.")
+        return number
+
+    def _group(self, net: Net, bridge: Device) -> int:
+        kept = self.tables.kept("network", marked(self.place, bridge.alias)[1])  # type: ignore[index]
+        return HOSTED if kept is not None and " hosted " in kept.add else GROUP
+
+    # --- security groups
+
+    def ensure_group(self, spec: SecurityGroupSpec) -> None:
+        """A group's rules, for all its ports at once."""
+        self.tables.put("group", spec.id, bridge_rules.group_part(self.tables.name, spec))
+
+    def remove_group(self, id: str) -> None:
+        """Forget a group."""
+        gone = "".join(f"delete chain inet {self.tables.name} {name}\n" for name in bridge_rules.group_chains(id))
+        self.tables.drop("group", id, gone)
+
+    def groups(self) -> list[str]:
+        """Groups that have rules here."""
+        return self.tables.ids("group")
+
+    def ensure_set(self, spec: AddressSetSpec) -> None:
+        """Addresses that rules refer to, replaced in place."""
+        self.tables.put("set", spec.id, bridge_rules.set_part(self.tables.name, spec))
+
+    def remove_set(self, id: str) -> None:
+        """Forget a set of addresses."""
+        gone = "".join(f"delete set inet {self.tables.name} {name}\n" for name in bridge_rules.set_names(id))
+        self.tables.drop("set", id, gone)
+
+    def sets(self) -> list[str]:
+        """Address sets that are here."""
+        return self.tables.ids("set")
