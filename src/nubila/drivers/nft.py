@@ -40,6 +40,19 @@ def tables(timeout_s: float = 10.0) -> list[tuple[str, str]]:
     return [(words[1], words[2]) for words in (line.split() for line in lines) if len(words) == 3]
 
 
+def has_chain(family: str, table: str, chain: str, timeout_s: float = 10.0) -> bool:
+    """Whether the namespace this thread is in has this chain."""
+    lines = _nft(["list", "chains", family], "", timeout_s).splitlines()
+    inside = ""
+    for line in lines:
+        words = line.split()
+        if words[:1] == ["table"]:
+            inside = words[2]
+        elif words[:2] == ["chain", chain] and inside == table:
+            return True
+    return False
+
+
 def remove_table(family: str, name: str) -> None:
     """Delete a table; absent is success."""
     load(f"table {family} {name}\ndelete table {family} {name}\n")

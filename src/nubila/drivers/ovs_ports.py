@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 
 from nubila.core.ports import PortSpec, TryAgain
-from nubila.drivers import links, ovs_flows
+from nubila.drivers import links, ovs_flows, ovs_qos
 from nubila.drivers.ovs_switch import (
     FLOWS,
     INDEX,
@@ -56,7 +56,19 @@ def ensure_guest(switch: Switch, spec: PortSpec) -> None:
         },
     )
     interface = switch.plug(wish, view)
-    _wire(switch, interface, spec.network_id, ovs_flows.port_flows(spec, interface.ofport or 0, network.vlan))
+    number = interface.ofport or 0
+    groups = switch.numbers("security_group", spec.groups, view)
+    flows = ovs_qos.shaped(ovs_flows.port_flows(spec, number, network.vlan, groups), spec.qos, number)
+    known, wanted = ovs_qos.remembered(interface.ids), ovs_qos.meters(spec.qos, number)
+    if known or wanted:
+        whole = interface.ids.get(FLOWS, "") != ""  # else a meter may have gone, and taken flows with it
+        ovs_qos.ensure(switch.daemons, switch.bridge, wanted, known if whole else {})
+        if known != wanted:
+            switch.set_ids(interface, {ovs_qos.METERS: ovs_qos.encode(known | wanted)})
+    _wire(switch, interface, spec.network_id, flows)
+    if known.keys() - wanted.keys():
+        ovs_qos.drop(switch.daemons, switch.bridge, sorted(known.keys() - wanted.keys()))
+        switch.set_ids(interface, {ovs_qos.METERS: ovs_qos.encode(wanted)})
 
 
 def ensure_inner(

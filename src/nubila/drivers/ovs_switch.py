@@ -26,13 +26,14 @@ import msgspec
 from msgspec import Struct
 
 from nubila.core.ports import HostPlace, Impossible, NeedsOperator, Segment, TryAgain
-from nubila.drivers import ovs_db, ovs_flows
+from nubila.drivers import ovs_db, ovs_flows, ovs_qos, ovs_security
 from nubila.drivers.ovs_daemons import Daemons
 from nubila.drivers.ovs_db import Operation, Row
 
 CLOUD, KIND, ID, NETWORK, OWNER = "nubila-cloud", "nubila-kind", "nubila-id", "nubila-network", "nubila-owner"
 MACS, OPEN, UP, FLOWS, INDEX = "nubila-macs", "nubila-open", "nubila-up", "nubila-flows", "nubila-ifindex"
-_SWITCH, _NET = "nubila-switch", "net:"
+_SWITCH, _NET, _LAST = "nubila-switch", "net:", "nubila-last-number"
+_SHARED = {"security_group": "group:", "address_set": "set:"}
 _LOCAL_PORT = 65534
 
 
@@ -44,6 +45,13 @@ class LocalNetwork(Struct, frozen=True, kw_only=True):
     uplinks: tuple[ovs_flows.Uplink, ...] = ()
     flows: str = ""
     project_id: str = ""
+
+
+class Shared(Struct, frozen=True, kw_only=True):
+    """What br-int remembers of a security group or an address set."""
+
+    number: int
+    flows: str = ""  # fingerprint, "" until it was told here
 
 
 class Interface(Struct, frozen=True, kw_only=True):
@@ -69,6 +77,8 @@ class View(Struct, frozen=True, kw_only=True):
     networks: dict[str, LocalNetwork]
     interfaces: dict[str, Interface]  # by name
     numbers: frozenset[int]  # OpenFlow port numbers in use anywhere in this database
+    shared: dict[str, dict[str, Shared]] = {}  # kind (security_group, address_set) -> id -> what is known
+    last: int = 0  # the number given out last
 
     def of(self, kind: str, id: str) -> Interface | None:
         """The interface that belongs to one thing."""
@@ -170,6 +180,15 @@ class Switch:
                 for row in ours
                 if KIND in row["external_ids"]
             },
+            shared={
+                kind: {
+                    key.removeprefix(prefix): msgspec.json.decode(value, type=Shared)
+                    for key, value in ids.items()
+                    if key.startswith(prefix)
+                }
+                for kind, prefix in _SHARED.items()
+            },
+            last=int(ids.get(_LAST, "0")),
             numbers=frozenset(
                 number
                 for row in interfaces
@@ -225,6 +244,51 @@ class Switch:
         else:
             self.replace_flows(sets)
 
+    # --- security groups and address sets
+
+    def numbers(self, kind: str, ids: Iterable[str], view: View) -> dict[str, int]:
+        """The numbers by which flows know these groups or sets; who has none yet gets one.
+
+        A number that was given back is not used again soon: flows that still name it must not meet another's rules.
+        """
+        known = {id: shared.number for id, shared in view.shared[kind].items()}
+        new = sorted(set(ids) - known.keys())
+        if new:
+            taken, last = {s.number for kinds in view.shared.values() for s in kinds.values()}, view.last
+            values = {}
+            for id in new:
+                number = next(
+                    (n for n in (*range(last + 1, ovs_security.MAX_NUMBER), *range(1, last + 1)) if n not in taken), None
+                )
+                if number is None:
+                    raise Impossible("This host has too many security groups.")
+                taken.add(number)
+                known[id] = last = number
+                values[_SHARED[kind] + id] = msgspec.json.encode(Shared(number=number)).decode()
+            values[_LAST] = str(last)
+            self.db.transact(ovs_db.mutate("Bridge", view.bridge_uuid, *ovs_db.put("external_ids", values)))
+        return known
+
+    def write_shared(self, kind: str, id: str, number: int, flows: Sequence[str], view: View) -> None:
+        """Make a group's or set's flows these: one bundle of what differs, nothing when nothing does."""
+        present = view.shared[kind].get(id)
+        print_now = ovs_flows.digest(flows)
+        if present is not None and present.flows == print_now:
+            return
+        self.change_flows(kind, id, flows, present.flows if present is not None else "")
+        value = msgspec.json.encode(Shared(number=number, flows=print_now)).decode()
+        self.db.transact(
+            ovs_db.mutate("Bridge", view.bridge_uuid, *ovs_db.put("external_ids", {_SHARED[kind] + id: value}))
+        )
+
+    def drop_shared(self, kind: str, id: str) -> None:
+        """Forget a group or set; absent is success."""
+        view = self.view()
+        if id in view.shared[kind]:
+            self.replace_flows({(kind, id): ()})
+            forget = ["external_ids", "delete", ["set", [_SHARED[kind] + id]]]
+            self.db.transact(ovs_db.mutate("Bridge", view.bridge_uuid, forget))
+
     # --- ports
 
     def free_number(self, view: View) -> int:
@@ -270,6 +334,8 @@ class Switch:
         if not interfaces:
             return {}
         self._unplug(interfaces, self.view())
+        for interface in interfaces:
+            ovs_qos.drop(self.daemons, self.bridge, sorted(ovs_qos.remembered(interface.ids)))
         return {(interface.kind, interface.ids.get(ID, "")): () for interface in interfaces}
 
     def flush(self, zone: int) -> None:
@@ -357,15 +423,37 @@ class Switch:
             lines += [f"add cookie={mark:#x},{flow}" for flow in flows]
         lines += [f"delete table=31,reg5={vlan}" for vlan in relearn]
         self._bundle(lines)
-        self._copies.mkdir(mode=0o700, parents=True, exist_ok=True)
         for (kind, id), flows in sets.items():
-            copy = self._copies / f"{ovs_flows.cookie(self.place.cloud, kind, id):016x}"
-            if flows:
-                fresh = copy.with_suffix(".new")
-                fresh.write_text("\n".join(flows) + "\n")
-                fresh.replace(copy)
-            else:
-                copy.unlink(missing_ok=True)
+            self._copy(ovs_flows.cookie(self.place.cloud, kind, id), flows)
+
+    def _copy(self, mark: int, flows: Sequence[str]) -> None:
+        """Keep what the bridge was told, for a restarted ovs-vswitchd."""
+        self._copies.mkdir(mode=0o700, parents=True, exist_ok=True)
+        copy = self._copies / f"{mark:016x}"
+        if flows:
+            fresh = copy.with_suffix(".new")
+            fresh.write_text("\n".join(flows) + "\n")
+            fresh.replace(copy)
+        else:
+            copy.unlink(missing_ok=True)
+
+    def change_flows(self, kind: str, id: str, flows: Sequence[str], known: str) -> None:
+        """Bring one large flow set up to date by what differs, in one bundle.
+
+        ``known``: the fingerprint of what the bridge has; when our copy is not that, the whole set is replaced.
+        """
+        mark = ovs_flows.cookie(self.place.cloud, kind, id)
+        copy = self._copies / f"{mark:016x}"
+        present = copy.read_text().splitlines() if known and copy.is_file() else []
+        if not present or ovs_flows.digest(present) != known:
+            self.replace_flows({(kind, id): flows})
+            return
+        old = dict(flow.split(" actions=", 1) for flow in present)
+        new = dict(flow.split(" actions=", 1) for flow in flows)
+        lines = [f"delete_strict cookie={mark:#x}/-1,{match}" for match in old if match not in new]
+        lines += [f"add cookie={mark:#x},{m} actions={a}" for m, a in new.items() if old.get(m) != a]
+        self._bundle(lines)
+        self._copy(mark, flows)
 
     def _bundle(self, lines: Sequence[str]) -> None:
         self.daemons.openflow("--bundle add-flows", self.bridge, "-", lines="\n".join(lines) + "\n")
@@ -381,6 +469,8 @@ class Switch:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.01)
+        for interface in self.view().interfaces.values():
+            ovs_qos.ensure(self.daemons, self.bridge, ovs_qos.remembered(interface.ids), {})
         lines = []
         for copy in self._copies.glob("*"):
             if re.fullmatch(r"[0-9a-f]{16}", copy.name):
@@ -408,6 +498,14 @@ class Switch:
             owners[mark] = _size(network.flows)
             if owners[mark] != present[mark]:
                 partial.append((id, network))
+        for kind, things in view.shared.items():
+            for id, shared in things.items():
+                mark = ovs_flows.cookie(self.place.cloud, kind, id)
+                owners[mark] = _size(shared.flows)
+                if owners[mark] > 0 and owners[mark] != present[mark]:
+                    value = msgspec.json.encode(Shared(number=shared.number)).decode()
+                    put = ovs_db.put("external_ids", {_SHARED[kind] + id: value})
+                    self.db.transact(ovs_db.mutate("Bridge", view.bridge_uuid, *put))
         for id, network in partial:
             self.save_network(id, msgspec.structs.replace(network, flows=""), view)
         strangers = [mark for mark in present if mark not in owners]

@@ -3,7 +3,7 @@
 Model: the namespace is the router. Everything in it is made equal to the spec at each ``ensure``: devices, addresses,
 routes, the translation table. Ports that the spec does not name any more are removed. New addresses are announced by
 gratuitous ARP, so that neighbours forget who had them before. IPv6 subnets that ask for router advertisements get
-them from a dnsmasq in the namespace (RFC 4861), which outlives this process like everything else.
+them from radvd in the namespace (advertise.py), which outlives this process like everything else.
 
 Failure: killed anywhere, the next ``ensure`` goes on. A spec with an older epoch than the one that was applied is
 refused.
@@ -20,11 +20,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from nubila.core.ports import HostPlace, RouterPort, RouterSpec, SubnetSpec, TryAgain
-from nubila.drivers import links, nft, processes
+from nubila.drivers import advertise, links, nft, shaping
+from nubila.drivers.dhcp import METADATA_ADDRESS_6
 from nubila.drivers.switches import VirtualSwitch, mark
 
 _ETH_P_ARP = 0x0806
-_RA = "dnsmasq-ra"
 
 
 def namespace(place: HostPlace, router_id: str) -> str:
@@ -66,9 +66,11 @@ class Routers:
             # Translation comes before the devices: nothing may leave with an inside address.
             inside = [inside_device(port) for port in interfaces]
             nft.load(nft.router_table(spec, inside, outside_device(gateway) if gateway else None))
+            devices = [*zip(inside, interfaces, strict=True), *([(outside_device(gateway), gateway)] if gateway else [])]
+            shaping.ensure(spec, devices, outside_device(gateway) if gateway else None)
         self._remove_ports(spec.id, [port.port_id for port in (*interfaces, *([gateway] if gateway else []))])
         for port in interfaces:
-            self._plug(spec, port, inside_device(port), _addresses(port))
+            self._plug(spec, port, inside_device(port), [*_addresses(port), f"{METADATA_ADDRESS_6}/64"])
         gone = self._outside(spec, gateway) if gateway else set()
         with links.opened(where) as net:
             refused = net.set_routes(_routes(spec) if up else [])
@@ -83,6 +85,9 @@ class Routers:
         self._remove_ports(router_id, [])
         links.remove_namespace(namespace(self.place, router_id))
         shutil.rmtree(self._run_dir(router_id), ignore_errors=True)
+
+    def tend(self) -> None:
+        """Start again what ended by itself of highly available routers."""
 
     def _run_dir(self, router_id: str) -> Path:
         return self.place.root / "routers" / router_id
@@ -145,36 +150,14 @@ class Routers:
     def _advertise(
         self, router_id: str, where: str, interfaces: Iterable[RouterPort], subnets: Mapping[str, SubnetSpec]
     ) -> None:
-        lines = []
-        for port in interfaces:
-            for ip in port.fixed_ips:
-                subnet = subnets.get(ip.subnet_id)
-                if subnet is None or not subnet.ipv6_ra_mode:
-                    continue
-                network = ipaddress.ip_network(subnet.cidr)
-                mode = {"slaac": "ra-only", "dhcpv6-stateless": "ra-stateless"}.get(subnet.ipv6_ra_mode, "static")
-                lines.append(f"interface={inside_device(port)}")
-                lines.append(f"dhcp-range={network.network_address},{mode},{network.prefixlen}")
-                lines.append(f"ra-param={inside_device(port)},mtu:{port.mtu},30,1800")
-        if not lines:
-            self.stop_advertising(router_id)
-            return
-        common = ["user=root", "group=root", "pid-file=", "port=0", "no-hosts", "no-resolv", "bind-dynamic"]
-        common += ["enable-ra", "log-facility=-", "quiet-ra", "quiet-dhcp6", "leasefile-ro", "except-interface=lo"]
-        config = "\n".join([*common, *dict.fromkeys(lines)]) + "\n"
-        run_dir = self._run_dir(router_id)
-        record = run_dir / "ra.conf"
-        running = processes.alive(_RA, run_dir) is not None
-        if running and record.exists() and record.read_text() == config:
-            return
-        self.stop_advertising(router_id)
-        record.write_text(config)
-        argv = ["dnsmasq", "--keep-in-foreground", f"--conf-file={record}"]
-        processes.start(_RA, argv, run_dir, log=run_dir / "ra.log", netns=where)
+        shown = [
+            (inside_device(port), port.mac, port.mtu, [ip.subnet_id for ip in port.fixed_ips]) for port in interfaces
+        ]
+        advertise.ensure(advertise.render(shown, subnets), self._run_dir(router_id), where)
 
     def stop_advertising(self, router_id: str) -> None:
         """End a router's advertisements; absent is success."""
-        processes.stop(_RA, self._run_dir(router_id), timeout_s=2)
+        advertise.stop(self._run_dir(router_id))
 
 
 def announce(where: str, device: str, mac: str, addresses: Iterable[str]) -> None:

@@ -8,13 +8,14 @@ import sqlalchemy as sa
 
 from nubila.core import quota
 from nubila.core.call import Call
-from nubila.core.db import Tx
+from nubila.core.db import Reader, Tx
 from nubila.core.faults import Fault, bad_request, conflict
 from nubila.core.query import ListQuery
 from nubila.core.service import Hooks
-from nubila.services.network import asks, fixed, look, paging, ports, tags
+from nubila.services.network import asks, fixed, floating_links, look, paging, ports, qos_use, tags
 from nubila.services.network.asks import FLOATING, GATEWAY, INTERFACES
 from nubila.services.network.kinds import FloatingIP, Network, Subnet
+from nubila.services.network.kinds_l3 import PortForwarding, brief
 from nubila.services.network.kinds_port import Port
 from nubila.services.network.tables import IP_ALLOCATION
 
@@ -26,18 +27,25 @@ _UNUSED = sa.select(FloatingIP.table).where(
 )  # fmt: skip
 _LINKED = sa.select(_F.id).where(_F.port_id == sa.bindparam("port"), _F.fixed_ip_address == sa.bindparam("ip"))
 _INSIDE = Port.table.alias("inside")
+# A router reaches an external network by a gateway, or by an interface like any other network.
 _ROUTERS = (
     sa.select(_INSIDE.c.device_id, _A.ip_address, _S.gateway_ip)
     .join(IP_ALLOCATION, _A.port_id == _INSIDE.c.id)
     .join(Subnet.table, _S.id == _A.subnet_id)
     .join(Port.table, _P.device_id == _INSIDE.c.device_id)
     .where(
-        _A.subnet_id == sa.bindparam("subnet"), _INSIDE.c.device_owner.in_(INTERFACES), _P.device_owner.in_((*INTERFACES, GATEWAY)),
-        _P.network_id == sa.bindparam("external"),
+        _A.subnet_id == sa.bindparam("subnet"), _INSIDE.c.device_owner.in_(INTERFACES), _P.id != _INSIDE.c.id,
+        _P.device_owner.in_((*INTERFACES, GATEWAY)), _P.network_id == sa.bindparam("external"),
     )
 )  # fmt: skip
 _DETAILS = sa.select(_P.id, _P.name, _P.network_id, _P.mac_address, _P.admin_state_up, _P.status, _P.device_id,
                      _P.device_owner).where(_P.id.in_(sa.bindparam("ports", expanding=True)))  # fmt: skip
+
+_FORWARDINGS = (
+    sa.select(PortForwarding.table)
+    .where(PortForwarding.table.c.floatingip_id.in_(sa.bindparam("ids", expanding=True)))
+    .order_by(PortForwarding.table.c.created_at, PortForwarding.table.c.id)
+)
 
 
 def refuse(text: str) -> Exception:
@@ -61,6 +69,7 @@ def prepare(call: Call, values: Row) -> None:
         raise refuse(f"Subnet {subnet_id} is not on network {net['id']}.")
     ip = {k: v for k, v in (("subnet_id", subnet_id), ("ip_address", wanted)) if v}
     link(call, values, values)
+    qos_use.check(call, values)
     port = ports.create(
         call.cloud, tx, counted="no", project_id="", network_id=net["id"], device_id=values["id"],
         device_owner=FLOATING,
@@ -89,6 +98,8 @@ def link(call: Call, values: Row, row: Row) -> None:
             raise refuse("fixed_ip_address cannot be specified without a port_id.")
         values.update(port_id=None, fixed_ip_address=None, router_id=None)
         return
+    if floating_links.forwardings(tx, row["id"]):
+        raise _forwards(row["id"])
     look.lock(tx, Port, port_id)  # it must not go, or lose its address, meanwhile
     port = look.seen(call.cloud, tx, call.creds, Port, port_id)
     if row["project_id"] != port["project_id"] and port["project_id"]:
@@ -116,17 +127,25 @@ def link(call: Call, values: Row, row: Row) -> None:
 
 
 def _router(call: Call, subnet_id: str, external: str, port_id: str) -> str:
-    found = call.tx.rows(_ROUTERS, {"subnet": subnet_id, "external": external})
-    if not found:
+    found = router_for(call.tx, subnet_id, external)
+    if found is None:
         text = (
             f"External network {external} is not reachable from subnet {subnet_id}.  Therefore, cannot associate Port "
         )
         raise Fault(404, f"{text}{port_id} with a Floating IP.", "ExternalGatewayForFloatingIPNotFound")
-    return str(next((id for id, ip, gateway in found if ip == gateway), found[0][0]))
+    return found
+
+
+def router_for(reader: Reader, subnet_id: str, external: str) -> str | None:
+    """The router that joins a subnet to an external network; of several the one that is the subnet's gateway."""
+    found = reader.rows(_ROUTERS, {"subnet": subnet_id, "external": external})
+    first = next((id for id, ip, gateway in found if ip == gateway), found[0][0] if found else None)
+    return None if first is None else str(first)
 
 
 def prepare_update(call: Call, before: Row, values: Row) -> None:
     look.check_revision(call, before)
+    qos_use.check(call, values, before)
     if "port_id" not in values:
         if "fixed_ip_address" not in values:
             if not values and before["port_id"]:  # an empty update has always meant: lead nowhere
@@ -147,9 +166,18 @@ def prepare_update(call: Call, before: Row, values: Row) -> None:
 
 
 def updated(call: Call, before: Row, after: Row) -> None:
-    if any(before[n] != after[n] for n in ("port_id", "fixed_ip_address", "router_id")):
+    if any(before[n] != after[n] for n in ("port_id", "fixed_ip_address", "router_id", "qos_policy_id")):
         for id in {before["router_id"], after["router_id"]} - {None}:
             asks.router(call.tx, id)
+
+
+def deleting(call: Call, row: Row) -> None:
+    if floating_links.forwardings(call.tx, row["id"]):
+        raise _forwards(row["id"])
+
+
+def _forwards(id: str) -> Exception:
+    return conflict(f"Floating IP {id} in use by Port Forwarding resources.", "FipInUseByPortForwarding")
 
 
 def deleted(call: Call, row: Row) -> None:
@@ -180,7 +208,13 @@ def present(call: Call, rows: list[Row]) -> None:
     for i in range(0, len(ids), 500):
         for port in call.tx.all(_DETAILS, {"ports": ids[i : i + 500]}):
             details[port.pop("id")] = port
+    forwardings: dict[str, list[Row]] = {}
+    floats = [r["id"] for r in rows]
+    for i in range(0, len(floats), 500):
+        for one in call.tx.all(_FORWARDINGS, {"ids": floats[i : i + 500]}):
+            forwardings.setdefault(one["floatingip_id"], []).append(brief(one))
     for row in rows:
+        row["port_forwardings"] = forwardings.get(row["id"], [])
         row["port_details"] = details.get(row["port_id"]) if row["port_id"] else None
 
 
@@ -194,6 +228,7 @@ HOOKS = Hooks(
     created=created,
     prepare_update=prepare_update,
     updated=updated,
+    deleting=deleting,
     deleted=deleted,
     present=present,
     scope=scope,

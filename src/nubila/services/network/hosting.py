@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 
 from nubila.core import hosts
@@ -28,7 +29,7 @@ from nubila.core.ports import (
     SubnetSpec,
 )
 from nubila.core.service import HostItem
-from nubila.services.network import addresses, allocate, asks, look, segments
+from nubila.services.network import addresses, allocate, asks, ha_place, look, qos_use, segments
 from nubila.services.network.asks import DHCP, FLOATING, GATEWAY, INTERFACES, ROUTER_OWNERS
 from nubila.services.network.kinds import FloatingIP, Network, Router, Subnet
 from nubila.services.network.kinds_port import Port, SecurityGroupRule
@@ -48,9 +49,15 @@ _IPS_ON_NETWORK = (
     .where(_A.network_id == sa.bindparam("network"))
     .order_by(_A.port_id, _A.place)
 )
+_DHCP_IPS = (
+    sa.select(_A.subnet_id, _A.ip_address)
+    .join(Port.table, _P.id == _A.port_id)
+    .where(_A.network_id == sa.bindparam("network"), _P.device_owner == DHCP)
+    .order_by(_A.ip_key)
+)
 _DHCP_PORT = sa.select(_D.port_id).where(_D.network_id == sa.bindparam("network"), _D.host == sa.bindparam("host"))
-_ROUTED = sa.select(_A.subnet_id).join(Port.table, _P.id == _A.port_id).where(
-    _A.network_id == sa.bindparam("network"), _P.device_owner.in_(INTERFACES)
+_ROUTED = sa.select(_A.subnet_id).join(Port.table, _P.id == _A.port_id).join(Subnet.table, _S.id == _A.subnet_id).where(
+    _A.network_id == sa.bindparam("network"), _P.device_owner.in_(INTERFACES), _A.ip_address == _S.gateway_ip
 )  # fmt: skip
 _PORT_IPS = (
     sa.select(_A.subnet_id, _A.ip_address, _S.cidr, _S.gateway_ip)
@@ -75,13 +82,13 @@ _MEMBER_PAIRS = (
     .where(PORT_GROUP.c.security_group_id.in_(sa.bindparam("groups", expanding=True)))
 )
 _ROUTER_PORTS = (
-    sa.select(_P.id, _P.network_id, _P.mac_address, _P.device_owner, _P.status, Network.table.c.mtu)
+    sa.select(_P.id, _P.network_id, _P.mac_address, _P.device_owner, _P.status, _P.qos_policy_id, Network.table.c.mtu)
     .join(Network.table, Network.table.c.id == _P.network_id)
     .where(_P.device_id == sa.bindparam("router"), _P.device_owner.in_(ROUTER_OWNERS))
     .order_by(_P.id)
 )
 _FLOATING = (
-    sa.select(_F.id, _F.floating_ip_address, _F.fixed_ip_address, _F.status)
+    sa.select(_F.id, _F.floating_ip_address, _F.fixed_ip_address, _F.status, _F.qos_policy_id)
     .where(_F.router_id == sa.bindparam("router"), _F.fixed_ip_address.is_not(None))
     .order_by(_F.id)
 )
@@ -99,7 +106,7 @@ _FLOATING_STATUS = (
 )
 _NETWORKS_HERE = sa.select(_P.network_id).where(_P.bound_host == sa.bindparam("host")).distinct()
 _PORTS_HERE = sa.select(_P.id, _P.device_owner).where(_P.bound_host == sa.bindparam("host"))
-_ROUTERS_HERE = sa.select(_R.id).where(_R.host == sa.bindparam("host"))
+_ROUTERS_HERE = sa.select(_R.id).where(_R.host == sa.bindparam("host"), _R.ha.is_not(True))
 
 
 # --- networks ---------------------------------------------------------------------------------------------------------
@@ -130,7 +137,7 @@ def describe_network(cloud: Cloud, reader: Reader, id: str, host: str) -> Networ
             segmentation_id=net["segmentation_id"],
         ),
         mtu=net["mtu"],
-        subnets=tuple(_subnet(s, ()) for s in subnets) if dhcp is None else _isolated(reader, id, subnets, dhcp),
+        subnets=_subnets(reader, net, subnets, dhcp),
         dhcp=dhcp,
         peers=tuple(dict.fromkeys(peers)),
         host_address=f"{first['gateway_ip']}/{addresses.network(first['cidr']).prefixlen}"
@@ -138,6 +145,21 @@ def describe_network(cloud: Cloud, reader: Reader, id: str, host: str) -> Networ
         else None,
         masquerade=own_gateway,
     )
+
+
+def _subnets(reader: Reader, net: Row, subnets: list[Row], dhcp: DhcpSpec | None) -> tuple[SubnetSpec, ...]:
+    """Subnets with what their guests are told: by DHCP here, or by a router on this host."""
+    found = tuple(_subnet(s, ()) for s in subnets) if dhcp is None else _isolated(reader, net["id"], subnets, dhcp)
+    servers: dict[str, list[str]] = {}
+    for subnet, ip in reader.rows(_DHCP_IPS, {"network": net["id"]}):
+        servers.setdefault(subnet, []).append(ip)
+    return tuple(
+        msgspec.structs.replace(s, resolvers=tuple(servers.get(s.id, ())), domain=_domain(net)) for s in found
+    )  # fmt: skip
+
+
+def _domain(net: Row) -> str:
+    return str(net["dns_domain"]).rstrip(".") or "openstacklocal"
 
 
 def _subnet(row: Row, more_routes: Iterable[tuple[str, str]]) -> SubnetSpec:
@@ -188,8 +210,17 @@ def _dhcp(cloud: Cloud, reader: Reader, net: Row, subnets: list[Row], host: str)
             if p["id"] in ips
         ),
         metadata=True,
-        dns_domain=net["dns_domain"].rstrip(".") or "openstacklocal",
+        dns_domain=_domain(net),
+        upstreams=_upstreams(cloud, subnets),
+        host_resolvers=cloud.settings.dhcp_host_resolvers,
     )  # fmt: skip
+
+
+def _upstreams(cloud: Cloud, subnets: list[Row]) -> tuple[str, ...]:
+    """Whom DHCP's name servers ask: the operator's choice, else the name servers of the network's subnets."""
+    own = [server for s in subnets for server in s["dns_nameservers"] or ()]
+    named = cloud.settings.dhcp_dns_servers or own or filter(None, [cloud.settings.external_dns])
+    return tuple(dict.fromkeys(server for server in named if server not in ("0.0.0.0", "::")))
 
 
 def observe_network(cloud: Cloud, tx: Tx, id: str, host: str, observed: Mapping[str, Any]) -> str:
@@ -203,7 +234,7 @@ def observe_network(cloud: Cloud, tx: Tx, id: str, host: str, observed: Mapping[
 
 def networks_on(cloud: Cloud, reader: Reader, host: str) -> list[str]:
     """Every network that has something to do on the host."""
-    found = {id for (id,) in reader.rows(_NETWORKS_HERE, {"host": host})}
+    found = {id for (id,) in reader.rows(_NETWORKS_HERE, {"host": host})} | ha_place.networks_on(reader, host)
     row = hosts.get(reader, host)
     if row is not None and "network" in row["roles"]:
         found |= set(asks.external_networks(reader))
@@ -230,6 +261,7 @@ def describe_port(cloud: Cloud, reader: Reader, id: str, host: str) -> PortSpec 
     net = look.need(reader, Network, port["network_id"])
     return PortSpec(
         id=id,
+        qos=qos_use.spec(reader, qos_use.effective(port, net["qos_policy_id"])),
         network_id=net["id"],
         device=f"tap{id[:11]}",
         mac=port["mac_address"],
@@ -326,33 +358,45 @@ def _note(observed: Mapping[str, Any]) -> str:
 def describe_router(cloud: Cloud, reader: Reader, id: str, host: str) -> RouterSpec | None:
     """The router on its host: interfaces, gateway, translations, routes."""
     row = look.row(reader, Router, id)
-    if row is None or row["host"] != host:
+    ha = ha_place.spec(cloud, reader, id, host) if row is not None and row["ha"] else None
+    if row is None or (row["host"] != host or row["ha"]) and ha is None:
         return None
     interfaces, gateway, hops = [], None, []
+    advertised: list[SubnetSpec] = []
     for p in reader.all(_ROUTER_PORTS, {"router": id}):
         ips, gateways = fixed_ips(reader, p["id"])
         port = RouterPort(
-            port_id=p["id"], network_id=p["network_id"], mac=p["mac_address"], fixed_ips=ips, mtu=p["mtu"]
+            port_id=p["id"], network_id=p["network_id"], mac=p["mac_address"], fixed_ips=ips, mtu=p["mtu"],
+            qos=qos_use.spec(reader, p["qos_policy_id"]),
         )  # fmt: skip
         if p["device_owner"] == GATEWAY:
             gateway, hops = port, gateways
         else:
             interfaces.append(port)
-    if gateway is None and not interfaces:
+            if any(":" in ip.ip_address for ip in ips):
+                net = look.need(reader, Network, p["network_id"])
+                mine = {ip.subnet_id for ip in ips}
+                found = [s for s in look.subnets(reader, net["id"]) if s["ipv6_ra_mode"] and s["id"] in mine]
+                advertised += _subnets(reader, net, found, None)
+    if gateway is None and not interfaces and ha is None:
         return None
     return RouterSpec(
         id=id,
+        ha=ha,
         epoch=row["fence"],
+        subnets=tuple(advertised),
         admin_state_up=row["admin_state_up"],
         interfaces=tuple(interfaces),
         gateway=gateway,
         gateway_ips=tuple(dict.fromkeys(hops)),
         snat=row["enable_snat"],
         floating_ips=tuple(
-            FloatingSpec(id=f["id"], floating_ip=f["floating_ip_address"], fixed_ip=f["fixed_ip_address"])
+            FloatingSpec(id=f["id"], floating_ip=f["floating_ip_address"], fixed_ip=f["fixed_ip_address"],
+                         qos=qos_use.spec(reader, f["qos_policy_id"]))
             for f in reader.all(_FLOATING, {"router": id})
         ),
         routes=tuple((r["destination"], r["nexthop"]) for r in row["routes"] or ()),
+        gateway_qos=qos_use.spec(reader, row["gw_qos_policy_id"]) if gateway else None,
     )
 
 
@@ -360,6 +404,8 @@ def observe_router(cloud: Cloud, tx: Tx, id: str, host: str, observed: Mapping[s
     """Ports and floating IPs of a router that the host made are ACTIVE."""
     row = look.row(tx, Router, id)
     status = observed.get("status")
+    if row is not None and row["ha"]:
+        ha_place.observed(tx, id, host, str(status))
     if row is None or row["host"] != host or status not in ("ACTIVE", "DOWN", "ERROR"):
         return _note(observed)
     up = status == "ACTIVE" or (status == "DOWN" and not row["admin_state_up"])
@@ -378,7 +424,8 @@ def observe_router(cloud: Cloud, tx: Tx, id: str, host: str, observed: Mapping[s
 
 def routers_on(cloud: Cloud, reader: Reader, host: str) -> list[str]:
     """Every router on the host."""
-    return [id for (id,) in reader.rows(_ROUTERS_HERE, {"host": host})]
+    plain = [id for (id,) in reader.rows(_ROUTERS_HERE, {"host": host})]
+    return sorted({*plain, *ha_place.routers_on(reader, host)})
 
 
 HOST_ITEMS = {

@@ -23,6 +23,8 @@ BASE: tuple[tuple[str, str], ...] = (
     ("context_is_advsvc", "role:advsvc"),
     ("service_api", "role:service"),
     ("owner", "project_id:%(project_id)s"),
+    ("ext_parent_owner", "project_id:%(ext_parent:project_id)s"),
+    ("admin_or_ext_parent_owner", "rule:context_is_admin or project_id:%(ext_parent:project_id)s"),
     ("admin_or_owner", "rule:context_is_admin or rule:owner"),
     ("admin_or_network_owner", "rule:context_is_admin or project_id:%(network:project_id)s"),
     ("admin_owner_or_network_owner", "rule:owner or rule:admin_or_network_owner"),

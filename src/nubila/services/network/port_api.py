@@ -12,7 +12,7 @@ from nubila.core.call import Call
 from nubila.core.faults import bad_request, conflict, forbidden
 from nubila.core.query import ListQuery
 from nubila.core.service import Hooks
-from nubila.services.network import look, paging, ports, rbac, tags
+from nubila.services.network import look, paging, ports, qos_use, rbac, tags
 from nubila.services.network.asks import DHCP, FLOATING, GATEWAY, INTERFACES, ROUTER_OWNERS
 from nubila.services.network.kinds import FloatingIP, Network, Router
 from nubila.services.network.kinds_port import Port
@@ -58,6 +58,7 @@ def prepare(call: Call, values: Row) -> None:
     )
     _parts(call, "create", values, extra)
     _guard_device(call, {}, values)
+    qos_use.check(call, values)
     ports.fill(call.cloud, call.tx, values, net, call.creds)
 
 
@@ -100,6 +101,7 @@ def prepare_update(call: Call, before: Row, values: Row) -> None:
     look.check_revision(call, before)
     _parts(call, "update", values, look.wire(Port, {**before, **values}))
     _guard_device(call, before, values)
+    qos_use.check(call, values, before)
     if "fixed_ips" in values:
         _check_addresses(call, before, values["fixed_ips"] or [])
     if before["device_owner"] in INTERFACES and "host_id" in values:
@@ -163,8 +165,14 @@ def present(call: Call, rows: list[Row]) -> None:
             by_id[port]["fixed_ips"].append({"subnet_id": subnet, "ip_address": ip})
         for port, group in call.tx.rows(_GROUPS, chunk):
             by_id[port]["security_groups"].append(group)
-    networks = list({r["network_id"] for r in rows})
+    qos_use.present_ports(call.tx, rows)
     domains: dict[str, str] = {}
+    networks = []
+    for id in {r["network_id"] for r in rows}:
+        if (net := call.memo.get(id)) is None:
+            networks.append(id)
+        elif net["dns_domain"]:  # a port just made: its network has been read
+            domains[id] = net["dns_domain"]
     for i in range(0, len(networks), _CHUNK):
         domains.update(dict(call.tx.rows(_DOMAINS, {"networks": networks[i : i + _CHUNK]})))
     for row in rows:

@@ -64,7 +64,7 @@ def made(cloud: Cloud, tx: Tx, row: Row) -> None:
         asks.moved(tx, row, "", row["bound_host"])
     if row["fixed_ips"]:
         asks.dhcp(tx, row["network_id"])
-        asks.groups(tx, ids)
+        asks.members(tx, ids)
 
 
 def check_move(tx: Tx, before: Row, asked: Sequence[Mapping[str, Any]]) -> None:
@@ -157,7 +157,7 @@ def changed(cloud: Cloud, tx: Tx, before: Row, after: Row) -> None:
     if new_ips != old_ips:
         floating_links.addresses_changed(tx, id, [i["ip_address"] for i in new_ips])
     asks.moved(tx, after, before["bound_host"], after["bound_host"])
-    wiring = ("mac_address", "admin_state_up", "port_security_enabled", "allowed_address_pairs", "device_owner")
+    wiring = ("mac_address", "admin_state_up", "port_security_enabled", "allowed_address_pairs", "device_owner", "qos_policy_id")
     if new_ips != old_ips or after["security_groups"] != old_groups or any(before[n] != after[n] for n in wiring):
         asks.port(tx, after)
     if before["device_owner"] != after["device_owner"] or before["device_id"] != after["device_id"]:
@@ -213,7 +213,7 @@ def gone(tx: Tx, row: Row) -> None:
         asks.moved(tx, row, row["bound_host"], "")
         asks.port(tx, row)
     asks.dhcp(tx, row["network_id"])
-    asks.groups(tx, row.pop("_groups", ()))
+    asks.members(tx, row.pop("_groups", ()))
 
 
 def delete(tx: Tx, row: Row) -> None:

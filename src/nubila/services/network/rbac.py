@@ -73,6 +73,7 @@ class Shareable:
     uses: Mapping[str, Callable[[Reader, str], Iterable[str]]]
     changed: Callable[[Call, Row, Row], None] | None = None
     keep: Callable[[Row, str], str] | None = None
+    strict: bool = False  # giving a policy another target is judged as taking it away (Neutron: QoS policies)
     why_not: Callable[[Reader, Row, str], str] | None = None
 
 

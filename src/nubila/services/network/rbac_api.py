@@ -108,7 +108,7 @@ class _Policies:
         self._single(call, after)
         if values["target"] != before["target"]:
             self._grantable(call, one, row, values["target"])
-            self._removable(call, one, before, {values["target"]})
+            self._removable(call, one, before, set() if one.strict else {values["target"]})
 
     def updated(self, call: Call, before: Row, after: Row) -> None:
         self.changed(call, {**after, "_now": clock.now()})

@@ -16,12 +16,13 @@ from nubila.core.query import ListQuery
 from nubila.services.network import allocate, look
 from nubila.services.network.kinds import FloatingIP, Network, Router, Subnet, SubnetPool
 from nubila.services.network.kinds_port import Port, SecurityGroup
+from nubila.services.network.kinds_qos import QosPolicy
 from nubila.services.network.tables import TAG
 
 MAX_TAGS = 50
 FILTERS = ("tags", "tags-any", "not-tags", "not-tags-any")
 _FORGET = sa.delete(TAG).where(TAG.c.resource_id == sa.bindparam("b_id"))
-TAGGED: tuple[type[Resource], ...] = (Network, Subnet, SubnetPool, Port, Router, FloatingIP, SecurityGroup)
+TAGGED: tuple[type[Resource], ...] = (Network, Subnet, SubnetPool, Port, Router, FloatingIP, SecurityGroup, QosPolicy)
 
 
 def clean(tags: Any) -> list[str]:
@@ -70,20 +71,22 @@ def routes() -> list[Route]:
     out: list[Route] = []
     for cls in TAGGED:
         assert cls.rest is not None
-        base = f"{cls.rest.path}/{{id}}/tags"
         item = cls.rest.item.replace("_", " ")
-        for method, path, make, doc, tx, status in (
-            ("GET", base, _list, "List the tags", "read", 200),
-            ("PUT", base, _replace, "Replace the tags", "write", 200),
-            ("POST", base, _add_many, "Add tags", "write", 200),
-            ("DELETE", base, _clear, "Remove all tags", "write", 204),
-            ("GET", base + "/{tag}", _has, "Ask for a tag", "read", 204),
-            ("PUT", base + "/{tag}", _add, "Add a tag", "write", 201),
-            ("DELETE", base + "/{tag}", _remove, "Remove a tag", "write", 204),
-        ):
-            out.append(
-                Route(method=method, path=path, handler=make(cls), doc=f"{doc} of a {item}.", tx=tx, status=status)
-            )  # fmt: skip
+        # QoS policies live below /qos; their tags are also where those of everything else are.
+        for place in dict.fromkeys((cls.rest.path, cls.rest.path.replace("/qos/", "/"))):
+            base = f"{place}/{{id}}/tags"
+            for method, path, make, doc, tx, status in (
+                ("GET", base, _list, "List the tags", "read", 200),
+                ("PUT", base, _replace, "Replace the tags", "write", 200),
+                ("POST", base, _add_many, "Add tags", "write", 200),
+                ("DELETE", base, _clear, "Remove all tags", "write", 204),
+                ("GET", base + "/{tag}", _has, "Ask for a tag", "read", 204),
+                ("PUT", base + "/{tag}", _add, "Add a tag", "write", 201),
+                ("DELETE", base + "/{tag}", _remove, "Remove a tag", "write", 204),
+            ):
+                out.append(
+                    Route(method=method, path=path, handler=make(cls), doc=f"{doc} of a {item}.", tx=tx, status=status)
+                )  # fmt: skip
     return out
 
 
