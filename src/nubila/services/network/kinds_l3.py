@@ -7,7 +7,7 @@ from typing import Any
 from nubila.core import clock
 from nubila.core.declare import Attr, Resource
 from nubila.core.types import Int, Ip, List, LooseBool, Str, Text, Type, Uuid
-from nubila.services.network.kinds import ADMIN, Named, OwnerId, Standard, rest
+from nubila.services.network.kinds import Named, OwnerId, Standard, rest
 
 PORTS_OF = ("tcp", "udp", "sctp", "dccp", "udplite")
 """Protocols that have ports."""
@@ -64,6 +64,12 @@ class PortForwarding(Standard):
     indexes = (("internal_port_id", "protocol"),)
 
 
+def brief(row: dict[str, Any]) -> dict[str, Any]:
+    """A forwarding as its floating IP shows it."""
+    names = ("id", "internal_port_id", "internal_ip_address", "protocol", "internal_port", "external_port")
+    return {n: row[n] for n in names if row[n] is not None}
+
+
 class ConntrackHelper(Standard):
     """Lets a router follow a protocol that opens further connections (FTP, TFTP, SIP ...)."""
 
@@ -116,6 +122,3 @@ class ServiceProfile(Resource):
     metainfo = Attr(Text(4096), "Facts for the driver.", write="cu", default="", sort=True)
     enabled = Attr(LooseBool, "Whether flavors may use it.", write="cu", default=True, filter="eq", sort=True)
     flavors = Attr(List(Uuid), "Flavors it is part of.", store=False)
-
-
-__all__ = ["ADMIN", "ConntrackHelper", "NdpProxy", "NetworkFlavor", "PortForwarding", "ServiceProfile"]

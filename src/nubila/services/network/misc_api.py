@@ -12,7 +12,7 @@ from nubila.core import hosts, quota, types
 from nubila.core.call import Call, Route
 from nubila.core.db import Reader
 from nubila.core.faults import Fault, bad_request
-from nubila.services.network import addresses
+from nubila.services.network import addresses, flavors
 from nubila.services.network.kinds import Network, Subnet
 from nubila.services.network.tables import IP_ALLOCATION
 
@@ -166,7 +166,7 @@ def zones(call: Call) -> Row:
 
 def providers(call: Call) -> Row:
     call.enforce("get_service_provider")
-    return {"service_providers": []}
+    return {"service_providers": flavors.providers()}
 
 
 # --- address usage --------------------------------------------------------------------------------------------------
