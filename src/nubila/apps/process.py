@@ -58,8 +58,10 @@ def _serve(args: argparse.Namespace, settings: Settings) -> None:
 
         from nubila.apps import reload, wiring
         from nubila.apps.controller import controller
+        from nubila.core import work
 
         cloud = wiring.open_cloud(args.state, settings)
+        cloud.store.calm_s = work.CALM_S
         stop = threading.Event()
         run, wake = controller(cloud)
 

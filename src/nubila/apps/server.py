@@ -28,7 +28,7 @@ from nubila.apps.first import auth_url, write_clouds
 from nubila.apps.supervisor import listen
 from nubila.apps.waiters import Waiters
 from nubila.apps.wiring import first_start, open_cloud
-from nubila.core import pki
+from nubila.core import pki, work
 from nubila.core.cloud import Cloud
 from nubila.core.config import Settings
 from nubila.edge.access import AccessLog
@@ -197,6 +197,7 @@ def run(
     secure = tls.context(settings, state)
     public = tls.Context(secure) if secure is not None else None
     cloud = open_cloud(state, settings)
+    cloud.store.calm_s = work.CALM_S
     if first:
         url = auth_url(settings)
         ca = tls.cacert(settings, state)

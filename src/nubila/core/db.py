@@ -12,6 +12,7 @@ opened after a fork, not before.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import random
@@ -93,7 +94,7 @@ class Tx(Reader):
         super().__init__(session, store.dialect)
         self._store = store
         self._item = item
-        self._asks: set[tuple[str, str, str]] = set()
+        self._asks: dict[tuple[str, str, str], bool] = {}  # whether soon is enough
         self._end: tuple[str, Callable[[], None]] | None = None
         self._after: list[Callable[[], None]] = []
 
@@ -107,9 +108,13 @@ class Tx(Reader):
         """Insert one row."""
         self._session.execute(self._store.insert_stmt(table), values)
 
-    def ask(self, kind: str, id: str, shard: str = "") -> None:
-        """Say that (kind, id) may no longer be as it should on `shard`; takes effect with this transaction."""
-        self._asks.add((kind, id, shard))
+    def ask(self, kind: str, id: str, shard: str = "", *, soon: bool = False) -> None:
+        """Say that (kind, id) may no longer be as it should on `shard`; takes effect with this transaction.
+
+        `soon`: within the store's ``calm_s`` is early enough, so that a burst of asks costs few turns.
+        """
+        key = (kind, id, shard)
+        self._asks[key] = soon and self._asks.get(key, True)
 
     def settle(self, note: str, *, again: float | None = None, failed: bool = False) -> None:
         """End the item's turn with one sentence.
@@ -174,8 +179,8 @@ class Tx(Reader):
     def _flush(self) -> None:
         """Write the asks and the end of the turn, last and in one order everywhere; at equal keys the ask is first."""
         todo: list[tuple[tuple[str, str, str, int], Callable[[], None]]] = [
-            ((kind, id, shard, 0), lambda kind=kind, id=id, shard=shard: work.ask(self, kind, id, shard))  # type: ignore[misc]
-            for kind, id, shard in self._asks
+            ((*key, 0), functools.partial(work.ask, self, *key, self._store.calm_s if soon else 0.0))
+            for key, soon in self._asks.items()
         ]
         if self._item is not None:
             item = self._item
@@ -198,8 +203,9 @@ class Tx(Reader):
         """Nudge and call back; nothing that fails here may make a committed transaction look failed."""
         todo = list(self._after)
         if self._asks and self._store.nudge is not None:
-            nudge, shards = self._store.nudge, {shard for _, _, shard in self._asks}
-            todo.append(lambda: nudge(shards))
+            nudge, shards = self._store.nudge, self._store.awaited(self._asks)
+            if shards:
+                todo.append(lambda: nudge(shards))
         for fn in todo:
             try:
                 fn()
@@ -237,7 +243,7 @@ class Store:
     `nudge` is called with the shards that were asked after each commit. `busy_timeout_s` is how long a statement waits
     for another transaction's lock before it is ``Busy``. ``trace``, when set, is called before each statement and
     around each commit with ("execute", sql), ("begin", ""), ("commit", ""), ("committed", ""): the test harness's way
-    in.
+    in. ``calm_s`` is how long an ask that is to be answered soon may wait for more (processes set it; 0 = not at all).
     """
 
     def __init__(
@@ -253,6 +259,8 @@ class Store:
         self.nudge = nudge
         self.readonly = readonly
         self.trace: Callable[[str, str], None] | None = None
+        self.calm_s = 0.0
+        self._nudged: dict[str, float] = {}  # shard -> when somebody was last told to look at it soon
         self.dialect = parsed.get_backend_name()
         self.embedded = self.dialect == "sqlite"
         self._busy_timeout_s = busy_timeout_s
@@ -314,6 +322,23 @@ class Store:
                     raise
                 time.sleep(random.uniform(0.001, 0.01 * 2**attempt))
         raise AssertionError("unreachable")
+
+    def awaited(self, asks: Mapping[tuple[str, str, str], bool]) -> set[str]:
+        """The shards to nudge for these asks.
+
+        Whoever was told of something due soon looks again when it is due and sees what was asked until then: within
+        that time nobody need be told again.
+        """
+        if not self.calm_s:
+            return {shard for _, _, shard in asks}
+        now, out = time.monotonic(), set()
+        for (_, _, shard), soon in asks.items():
+            if not soon:
+                out.add(shard)
+            elif now - self._nudged.get(shard, -self.calm_s) >= self.calm_s:
+                self._nudged[shard] = now
+                out.add(shard)
+        return out
 
     def insert_stmt(self, table: sa.Table) -> sa.Insert:
         """Return the one INSERT statement object of a table (statement caches go by object)."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from nubila.core.db import Reader, Store, Tx
 
 FAR = 1e12  # due "when asked": no clock reaches it
+CALM_S = 0.05  # how long asks that are to be answered soon wait for more of the same, in a running cloud
 MAX_LEASE_S = 3600.0  # nobody may ask for more; a longer one in the table is a defect
 NOTE_MAX = 255
 
@@ -84,6 +85,23 @@ def _ask_stmt(dialect: str) -> sa.Insert:
     return upsert(dialect, work, values, {"gen": c.gen + 1, "due": now(), "tries": 0})
 
 
+@functools.cache
+def _ask_soon_stmt(dialect: str) -> sa.Insert:
+    soon: Any = now() + sa.bindparam("b_calm", type_=sa.Double)
+    values: dict[str, Any] = {
+        "shard": sa.bindparam("b_shard"),
+        "kind": sa.bindparam("b_kind"),
+        "id": sa.bindparam("b_id"),
+        "gen": 1,
+        "due": soon,
+        "token": sa.cast(now() * 1000, sa.BigInteger),
+    }
+    # One that waits keeps its time, or a steady stream of asks would put it off for ever. One being worked on gets
+    # a new time: what it is due for now is what it does already.
+    due = sa.case((sa.and_(c.lease < now(), c.due < soon), c.due), else_=soon)
+    return upsert(dialect, work, values, {"gen": c.gen + 1, "due": due, "tries": 0})
+
+
 _MINE = sa.and_(
     c.shard == sa.bindparam("b_shard"),
     c.kind == sa.bindparam("b_kind"),
@@ -98,7 +116,7 @@ _FINISH = (
     .where(_MINE)
     .values(
         done=sa.bindparam("b_gen"),
-        due=sa.case((_SAME, sa.literal(FAR, sa.Double)), else_=now()),
+        due=sa.case((_SAME, sa.literal(FAR, sa.Double)), else_=c.due),  # as asked meanwhile: now, or soon
         lease=0,
         tries=0,
         note=sa.bindparam("b_note"),
@@ -133,9 +151,16 @@ def keep(tx: Tx, item: Item) -> None:
         raise LostLease(f"{item.kind} {item.id}")
 
 
-def ask(tx: Tx, kind: str, id: str, shard: str) -> None:
-    """Say that this may no longer be as it should (called by ``Tx`` at the end of a transaction, in order)."""
-    tx.execute(_ask_stmt(tx.dialect), {"b_shard": shard, "b_kind": kind, "b_id": id})
+def ask(tx: Tx, kind: str, id: str, shard: str, calm_s: float = 0.0) -> None:
+    """Say that this may no longer be as it should (called by ``Tx`` at the end of a transaction, in order).
+
+    `calm_s`: it may wait so long for more of the same, which then costs one turn.
+    """
+    params: dict[str, Any] = {"b_shard": shard, "b_kind": kind, "b_id": id}
+    if calm_s:
+        tx.execute(_ask_soon_stmt(tx.dialect), {**params, "b_calm": calm_s})
+    else:
+        tx.execute(_ask_stmt(tx.dialect), params)
 
 
 def settle(tx: Tx, item: Item, note: str, again: float | None, failed: bool) -> None:
