@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Any
 
 from nubila.core.cloud import Cloud
 from nubila.core.db import Tx
-from nubila.services.network import addresses, asks, default_rules, networks, subnets
+from nubila.services.network import addresses, asks, default_rules, networks, pools, subnets
 
 CIDR = "172.24.4.0/24"
 
 
 def run(cloud: Cloud, tx: Tx) -> None:
-    """Make the templates of group rules and the external network "public"; its gateway is the network host itself, which lets it out to the world."""
+    """Make the templates of group rules, the default subnet pools and the external network "public".
+
+    Its gateway is the network host itself, which lets it out to the world.
+    """
     default_rules.make_first(tx)
     owner = cloud.bootstrap_ids.get("project:admin", "")
     net = networks.insert(
@@ -30,8 +34,19 @@ def run(cloud: Cloud, tx: Tx) -> None:
         {"name": "public-subnet", "cidr": cidr, "enable_dhcp": False, "dns_nameservers": dns,
          "allocation_pools": [{"start": addresses.address(f"{start:08x}"), "end": addresses.address(f"{end:08x}")}]},
     )  # fmt: skip
+    _default_pools(tx, owner)
     cloud.bootstrap_ids["external_network"] = net["id"]
     cloud.bootstrap_ids["external_subnet"] = subnet["id"]
+
+
+def _default_pools(tx: Tx, owner: str) -> None:
+    """Where subnets come from whose makers do not care: networks of no project overlap with another's in no way."""
+    site = secrets.token_hex(5)  # a prefix of our own (RFC 4193, section 3.2.1)
+    for version, prefix, length in ((4, "10.0.0.0/8", 24), (6, f"fd{site[:2]}:{site[2:6]}:{site[6:]}::/48", 64)):
+        pools.insert(tx, {
+            "name": f"shared-default-subnetpool-v{version}", "project_id": owner, "prefixes": [prefix], "shared": True,
+            "is_default": True, "default_prefixlen": length,
+        })  # fmt: skip
 
 
 def on_host(cloud: Cloud, tx: Tx, host: dict[str, Any]) -> None:

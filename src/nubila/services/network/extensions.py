@@ -40,6 +40,8 @@ EXTENSIONS: dict[str, tuple[str, str, str]] = {
     "port-security": ("Port Security", "Protection can be switched per port.", "2012-07-23"),
     "project-id": ("project_id field enabled", "project_id besides tenant_id.", "2016-09-09"),
     "provider": ("Provider Network", "Segments can be chosen.", "2012-09-07"),
+    "quota-check-limit": ("Quota engine limit check", "Limits are not set below what is used.", "2021-09-08"),
+    "quota-check-limit-default": ("Quota engine limit check by default", "The same, unless forced.", "2024-08-21"),
     "quotas": ("Quota management support", "Quotas per project.", "2012-07-29"),
     "quota_details": ("Quota details management support", "Usage beside quotas.", "2017-02-10"),
     "revision-if-match": ("If-Match constraints based on revision_number", "Conditional changes.", "2016-12-11"),

@@ -113,9 +113,9 @@ def update_quota(call: Call) -> Row:
     body = call.body.get("quota") if isinstance(call.body, dict) else None
     if not isinstance(body, dict) or not body:
         raise bad_request("The body must be an object with the key 'quota'.", "HTTPBadRequest")
-    check = body.pop("check_limit", False)
-    body.pop("force", None)
-    used = quota.usage(call.tx, project) if check else {}
+    body.pop("check_limit", None)  # what it asked for is the rule now
+    forced = body.pop("force", None) is True
+    used = {} if forced else quota.usage(call.tx, project)
     for name, value in body.items():
         if name not in call.service.quotas:
             raise bad_request(f"Unrecognized attribute(s) '{name}' in quota.", "HTTPBadRequest")
@@ -126,11 +126,22 @@ def update_quota(call: Call) -> Row:
         if number is None or not -1 <= number <= MAX_LIMIT:
             text = f"Invalid input for {name}: '{value}' must be a whole number from -1 to {MAX_LIMIT}."
             raise bad_request(text, "InvalidInput" if number is None else "HTTPBadRequest")
-        if check and 0 <= number < used.get(name, 0):
-            text = f"Invalid input for {name}: {used[name]} are in use already."
+        if not forced and 0 <= number < used.get(name, 0):
+            text = f"Quota limit {number} for {name} must be greater than or equal to already used {used[name]}."
             raise bad_request(text, "HTTPBadRequest")
         quota.set_limit(call.tx, project, name, number)
     return {"quota": _own(call, project)}
+
+
+def whose(key: str) -> Callable[[Call], Row]:
+    """GET /v2.0/quotas/tenant and /project: which project the token is for."""
+
+    def handler(call: Call) -> Row:
+        if not call.creds.project_id:
+            raise bad_request("Project id was missing from quota request.", "QuotaMissingTenant")
+        return {key: {f"{key}_id": call.creds.project_id}}
+
+    return handler
 
 
 def delete_quota(call: Call) -> None:
@@ -254,6 +265,8 @@ def routes(more: Mapping[str, str]) -> list[Route]:
 _ROUTES = [
     _route("GET", "/", versions, "List API versions.", auth=False),
     _route("GET", _Q, quotas, "List the projects with limits of their own."),
+    _route("GET", f"{_Q}/tenant", whose("tenant"), "Show the project the token is for."),
+    _route("GET", f"{_Q}/project", whose("project"), "Show the project the token is for."),
     _route("GET", f"{_Q}/{{project_id}}", show_quota, "Show a project's limits."),
     _route("PUT", f"{_Q}/{{project_id}}", update_quota, "Set a project's limits."),
     _route("DELETE", f"{_Q}/{{project_id}}", delete_quota, "Let the defaults apply to a project again.", status=204),

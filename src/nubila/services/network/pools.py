@@ -6,8 +6,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from nubila.core import clock, quota
 from nubila.core.call import Call
-from nubila.core.db import Reader
+from nubila.core.db import Reader, Tx
 from nubila.core.faults import bad_request, conflict
 from nubila.core.query import ListQuery
 from nubila.core.service import Hooks
@@ -32,11 +33,19 @@ def refuse(text: str, type: str = "InvalidInput") -> Exception:
     return bad_request(text, type)
 
 
-def default(call: Call, version: int) -> Row:
-    """The default pool of a family the caller can see; 400 when there is none."""
+def default_of(call: Call, version: int) -> Row | None:
+    """The default pool of a family the caller can see."""
     for row in call.tx.all(_DEFAULTS, {"version": version}):
         if look.visible(call.cloud, call.creds, SubnetPool, row, call.tx):
             return dict(row)
+    return None
+
+
+def default(call: Call, version: int) -> Row:
+    """The same; 400 when there is none."""
+    found = default_of(call, version)
+    if found is not None:
+        return found
     raise refuse("Bad subnets request: no default subnetpool is defined.", "BadRequest")
 
 
@@ -313,3 +322,22 @@ SCOPE_HOOKS = rbac.shareable(AddressScope, Hooks(
     deleting=scope_deleting,
 ))  # fmt: skip
 SCOPE_SHAREABLE = rbac.Shareable(kind=AddressScope, uses={rbac.SHARED: _scoped_by})
+
+
+def insert(tx: Tx, values: Row) -> Row:
+    """Make a pool for the cloud itself (bootstrap)."""
+    now = clock.now()
+    row: Row = {
+        "id": clock.new_id(), "project_id": "", "description": "", "created_at": now, "updated_at": now,
+        "revision_number": 1, "name": "", "min_prefixlen": None, "max_prefixlen": None, "default_prefixlen": None,
+        "default_quota": None, "shared": False, "is_default": False, "address_scope_id": None, "tags": [], **values,
+    }  # fmt: skip
+    row["prefixes"] = _prefixes(row["prefixes"])
+    row["ip_version"] = addresses.network(row["prefixes"][0]).version
+    _lengths(row)
+    if row["project_id"]:
+        quota.count(tx, row["project_id"], {"subnetpool": 1})
+    tx.insert(SubnetPool.table, row)
+    if row["shared"]:
+        rbac.grant(tx, SubnetPool, row, rbac.SHARED)
+    return row
