@@ -96,6 +96,7 @@ class Network(Dialect):
         "ValidationError": "HTTPBadRequest", "ConversionError": "InvalidInput",
         "MethodNotAllowed": "HTTPMethodNotAllowed",
         "FloatingipNotFound": "FloatingIPNotFound", "SubnetpoolNotFound": "SubnetPoolNotFound",
+        "PolicyNotFound": "QosPolicyNotFound",
     }  # fmt: skip
 
     def error(self, fault: Fault, request_id: str, version: Version) -> tuple[str, Any]:

@@ -107,7 +107,10 @@ def prepare_update(call: Call, before: Row, values: Row) -> None:
         values["routes"] = check_routes(call.tx, before["id"], values["routes"] or [])
 
 
-SPEC = ("admin_state_up", "routes", "enable_snat", "gw_port_id", "enable_ndp_proxy", "enable_default_route_ecmp")
+SPEC = (
+    "admin_state_up", "routes", "enable_snat", "gw_port_id", "gw_qos_policy_id", "enable_ndp_proxy",
+    "enable_default_route_ecmp",
+)  # fmt: skip
 """What hosts have to know of a router's own row."""
 _GW_PORT = sa.select(Router.table.c.gw_port_id).where(Router.table.c.id == sa.bindparam("id"))
 
