@@ -89,7 +89,11 @@ class Guest:
             "set -- $staticroutes\nwhile [ $# -ge 2 ]; do ip route replace $1 via $2; shift 2; done\nexit 0\n"
         )
         script.chmod(0o755)
-        options = [part for name in ("router", "mtu", "dns", "domain", "staticroutes", "121") for part in ("-O", name)]
+        options = [
+            part
+            for name in ("router", "mtu", "dns", "domain", "search", "staticroutes", "121")
+            for part in ("-O", name)
+        ]
         argv = ["busybox", "udhcpc", "-i", "eth0", "-n", "-q", "-f", "-t", "6", "-T", "1", "-s", str(script), *options]
         done = self.run(*argv, check=False)
         assert done.returncode == 0, done.stdout + done.stderr

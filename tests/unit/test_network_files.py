@@ -9,8 +9,8 @@ from contract_network import external, fixed, network, port, replace, router, wi
 from nubila.core.ports import DhcpHost, FloatingSpec, HostPlace, SubnetSpec
 from nubila.drivers import dhcp, nft
 from nubila.drivers.ovs_daemons import Daemons
-from nubila.drivers.ovs_ports import mark, marked
 from nubila.drivers.ovs_switch import bridge_name
+from nubila.drivers.switches import mark, marked
 
 
 def render(net: object) -> dict[str, str]:
@@ -23,7 +23,12 @@ def test_dhcp_hosts_and_options() -> None:
     assert [line.split(",", 1)[1] for line in files["hosts"].splitlines()] == ["web-0,10.0.0.3", "web-1,10.0.0.4"]
     assert "10.0.0.3 web-0.openstack.test web-0\n" in files["names"]
     tag = f"tag:subnet-{net.subnets[0].id}"
-    assert files["opts"].splitlines() == [f"{tag},option:dns-server,9.9.9.9", f"{tag},26,1450", f"{tag},3,10.0.0.1"]
+    assert files["opts"].splitlines() == [
+        f"{tag},option:dns-server,9.9.9.9",
+        f"{tag},option:domain-search,openstack.test",
+        f"{tag},26,1450",
+        f"{tag},3,10.0.0.1",
+    ]
     assert f"dhcp-range=set:subnet-{net.subnets[0].id},10.0.0.0,static,255.255.255.0,86400s\n" in files["config"]
 
 
@@ -36,7 +41,7 @@ def test_no_gateway_means_no_router_option_and_a_metadata_route() -> None:
     assert net.dhcp is not None
     quiet = replace(net, dhcp=replace(net.dhcp, metadata=False))
     assert "169.254.169.254" not in render(quiet)["opts"]
-    assert dhcp.addresses(net.dhcp) == ["10.0.0.2/24", "169.254.169.254/32"]
+    assert dhcp.addresses(net.dhcp) == ["10.0.0.2/24", "169.254.169.254/32", "fe80::a9fe:a9fe/64"]
 
 
 def test_hostile_names_and_options_are_left_out() -> None:

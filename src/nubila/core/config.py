@@ -146,6 +146,9 @@ class Settings:
     )
     max_body_bytes: int = setting(1 << 20, "Largest request body in bytes (image data and host API excepted).")
     image_max_bytes: int = setting(1 << 40, "Largest image in bytes.")
+    switch: str = setting(
+        "openvswitch", "What joins guests to networks on this host: openvswitch or linuxbridge (kernel bridges)."
+    )
     tunnel_ip: str = setting(
         "127.0.0.1", "Address of this host for tunnels between hosts; a loopback one means that of host_listen."
     )

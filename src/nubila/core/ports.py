@@ -60,6 +60,7 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     hypervisor_type: str = "QEMU"
     hypervisor_version: int = 0  # 7002000 = 7.2.0
     accel: str = "tcg"  # kvm | tcg | simulated
+    switch: Literal["openvswitch", "linuxbridge"] = "openvswitch"
     cpu_arch: str = "x86_64"
     traits: tuple[str, ...] = ()
 
@@ -275,8 +276,8 @@ class PortSpec(Struct, frozen=True, kw_only=True):
     admin_state_up: bool = True
     port_security: bool = True
     allowed_pairs: tuple[tuple[str, str], ...] = ()  # (CIDR, MAC)
-    rules: tuple[RuleSpec, ...] = ()  # going away: ``groups`` takes its place
     groups: tuple[str, ...] = ()  # ids of SecurityGroupSpecs; no group: nothing in, nothing out
+    rules: tuple[RuleSpec, ...] = ()  # of this port alone, besides those of its groups; they name no sets
     stateful: bool = True  # False: each packet is judged by itself, answers need rules of their own
     qos: QosSpec | None = None
 
@@ -288,6 +289,7 @@ class RouterPort(Struct, frozen=True, kw_only=True):
     fixed_ips: tuple[FixedIp, ...]
     mtu: int = 1500
     qos: QosSpec | None = None  # of all that passes the device
+    hops: tuple[str, ...] = ()  # of a further gateway: next hops out of its subnets
 
 
 class FloatingSpec(Struct, frozen=True, kw_only=True):
@@ -295,6 +297,26 @@ class FloatingSpec(Struct, frozen=True, kw_only=True):
     floating_ip: str
     fixed_ip: str
     qos: QosSpec | None = None
+    port_id: str = ""  # the router's port on the external network; "" = its gateway
+
+
+class ForwardSpec(Struct, frozen=True, kw_only=True):
+    """Ports of a floating address that lead to ports of a fixed one, or all to one port."""
+
+    floating_ip: str
+    protocol: str  # tcp udp sctp dccp udplite
+    outside: tuple[int, int]  # first and last port
+    fixed_ip: str
+    inside: tuple[int, int]
+    port_id: str = ""  # as in FloatingSpec
+
+
+class HelperSpec(Struct, frozen=True, kw_only=True):
+    """A protocol whose further connections a router lets through and translates (conntrack helper)."""
+
+    helper: str  # ftp tftp sip irc h323 amanda netbios-ns pptp sane snmp
+    protocol: str
+    port: int
 
 
 class HaPeer(Struct, frozen=True, kw_only=True):
@@ -328,6 +350,12 @@ class RouterSpec(Struct, frozen=True, kw_only=True):
     snat: bool = True
     floating_ips: tuple[FloatingSpec, ...] = ()
     routes: tuple[tuple[str, str], ...] = ()  # (destination, nexthop)
+    more_gateways: tuple[RouterPort, ...] = ()
+    ecmp: bool = False  # traffic is spread over all gateways; else it leaves by the first one
+    forwardings: tuple[ForwardSpec, ...] = ()
+    helpers: tuple[HelperSpec, ...] = ()
+    ndp_proxy: bool = False  # IPv6 comes in from outside for ``proxies`` only, which the gateway answers for
+    proxies: tuple[str, ...] = ()  # IPv6 addresses
     gateway_qos: QosSpec | None = None  # of the gateway's own address: what is translated to it, not floating IPs
     ha: HaSpec | None = None  # highly available: several hosts have it, the holder of its lease forwards
 

@@ -28,7 +28,9 @@ from nubila.core.ports import DhcpHost, DhcpSpec, HostPlace, NetworkSpec, Subnet
 from nubila.drivers import links, processes
 
 METADATA_ADDRESS = "169.254.169.254"
+METADATA_ADDRESS_6 = "fe80::a9fe:a9fe"
 _NAME = "dnsmasq"
+_INSIDE = ("domain-needed", "bogus-priv")
 _STATEFUL, _STATELESS = "dhcpv6-stateful", "dhcpv6-stateless"
 
 
@@ -45,7 +47,32 @@ def device(dhcp: DhcpSpec) -> str:
 def addresses(dhcp: DhcpSpec) -> list[str]:
     """What the DHCP port's device carries."""
     own = [f"{ip.ip_address}/{ip.prefixlen}" for ip in dhcp.fixed_ips]
-    return [*own, f"{METADATA_ADDRESS}/32"] if dhcp.metadata else own
+    return [*own, f"{METADATA_ADDRESS}/32", f"{METADATA_ADDRESS_6}/64"] if dhcp.metadata else own
+
+
+def routes(spec: NetworkSpec, dhcp: DhcpSpec) -> list[tuple[str, str]]:
+    """Where dnsmasq's own questions go: by the gateways of the subnets it has an address in."""
+    own = {ip.subnet_id for ip in dhcp.fixed_ips}
+    hops: dict[int, str] = {}
+    for subnet in spec.subnets:
+        if subnet.gateway_ip and subnet.id in own:
+            hops.setdefault(subnet.ip_version, subnet.gateway_ip)
+    return [("0.0.0.0/0" if version == 4 else "::/0", hop) for version, hop in sorted(hops.items())]
+
+
+def strangers(spec: NetworkSpec, dhcp: DhcpSpec) -> list[str]:
+    """IPv4 subnets in which the server has no address: their guests are answered all the same (metadata)."""
+    own = {ip.subnet_id for ip in dhcp.fixed_ips}
+    return [subnet.cidr for subnet in spec.subnets if subnet.ip_version == 4 and subnet.id not in own]
+
+
+def unserved(spec: NetworkSpec) -> list[str]:
+    """One sentence for each subnet that dnsmasq cannot serve."""
+    return [
+        f"DHCPv6 cannot serve subnet {subnet.id}: its prefix {subnet.cidr} is shorter than /64."
+        for subnet in spec.subnets
+        if subnet.enable_dhcp and _mode(subnet) and _too_large(subnet)
+    ]
 
 
 # --- files --------------------------------------------------------------------------------------------------------
@@ -62,8 +89,21 @@ def render(spec: NetworkSpec, dhcp: DhcpSpec, run_dir: Path) -> dict[str, str]:
     }
 
 
+def _mode(subnet: SubnetSpec) -> str:
+    """How DHCPv6 serves an IPv6 subnet: "" not at all. One without modes gets addresses, if a router sends guests."""
+    if subnet.ip_version == 4:
+        return ""
+    if not subnet.ipv6_address_mode and not subnet.ipv6_ra_mode:
+        return _STATEFUL
+    return subnet.ipv6_address_mode if subnet.ipv6_address_mode in (_STATEFUL, _STATELESS) else ""
+
+
+def _too_large(subnet: SubnetSpec) -> bool:
+    return ipaddress.ip_network(subnet.cidr).prefixlen < 64  # dnsmasq refuses it
+
+
 def _served(subnet: SubnetSpec) -> bool:
-    return subnet.ip_version == 4 or subnet.ipv6_address_mode in (_STATEFUL, _STATELESS)
+    return subnet.ip_version == 4 or bool(_mode(subnet) and not _too_large(subnet))
 
 
 def _config(subnets: Iterable[SubnetSpec], dhcp: DhcpSpec, run_dir: Path) -> str:
@@ -72,7 +112,7 @@ def _config(subnets: Iterable[SubnetSpec], dhcp: DhcpSpec, run_dir: Path) -> str
         "group=root",
         "pid-file=",
         "no-hosts",
-        "no-resolv",
+        *_forwarding(dhcp),
         "except-interface=lo",
         f"interface={device(dhcp)}",
         "bind-dynamic",
@@ -100,12 +140,19 @@ def _config(subnets: Iterable[SubnetSpec], dhcp: DhcpSpec, run_dir: Path) -> str
     return "\n".join(lines) + "\n"
 
 
+def _forwarding(dhcp: DhcpSpec) -> list[str]:
+    """Where questions about other names go; names without a dot and private addresses never leave."""
+    if not dhcp.upstreams:
+        return ["no-resolv"] if not dhcp.host_resolvers else ["resolv-file=/etc/resolv.conf", *_INSIDE]
+    return ["no-resolv", *_INSIDE, *(f"server={ipaddress.ip_address(server)}" for server in dhcp.upstreams)]
+
+
 def _host_lines(host: DhcpHost, dhcp: DhcpSpec, subnets: Iterable[SubnetSpec]) -> list[str]:
     by_id = {subnet.id: subnet for subnet in subnets}
     lines = []
     for ip in host.fixed_ips:
         subnet = by_id.get(ip.subnet_id)
-        if subnet is None or (subnet.ip_version == 6 and subnet.ipv6_address_mode != _STATEFUL):
+        if subnet is None or (subnet.ip_version == 6 and _mode(subnet) != _STATEFUL):
             continue
         address = f"[{ip.ip_address}]" if subnet.ip_version == 6 else ip.ip_address
         lines.append(f"{host.mac},{_tagged(host)}{_hostname(host, ip.ip_address)},{address}")
@@ -132,13 +179,16 @@ def _options(spec: NetworkSpec, subnets: Iterable[SubnetSpec], dhcp: DhcpSpec) -
     for subnet in subnets:
         tag = f"tag:{_tag(subnet)}"
         own = [ip.ip_address for ip in dhcp.fixed_ips if ip.subnet_id == subnet.id]
-        servers = [str(ipaddress.ip_address(server)) for server in subnet.dns_nameservers] or own[:1]
+        servers = resolvers(subnet, own[:1])
+        domain = _domain(dhcp)
         if subnet.ip_version == 6:
             listed = ",".join(f"[{server}]" for server in servers)
             lines += [f"{tag},option6:dns-server,{listed}"] if servers else []
+            lines += [f"{tag},option6:domain-search,{domain}"] if domain else []
             continue
-        if servers:
-            lines.append(f"{tag},option:dns-server,{','.join(servers)}")
+        # An empty option: else dnsmasq offers itself.
+        lines.append(f"{tag},option:dns-server{''.join(f',{server}' for server in servers)}")
+        lines += [f"{tag},option:domain-search,{domain}"] if domain else []
         lines.append(f"{tag},26,{spec.mtu}")
         routes = _routes(subnet, own[0] if own and dhcp.metadata else None)
         if routes:
@@ -152,6 +202,12 @@ def _options(spec: NetworkSpec, subnets: Iterable[SubnetSpec], dhcp: DhcpSpec) -
                 known = name if name.isdigit() or name.startswith("option6:") else f"option:{name}"
                 lines.append(f"tag:port-{host.port_id},{known},{value}")
     return lines
+
+
+def resolvers(subnet: SubnetSpec, fallback: Iterable[str] = ()) -> list[str]:
+    """The name servers that guests of a subnet are told; the unspecified address (0.0.0.0, ::) stands for none."""
+    given = [ipaddress.ip_address(server) for server in subnet.dns_nameservers or subnet.resolvers or fallback]
+    return [] if any(server.is_unspecified for server in given) else [str(server) for server in given]
 
 
 def _routes(subnet: SubnetSpec, metadata_by: str | None) -> list[str]:
@@ -201,9 +257,6 @@ class Dhcp:
             _write(run_dir / name, content)
         config = _digest(files["config"])
         tables = _digest(files["hosts"] + "\0" + files["names"] + "\0" + files["opts"])
-        if "dhcp-range=" not in files["config"]:  # nothing to hand out: metadata may still be served here
-            processes.stop(_NAME, run_dir, timeout_s=2)
-            return
         pid = processes.alive(_NAME, run_dir)
         loaded = _loaded(run_dir)
         # dnsmasq 2.90 frees memory it does not own when it reads hosts with tags a second time after a lease: it must
@@ -239,7 +292,8 @@ class Dhcp:
         argv = ["dnsmasq", "--keep-in-foreground", f"--conf-file={run_dir}/config"]
         where = namespace(self.place, network_id)
         pid = processes.start(_NAME, argv, run_dir, log=run_dir / "log", netns=where)
-        _until(lambda: _serves(pid), run_dir)
+        ports = "0043|0223" if "dhcp-range=" in (run_dir / "config").read_text() else "0035"
+        _until(lambda: _serves(pid, ports), run_dir)
         return pid
 
     def _release(self, network_id: str, dhcp: DhcpSpec, stale: Iterable[tuple[str, str, str]]) -> None:
@@ -321,14 +375,14 @@ def _write(path: Path, content: str) -> None:
     fresh.replace(path)
 
 
-def _serves(pid: int) -> bool:
-    """Whether a process's namespace has somebody on UDP port 67 or 547."""
+def _serves(pid: int, ports: str) -> bool:
+    """Whether a process's namespace has somebody on one of these UDP ports (hexadecimal, "0043|0223")."""
     for table in ("udp", "udp6"):
         try:
             sockets = Path(f"/proc/{pid}/net/{table}").read_text()
         except OSError:
             return False
-        if re.search(r"^\s*\d+: [0-9A-F]+:(0043|0223) ", sockets, re.MULTILINE):
+        if re.search(rf"^\s*\d+: [0-9A-F]+:({ports}) ", sockets, re.MULTILINE):
             return True
     return False
 

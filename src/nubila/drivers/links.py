@@ -38,6 +38,8 @@ _MNT_DETACH = 2
 _NSFS_MAGIC = 0x6E736673
 _IFF_UP = 0x1
 _IFF_NOARP = 0x80
+_OURS = ipaddress.ip_address("fe80::a9fe:a9fe")  # the link-local address we give ourselves, for metadata
+_RTPROT_STATIC, _LINK = 4, 253
 _NUD_PERMANENT_NOARP = 0x80 | 0x40
 _NTF_SELF = 0x02
 _ETHTOOL = {"tx": 0x17, "sg": 0x19, "tso": 0x1F, "gso": 0x24}  # ETHTOOL_STXCSUM, SSG, STSO, SGSO
@@ -61,9 +63,9 @@ class Device(Struct, frozen=True, kw_only=True):
     arp: bool
     alias: str
     group: int
-
-
     master: int = 0  # index of the bridge it is a port of
+
+
 # --- namespaces ---------------------------------------------------------------------------------------------------
 
 
@@ -221,13 +223,13 @@ class Net:
     def __init__(self, route: IPRoute) -> None:
         self._route = route
 
-    def device(self, name: str) -> Device | None:
-        """One device by name, None when absent."""
     @property
     def route(self) -> IPRoute:
         """The netlink socket, for modules that know more kinds of devices."""
         return self._route
 
+    def device(self, name: str) -> Device | None:
+        """One device by name, None when absent."""
         try:
             for message in self._route.link("get", ifname=name):
                 return _device(message)
@@ -252,6 +254,10 @@ class Net:
         with open(NETNS / peer_namespace, "rb") as there:
             peer = {"ifname": peer_name or name, "net_ns_fd": there.fileno(), "address": mac}
             self._route.link("add", ifname=name, kind="veth", peer=peer)
+
+    def add_pair(self, name: str, peer: str) -> None:
+        """A veth pair with both ends in this namespace."""
+        self._route.link("add", ifname=name, kind="veth", peer={"ifname": peer})
 
     def add_vxlan(self, name: str, vni: int, local: str, mtu: int, port: int = 4789) -> None:
         """A VXLAN device that learns addresses and floods to the peers given to ``set_flood`` only."""
@@ -318,11 +324,11 @@ class Net:
     # --- addresses and routes
 
     def addresses(self, index: int) -> set[str]:
-        """Addresses of a device as "ip/prefixlen", without IPv6 link-local ones."""
+        """Addresses of a device as "ip/prefixlen", without the IPv6 link-local ones that the kernel makes."""
         found = set()
         for message in self._route.get_addr(index=index):
             address = ipaddress.ip_address(message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"))
-            if not (address.version == 6 and address.is_link_local):
+            if address == _OURS or not (address.version == 6 and address.is_link_local):
                 found.add(f"{address}/{message['prefixlen']}")
         return found
 
@@ -380,6 +386,20 @@ class Net:
             except NetlinkError as refusal:
                 refused.append(f"The route to {to} by {hop} was refused: {refusal}.")
         return refused
+
+    def set_link_routes(self, device: str, wanted: Iterable[str]) -> None:
+        """Make the IPv4 destinations that are reached directly by a device without an address there exactly these."""
+        index = self.must(device).index
+        target = {str(ipaddress.ip_network(to, strict=False)) for to in wanted}
+        present = set()
+        for message in self._route.get_routes(family=socket.AF_INET, table=254, oif=index):
+            if message["proto"] == _RTPROT_STATIC and message.get_attr("RTA_GATEWAY") is None:
+                present.add(f"{message.get_attr('RTA_DST')}/{message['dst_len']}")
+        for to in present - target:
+            with _absent_is_fine():
+                self._route.route("del", dst=to, oif=index, scope=_LINK)
+        for to in target - present:
+            self._route.route("replace", dst=to, oif=index, scope=_LINK, proto=_RTPROT_STATIC)
 
     def set_flood(self, index: int, peers: Iterable[str]) -> None:
         """Make a VXLAN device flood to exactly these remote tunnel addresses."""
@@ -451,5 +471,5 @@ def _device(message: Any) -> Device:
         arp=not flags & _IFF_NOARP,
         alias=message.get_attr("IFLA_IFALIAS") or "",
         group=message.get_attr("IFLA_GROUP") or 0,
-    )
         master=message.get_attr("IFLA_MASTER") or 0,
+    )

@@ -17,6 +17,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 
@@ -24,6 +25,8 @@ from msgspec import Struct
 
 from nubila.core.ports import MetadataAnswer, TryAgain
 from nubila.drivers import links
+from nubila.drivers.dhcp import METADATA_ADDRESS, METADATA_ADDRESS_6
+from nubila.drivers.nft import METADATA_PORT
 
 log = logging.getLogger("nubila.metadata")
 
@@ -32,7 +35,7 @@ BODY_BYTES = 64 * 1024
 REQUEST_S = 5.0
 _WORKERS = 16
 _PER_GUEST = 8
-_IP_FREEBIND = 15
+_IP_FREEBIND, _IPV6_FREEBIND = 15, 78
 _PLAIN = "text/plain; charset=UTF-8"
 
 
@@ -44,6 +47,24 @@ class Door(Struct, frozen=True, kw_only=True):
     port: int
     network_id: str | None = None
     router_id: str | None = None
+    device: str = ""  # for a link-local IPv6 address: where
+
+
+def dhcp_doors(namespace: str, device: str, network_id: str) -> list[Door]:
+    """Where a DHCP server's namespace answers, IPv4 and IPv6."""
+    return [
+        Door(namespace=namespace, address=METADATA_ADDRESS, port=80, network_id=network_id),
+        Door(namespace=namespace, address=METADATA_ADDRESS_6, port=80, network_id=network_id, device=device),
+    ]
+
+
+def router_doors(namespace: str, router_id: str, devices: Iterable[tuple[str, str]]) -> list[Door]:
+    """Where a router answers: IPv4 by redirection, IPv6 on each (device, network id) inside."""
+    doors = [Door(namespace=namespace, address="0.0.0.0", port=METADATA_PORT, router_id=router_id)]
+    return doors + [
+        Door(namespace=namespace, address=METADATA_ADDRESS_6, port=80, network_id=network, device=device)
+        for device, network in devices
+    ]
 
 
 class _Refusal(Exception):
@@ -58,7 +79,7 @@ class MetadataServer:
     def __init__(self, answer: MetadataAnswer) -> None:
         self._answer = answer
         self._lock = threading.Lock()
-        self._doors: dict[Door, tuple[socket.socket, int]] = {}  # with the namespace's inode
+        self._doors: dict[Door, tuple[socket.socket, tuple[int, int]]] = {}  # with inode and index
         self._busy: Counter[tuple[Door, str]] = Counter()
         self._selector = selectors.DefaultSelector()
         self._wake, self._waker = socket.socketpair()
@@ -70,27 +91,43 @@ class MetadataServer:
         self._thread.start()
 
     def open(self, door: Door) -> None:
-        """Listen there; a namespace made anew under the same name is entered anew."""
+        """Listen there; a namespace or device made anew under the same name is entered anew."""
         inode = os.stat(links.NETNS / door.namespace).st_ino
-        with self._lock:
-            present = self._doors.get(door)
-        if present is not None and present[1] == inode:
-            return
-        self._close(door)
         with links.entered(door.namespace):
-            listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+            index = _index(door.device)
+            with self._lock:
+                present = self._doors.get(door)
+            if present is not None and present[1] == (inode, index):
+                return
+            self._close(door)
+            family = socket.AF_INET6 if ":" in door.address else socket.AF_INET
+            listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
-            listener.bind((door.address, door.port))
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
+                listener.bind((door.address, door.port, 0, index))
+            else:
+                listener.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+                listener.bind((door.address, door.port))
             listener.listen(64)
         except OSError as failure:
             listener.close()
             raise TryAgain(f"Cannot listen for metadata in {door.namespace}: {failure}.") from failure
         with self._lock:
-            self._doors[door] = (listener, inode)
+            self._doors[door] = (listener, (inode, index))
             self._selector.register(listener, selectors.EVENT_READ, door)
         self._nudge()
+
+    def keep(self, namespace: str, doors: Iterable[Door]) -> None:
+        """Have exactly these doors in a namespace. Raises TryAgain when one cannot be opened."""
+        wanted = set(doors)
+        with self._lock:
+            gone = [door for door in self._doors if door.namespace == namespace and door not in wanted]
+        for door in gone:
+            self._close(door)
+        for door in sorted(wanted, key=lambda door: (door.address, door.device)):
+            self.open(door)
 
     def close_namespace(self, namespace: str) -> None:
         """Stop listening in a namespace; absent is success."""
@@ -140,7 +177,7 @@ class MetadataServer:
                     connection, peer = key.fileobj.accept()  # type: ignore[union-attr]
                 except OSError:
                     continue
-                self._admit(key.data, connection, peer[0])
+                self._admit(key.data, connection, peer[0].partition("%")[0])
 
     def _admit(self, door: Door, connection: socket.socket, address: str) -> None:
         with self._lock:
@@ -190,6 +227,13 @@ class MetadataServer:
         connection.sendall(head.encode("latin-1", "replace") + (b"" if method == "HEAD" else content))
         with contextlib.suppress(OSError):
             connection.shutdown(socket.SHUT_WR)
+
+
+def _index(device: str) -> int:
+    try:
+        return socket.if_nametoindex(device) if device else 0
+    except OSError:
+        raise TryAgain(f"The network device {device} does not exist.") from None
 
 
 def _phrase(status: int) -> str:

@@ -17,8 +17,11 @@ Wish = tuple[Row, str | None]
 
 
 def is_auto(subnet: Mapping[str, Any]) -> bool:
-    """Whether addresses of the subnet follow from the MAC (IPv6 SLAAC and stateless DHCPv6)."""
-    return subnet["ipv6_address_mode"] in addresses.AUTO_V6_MODES
+    """Whether addresses of the subnet follow from the MAC (IPv6 SLAAC and stateless DHCPv6).
+
+    One mode alone is enough: what our router advertises, or what guests do with somebody else's advertisements.
+    """
+    return bool({subnet["ipv6_address_mode"], subnet["ipv6_ra_mode"]} & set(addresses.AUTO_V6_MODES))
 
 
 def wishes(tx: Tx, port: Mapping[str, Any], asked: Sequence[Mapping[str, Any]] | None) -> list[Wish]:

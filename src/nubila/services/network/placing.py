@@ -24,8 +24,9 @@ from nubila.core.cloud import Cloud
 from nubila.core.db import Reader, Store, Tx
 from nubila.core.faults import Fault
 from nubila.core.work import Item
-from nubila.services.network import agents, allocate, asks, fixed, look, place, ports
+from nubila.services.network import agents, allocate, asks, fixed, l2pop, look, place, ports
 from nubila.services.network.asks import DHCP, ROUTER_OWNERS
+from nubila.services.network.ha_tables import HA_HOST
 from nubila.services.network.kinds import FloatingIP, Network, Router, Subnet
 from nubila.services.network.kinds_port import Port
 from nubila.services.network.tables import DHCP_BINDING
@@ -34,7 +35,6 @@ Row = dict[str, Any]
 RETRY_S = 5.0
 SLOW_S = 30.0
 TAKEN = ""  # router.host: an operator took it from its host (NULL: it has none yet)
-SMALL_GROUP, PAUSE_PER_PORT_S, MAX_PAUSE_S = 16, 0.005, 5.0
 _D, _P = DHCP_BINDING.c, Port.table.c
 STANDIN, AWAY = "standin", "taken"  # dhcp_binding.state
 _BINDINGS = sa.select(_D.host, _D.port_id, _D.state).where(_D.network_id == sa.bindparam("network")).order_by(_D.host)
@@ -68,6 +68,7 @@ _FLOATING_DOWN = (
     .values(status="DOWN")
 )
 _TAKEN = sa.select(_R.id).where(_R.host == TAKEN)
+_HA_HERE = sa.select(HA_HOST.c.router_id).where(HA_HOST.c.host == sa.bindparam("host"))
 STAYING = ("enabled", "disabled")
 
 
@@ -80,6 +81,7 @@ def usable(reader: Reader, binary: str) -> list[Row]:
 def served_by(reader: Reader, host: str) -> tuple[list[str], list[str]]:
     """The routers that a host runs and the networks it serves DHCP for."""
     routers = [id for (id,) in reader.rows(_ROUTED_BY, {"host": host})]
+    routers += [id for (id,) in reader.rows(_HA_HERE, {"host": host}) if id not in routers]
     return routers, [id for (id,) in reader.rows(_BOUND_TO, {"host": host})]
 
 
@@ -88,6 +90,7 @@ def on_host(cloud: Cloud, tx: Tx, host: Row) -> None:
 
     External networks live on every network host; what a drained or removed host serves moves to others.
     """
+    l2pop.on_host(tx, host)
     if "network" in host["roles"] and host["state"] != "removed":
         for id in asks.external_networks(tx):
             tx.ask("network", id, host["name"])
@@ -97,6 +100,8 @@ def on_host(cloud: Cloud, tx: Tx, host: Row) -> None:
             tx.ask("dhcp", id)
         for id in routers:
             tx.ask("router_place", id)
+        for (id,) in tx.rows(_HA_HERE, {"host": host["name"]}):
+            tx.ask("router_ha", id)
 
 
 def _draining(reader: Reader) -> set[str]:
@@ -243,6 +248,8 @@ def _serve(cloud: Cloud, tx: Tx, net: Row, served: list[Row], host: str, port_id
         except Fault:
             continue  # no address left: the subnet's pools are the user's business; the other subnets are served
     tx.ask("network", net["id"], host)
+    if any(subnet["ipv6_ra_mode"] for subnet in served):
+        asks.routers_of(tx, net["id"])  # they tell guests where the name servers are
 
 
 def dhcp_item(cloud: Cloud, store: Store, item: Item) -> None:
@@ -278,6 +285,10 @@ def router(cloud: Cloud, tx: Tx, router_id: str, *, tell: bool = True) -> str | 
     row = look.row(tx, Router, router_id)
     if row is None:
         return None
+    if row["ha"]:
+        from nubila.services.network import ha_place  # it makes networks, which are placed here
+
+        return ha_place.keep(cloud, tx, row, tell_all=tell)
     mine = tx.all(_ROUTER_PORTS, {"router": router_id})
     host: str | None = row["host"] or None
     if host is not None and host not in _staying(tx):
@@ -343,26 +354,3 @@ def router_item(cloud: Cloud, store: Store, item: Item) -> None:
 def routers_with_ports(cloud: Cloud, reader: Reader) -> list[str]:
     """Every router that needs a host."""
     return [id for (id,) in reader.rows(_NEED_HOST)]
-
-
-def group_item(cloud: Cloud, store: Store, item: Item) -> None:
-    """Reconciler "security_group": pass a change on to every port it concerns.
-
-    A large group that changes all the time (a project starting a thousand servers) is passed on once in a while, not at
-    every change: each time costs every port a comparison.
-    """
-    told: dict[str, float] = cloud.memory.setdefault("network groups told", {})
-    with store.write(item) as tx:
-        found = asks.concerned(tx, item.id)
-        pause = min(len(found) * PAUSE_PER_PORT_S, MAX_PAUSE_S) if len(found) > SMALL_GROUP else 0.0
-        wait = told.get(item.id, -MAX_PAUSE_S) + pause - clock.monotonic()
-        if wait > 0:
-            tx.settle(f"{len(found)} ports will be told together", again=wait)
-            return
-        for port_id, host in found:
-            tx.ask("port", port_id, host)
-        tx.settle(f"{len(found)} ports were told")
-    if pause:
-        told[item.id] = clock.monotonic()
-        if len(told) > 10_000:
-            told.clear()
