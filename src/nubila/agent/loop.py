@@ -114,7 +114,7 @@ class Agent:
         what = hypervisor.capabilities() if hypervisor else Capabilities(vcpus=0, ram_mb=0, disk_gb=0)
         self.api.hello({
             "roles": self.roles, "tunnel_ip": self.place.tunnel_ip, "bridges": self.place.bridges,
-            "capabilities": msgspec.to_builtins(what),
+            "capabilities": msgspec.to_builtins(msgspec.structs.replace(what, switch=self.place.switch)),
         })  # fmt: skip
         self._prune()
 

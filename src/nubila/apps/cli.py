@@ -330,6 +330,14 @@ def host_remove(name: str, state: Path | None, force: bool) -> None:
 @click.option("--host", "name", default=None, help="This host's name (default: the machine's).")
 @click.option("--gear", type=click.Choice(["auto", "real", "simulated"]), default="auto", show_default=True)
 @click.option("--tunnel-ip", default="", help="This host's address for tunnels (default: the one that reaches URL).")
+@click.option(
+    "--switch", type=click.Choice(["openvswitch", "linuxbridge"]), default="openvswitch", show_default=True,
+    help="What joins guests to networks here.",
+)  # fmt: skip
+@click.option(
+    "--physical", multiple=True, metavar="NETWORK=DEVICE",
+    help="Device of a physical network: an Open vSwitch bridge, or with linuxbridge the network card. Repeatable.",
+)  # fmt: skip
 @click.option("--hypervisor", type=click.Choice(["simulated"]), default=None, hidden=True)
 @click.option("-d", "--detach", is_flag=True, help="Run in the background.")
 def join(url: str, token: str, state: Path | None, detach: bool, **options: Any) -> None:

@@ -143,7 +143,7 @@ def hosts_agree(cloud: Cloud) -> list[str]:
         made = msgspec.json.decode(path.read_bytes(), type=HostConfig)
         place = HostPlace(
             cloud=made.cloud, host=made.host, root=path.parent, tunnel_ip=made.tunnel_ip, namespace=made.namespace,
-            bridges=made.bridges,
+            bridges=made.bridges, switch=made.switch,
         )  # fmt: skip
         here = drivers(made, place, None)  # type: ignore[arg-type]  # looking needs no line to the control plane
         out += host_agrees(cloud, made.host, here)

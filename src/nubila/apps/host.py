@@ -9,6 +9,7 @@ import socket
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -76,6 +77,7 @@ class HostConfig(msgspec.Struct, kw_only=True):
     namespace: str = ""
     sweep_s: float = 60.0
     boot_s: float = 0.0
+    switch: Literal["openvswitch", "linuxbridge"] = "openvswitch"
     hypervisor: str = ""  # "simulated": guests are simulated on real networks (tests); "" = as the gear says
     certificate: str = ""
     key: str = ""
@@ -106,7 +108,7 @@ def make_agent(root: Path, config: HostConfig) -> Agent:
     """An agent ready to run on ``root``."""
     place = HostPlace(
         cloud=config.cloud, host=config.host, root=root, tunnel_ip=config.tunnel_ip, namespace=config.namespace,
-        bridges=config.bridges,
+        bridges=config.bridges, switch=config.switch,
     )  # fmt: skip
     api = HostApi(
         config.url, config.host,

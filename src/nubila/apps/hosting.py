@@ -8,6 +8,7 @@ import re
 import socket
 import ssl
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -191,13 +192,18 @@ def _get_certificate(context: ssl.SSLContext, url: str, body: dict[str, Any]) ->
 
 
 def join(
-    state: Path, url: str, token: str, *, name: str | None, gear: str, tunnel_ip: str, hypervisor: str | None = None
+    state: Path, url: str, token: str, *, name: str | None, gear: str, tunnel_ip: str, hypervisor: str | None = None,
+    switch: str = "openvswitch", physical: Sequence[str] = (),
 ) -> str:
     """Get a certificate for this machine and write its agent's configuration. Raises Cannot; then nothing is changed.
 
-    ``hypervisor``: "simulated" for guests that are simulated on real networks.
+    ``hypervisor``: "simulated" for guests that are simulated on real networks. ``switch``: openvswitch or linuxbridge.
+    ``physical``: "NETWORK=BRIDGE" (Open vSwitch) or "NETWORK=CARD" (Linux bridge) for each physical network.
     """
     host = name or hostname()
+    wrong = next((one for one in physical if not re.fullmatch(r"[^=\s]{1,64}=[^=\s/]{1,15}", one)), None)
+    if wrong is not None:
+        raise Cannot(f"--physical {wrong}: write NETWORK=DEVICE, e.g. physnet1=eth1")
     address, port = _check_join(state, url, host)
     try:
         chosen = choose_gear(gear)
@@ -229,10 +235,11 @@ def join(
             s.connect((address, port))
             tunnel_ip = s.getsockname()[0]
     cloud = answer["cloud"]
-    bridges = {"physnet1": "br-ex" if cloud == "nubila" else f"br-ex-{cloud}"[:15]}
+    usual = {"physnet1": "br-ex" if cloud == "nubila" else f"br-ex-{cloud}"[:15]}
+    bridges = dict(one.split("=", 1) for one in physical) or usual
     config = HostConfig(
         host=host, cloud=cloud, gear=chosen.name, url=url, roles=answer["roles"], tunnel_ip=tunnel_ip,
-        bridges=bridges if "network" in answer["roles"] else {},
+        bridges=bridges if "network" in answer["roles"] or physical else {}, switch=switch,  # type: ignore[arg-type]
         certificate=str(root / "host.pem"), key=str(root / "host.key"), ca=str(root / "ca.pem"),
         hypervisor=hypervisor or "",
     )  # fmt: skip

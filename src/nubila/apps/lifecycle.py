@@ -227,7 +227,7 @@ def _write_agents(state: Path, settings: config.Settings, gear: str, hosts: list
         root.mkdir(mode=0o700, exist_ok=True)
         made = default_config(
             state, host, settings.name, gear, tunnel_ip(settings) if i == 0 else f"127.0.0.{i + 1}",
-            sweep_s=settings.sweep_s, boot_s=settings.simulated_boot_s,
+            sweep_s=settings.sweep_s, boot_s=settings.simulated_boot_s, switch=settings.switch,
         )  # fmt: skip
         first.write_private(root / "agent.json", msgspec.json.encode(made).decode())
 
@@ -339,7 +339,7 @@ def destroy(state: Path) -> list[str]:
         made = msgspec.json.decode(path.read_bytes(), type=HostConfig)
         place = HostPlace(
             cloud=made.cloud, host=made.host, root=path.parent, tunnel_ip=made.tunnel_ip, namespace=made.namespace,
-            bridges=made.bridges,
+            bridges=made.bridges, switch=made.switch,
         )  # fmt: skip
         here = drivers(made, place, HostApi(f"unix:{state / 'run' / 'host.sock'}", made.host))  # asks nothing
         if here.hypervisor is not None:

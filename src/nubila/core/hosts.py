@@ -31,6 +31,7 @@ TABLE = sa.Table(
     sa.Column("tunnel_ip", sa.String(64), nullable=False),
     sa.Column("bridges", sa.JSON, nullable=False),  # physical network -> bridge
     sa.Column("capabilities", sa.JSON, nullable=False),  # ports.Capabilities as a dict
+    sa.Column("switch", sa.String(16), nullable=False, server_default="openvswitch"),  # or linuxbridge
     sa.Column("certificate", sa.String(128)),  # SHA-256 of the host's current certificate; NULL for the local host
     sa.Column("seen", sa.Double, nullable=False),  # Unix time of the last report
     sa.Column("created_at", sa.String(32), nullable=False),
@@ -77,6 +78,7 @@ def report(
     now = clock.now()
     seen = {
         "roles": roles, "tunnel_ip": tunnel_ip, "bridges": bridges, "capabilities": capabilities,
+        "switch": capabilities.get("switch", "openvswitch"),
         "seen": time.time(), "updated_at": now,
     }  # fmt: skip
     if certificate is not None:

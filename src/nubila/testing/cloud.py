@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlencode, urlsplit
 
 import msgspec
@@ -140,14 +140,15 @@ class TestCloud:
         self.settle()
 
     def add_host(
-        self, name: str, make: Callable[[HostPlace], Drivers] = simulated, roles: list[str] | None = None
-    ) -> Agent:
+        self, name: str, make: Callable[[HostPlace], Drivers] = simulated, roles: list[str] | None = None, *,
+        switch: Literal["openvswitch", "linuxbridge"] = "openvswitch",
+    ) -> Agent:  # fmt: skip
         """Start one more agent."""
         root = self.state / "hosts" / name
         root.mkdir(parents=True, exist_ok=True)
         place = HostPlace(
             cloud=self.cloud.name, host=name, root=root, bridges={"physnet1": "br-ex"},
-            tunnel_ip=f"127.0.1.{len(self.agents) + 1}",
+            tunnel_ip=f"127.0.1.{len(self.agents) + 1}", switch=switch,
         )  # fmt: skip
         agent = Agent(DirectApi(self.edge, name), place, make(place), roles=roles or ["compute", "network"])
         agent.drivers.network.start()

@@ -11,15 +11,19 @@ from nubila.core import clock, hosts, types
 from nubila.core.db import Reader, Tx
 from nubila.core.faults import Fault, bad_request, conflict, not_found
 from nubila.core.sql import upsert
+from nubila.services.network import l2pop
 from nubila.services.network.tables import AGENT, DHCP_BINDING
 
 Row = dict[str, Any]
 SPACE = uuid.UUID("7e4a1d2c-0b6f-4b3e-9a53-6c1f2d8e9b70")  # ours; makes agent ids the same on every server
-OVS, DHCP, L3, METADATA = (
+OVS, DHCP, L3, METADATA, BRIDGE = (
     "neutron-openvswitch-agent", "neutron-dhcp-agent", "neutron-l3-agent", "neutron-metadata-agent",
 )  # fmt: skip
-TYPES = {OVS: "Open vSwitch agent", DHCP: "DHCP agent", L3: "L3 agent", METADATA: "Metadata agent"}
-TOPICS = {OVS: "N/A", DHCP: "dhcp_agent", L3: "l3_agent", METADATA: "N/A"}
+TYPES = {
+    OVS: "Open vSwitch agent", BRIDGE: "Linux bridge agent", DHCP: "DHCP agent", L3: "L3 agent",
+    METADATA: "Metadata agent",
+}  # fmt: skip
+TOPICS = {OVS: "N/A", BRIDGE: "N/A", DHCP: "dhcp_agent", L3: "l3_agent", METADATA: "N/A"}
 ALIVE_S = hosts.ALIVE_S
 _ALL = sa.select(AGENT)
 _OFF = sa.select(AGENT.c.id).where(AGENT.c.admin_state_up.is_(False))
@@ -47,7 +51,7 @@ def every(reader: Reader) -> list[Row]:
     networks = dict(reader.rows(_DHCP_COUNT))
     out = []
     for host in hosts.every(reader):
-        binaries = [OVS]
+        binaries = [BRIDGE if l2pop.switch(host) == l2pop.LINUX_BRIDGE else OVS]
         if "network" in host["roles"]:
             binaries += [DHCP, L3, METADATA]
         for binary in binaries:
@@ -68,6 +72,11 @@ def _view(host: Row, binary: str, changed: dict[str, Row], networks: dict[str, i
             "integration_bridge": "br-int", "extensions": [], "in_distributed_mode": False,
         }  # fmt: skip
     elif binary == DHCP:
+    elif binary == BRIDGE:
+        config |= {
+            "bridge_mappings": {}, "interface_mappings": host["bridges"], "tunnel_types": ["vxlan"],
+            "tunneling_ip": host["tunnel_ip"], "devices": 0, "l2_population": True, "extensions": [],
+        }  # fmt: skip
         config |= {"dhcp_driver": "nubila", "dhcp_lease_duration": 86400, "networks": networks.get(host["name"], 0)}
     elif binary == L3:
         config |= {"agent_mode": "legacy", "handle_internal_only_routers": True, "external_network_bridge": ""}

@@ -18,6 +18,7 @@ import sqlalchemy as sa
 
 from nubila.core import hosts
 from nubila.core.db import Reader, Tx
+from nubila.services.network import l2pop
 from nubila.services.network.ha_tables import HA_HOST
 from nubila.services.network.kinds import Network, Router
 from nubila.services.network.kinds_port import Port, SecurityGroupRule
@@ -36,8 +37,11 @@ ROUTER_OWNERS = (*INTERFACES, GATEWAY)
 
 _P = Port.table.c
 _HOSTS = sa.select(_P.bound_host).where(_P.network_id == sa.bindparam("network"), _P.bound_host != "").distinct()
-_DHCP_HOSTS = sa.select(DHCP_BINDING.c.host).where(
-    DHCP_BINDING.c.network_id == sa.bindparam("network"), DHCP_BINDING.c.port_id.is_not(None)
+_DHCP_HOSTS = sa.union(
+    sa.select(DHCP_BINDING.c.host).where(
+        DHCP_BINDING.c.network_id == sa.bindparam("network"), DHCP_BINDING.c.port_id.is_not(None)
+    ),
+    l2pop.BRIDGED,  # they are told who has which address, too
 )
 _HA_HOSTS = sa.select(HA_HOST.c.host).where(HA_HOST.c.router_id == sa.bindparam("router"))
 _HA_HOSTS_OF_NETWORK = (
@@ -145,6 +149,8 @@ _PER_HOST = (
 def router(tx: Tx, router_id: str) -> None:
     """The router's interfaces, gateway, routes, NAT or state changed: its host; none yet means choose one."""
     host = tx.scalar(_ROUTER_HOST, {"id": router_id})
+    else:
+        l2pop.ask(tx, row["network_id"])
     several = tx.rows(_HA_HOSTS, {"router": router_id})
     if several:
         for (one,) in several:

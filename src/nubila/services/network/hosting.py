@@ -29,7 +29,7 @@ from nubila.core.ports import (
     SubnetSpec,
 )
 from nubila.core.service import HostItem
-from nubila.services.network import addresses, allocate, asks, ha_place, look, qos_use, segments
+from nubila.services.network import addresses, allocate, asks, ha_place, l2pop, look, qos_use, segments
 from nubila.services.network.asks import DHCP, FLOATING, GATEWAY, INTERFACES, ROUTER_OWNERS
 from nubila.services.network.kinds import FloatingIP, Network, Router, Subnet
 from nubila.services.network.kinds_port import Port, SecurityGroupRule
@@ -129,6 +129,7 @@ def describe_network(cloud: Cloud, reader: Reader, id: str, host: str) -> Networ
     first = next((s for s in subnets if s["ip_version"] == 4 and s["gateway_ip"]), None)
     own_gateway = bool(gateway_host and net["host_gateway"] and first)
     return NetworkSpec(
+        neighbours=l2pop.neighbours(reader, id, host, here) if tunnels else (),
         id=id,
         project_id=net["project_id"],
         segment=Segment(

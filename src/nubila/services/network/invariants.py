@@ -74,7 +74,7 @@ def _ports(rows: _Rows) -> Iterator[str]:
             yield f"port {id} is on network {port['network_id']}, which is not there"
         if host and host not in rows.hosts:
             yield f"port {id} is bound to host {host}, which is not there"
-        if host and (port["host_id"], port["vif_type"]) != (host, "ovs"):
+        if host and (port["host_id"] != host or port["vif_type"] not in ("ovs", "bridge")):
             yield f"port {id} is bound to {host} and says {port['host_id']}, {port['vif_type']}"
         if port["status"] == "ACTIVE" and not host and not owner.startswith("network:"):
             yield f"port {id} is ACTIVE on no host"

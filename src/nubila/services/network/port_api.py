@@ -12,7 +12,7 @@ from nubila.core.call import Call
 from nubila.core.faults import bad_request, conflict, forbidden
 from nubila.core.query import ListQuery
 from nubila.core.service import Hooks
-from nubila.services.network import look, paging, ports, qos_use, rbac, tags
+from nubila.services.network import l2pop, look, paging, ports, qos_use, rbac, tags
 from nubila.services.network.asks import DHCP, FLOATING, GATEWAY, INTERFACES, ROUTER_OWNERS
 from nubila.services.network.kinds import FloatingIP, Network, Router
 from nubila.services.network.kinds_port import Port
@@ -179,18 +179,9 @@ def present(call: Call, rows: list[Row]) -> None:
         row["dns_assignment"] = [
             _named(ip["ip_address"], row["dns_name"], domains.get(row["network_id"], DOMAIN)) for ip in row["fixed_ips"]
         ]
-        row["vif_details"] = (
-            {
-                "port_filter": True,
-                "connectivity": "l2",
-                "bridge_name": "br-int",
-                "datapath_type": "system",
-                "ovs_hybrid_plug": False,
-                "bound_drivers": {"0": "openvswitch"},
-            }
-            if row["vif_type"] == "ovs"
-            else {}
-        )
+        row["vif_details"] = ports.details(row["vif_type"])
+        if row["trusted"] is not None:
+            row["profile"] = {**(row["profile"] or {}), "trusted": row["trusted"]}
 
 
 def _named(address: str, name: str, domain: str) -> Row:

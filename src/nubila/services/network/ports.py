@@ -18,7 +18,7 @@ from nubila.core.cloud import Cloud
 from nubila.core.db import Tx
 from nubila.core.faults import bad_request, conflict, over_quota
 from nubila.core.gates import ALWAYS
-from nubila.services.network import allocate, asks, fixed, floating_links, groups, look, tags
+from nubila.services.network import allocate, asks, fixed, floating_links, groups, l2pop, look, tags
 from nubila.services.network.kinds import Network
 from nubila.services.network.kinds_port import Port
 from nubila.services.network.tables import DHCP_BINDING, PORT_GROUP
@@ -174,7 +174,19 @@ def bind_values(tx: Tx, values: Row, host: str) -> None:
     known = bool(host) and hosts.get(tx, host) is not None
     values["host_id"] = host
     values["bound_host"] = host if known else ""
-    values["vif_type"] = "ovs" if known else "binding_failed" if host else "unbound"
+    values["vif_type"] = l2pop.vif_type(where) if where is not None else "binding_failed" if host else "unbound"
+
+
+def details(vif_type: str) -> Row:
+    """``binding:vif_details`` of a port that is wired so."""
+    if vif_type == "bridge":
+        return dict(l2pop.VIF_DETAILS)
+    if vif_type != "ovs":
+        return {}
+    return {
+        "port_filter": True, "connectivity": "l2", "bridge_name": "br-int", "datapath_type": "system",
+        "ovs_hybrid_plug": False, "bound_drivers": {"0": "openvswitch"},
+    }  # fmt: skip
 
 
 def bind(tx: Tx, row: Row, host: str, **more: Any) -> Row:
