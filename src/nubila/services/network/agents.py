@@ -71,12 +71,12 @@ def _view(host: Row, binary: str, changed: dict[str, Row], networks: dict[str, i
             "datapath_type": "system", "devices": 0, "l2_population": False, "arp_responder_enabled": False,
             "integration_bridge": "br-int", "extensions": [], "in_distributed_mode": False,
         }  # fmt: skip
-    elif binary == DHCP:
     elif binary == BRIDGE:
         config |= {
             "bridge_mappings": {}, "interface_mappings": host["bridges"], "tunnel_types": ["vxlan"],
             "tunneling_ip": host["tunnel_ip"], "devices": 0, "l2_population": True, "extensions": [],
         }  # fmt: skip
+    elif binary == DHCP:
         config |= {"dhcp_driver": "nubila", "dhcp_lease_duration": 86400, "networks": networks.get(host["name"], 0)}
     elif binary == L3:
         config |= {"agent_mode": "legacy", "handle_internal_only_routers": True, "external_network_bridge": ""}

@@ -137,6 +137,8 @@ def moved(tx: Tx, row: Row, old: str, new: str) -> None:
             others |= network_hosts(tx, row["network_id"], external=True)
         for host in (others | {old, new}) - {""}:
             tx.ask("network", row["network_id"], host)
+    else:
+        l2pop.ask(tx, row["network_id"])
 
 
 _PER_HOST = (
@@ -149,8 +151,6 @@ _PER_HOST = (
 def router(tx: Tx, router_id: str) -> None:
     """The router's interfaces, gateway, routes, NAT or state changed: its host; none yet means choose one."""
     host = tx.scalar(_ROUTER_HOST, {"id": router_id})
-    else:
-        l2pop.ask(tx, row["network_id"])
     several = tx.rows(_HA_HOSTS, {"router": router_id})
     if several:
         for (one,) in several:

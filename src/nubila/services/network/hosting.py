@@ -129,7 +129,6 @@ def describe_network(cloud: Cloud, reader: Reader, id: str, host: str) -> Networ
     first = next((s for s in subnets if s["ip_version"] == 4 and s["gateway_ip"]), None)
     own_gateway = bool(gateway_host and net["host_gateway"] and first)
     return NetworkSpec(
-        neighbours=l2pop.neighbours(reader, id, host, here) if tunnels else (),
         id=id,
         project_id=net["project_id"],
         segment=Segment(
@@ -141,6 +140,7 @@ def describe_network(cloud: Cloud, reader: Reader, id: str, host: str) -> Networ
         subnets=_subnets(reader, net, subnets, dhcp),
         dhcp=dhcp,
         peers=tuple(dict.fromkeys(peers)),
+        neighbours=l2pop.neighbours(reader, id, host, here) if tunnels else (),
         host_address=f"{first['gateway_ip']}/{addresses.network(first['cidr']).prefixlen}"
         if own_gateway and first
         else None,
