@@ -12,7 +12,7 @@ every call has a timeout; a driver keeps no state in memory that it cannot read 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -180,6 +180,7 @@ class DhcpHost(Struct, frozen=True, kw_only=True):
     hostname: str
     fixed_ips: tuple[FixedIp, ...]
     options: tuple[tuple[str, str], ...] = ()  # (name or number, value); an IPv6 option is "option6:NAME"
+    domain: str = ""  # DNS domain instead of the network's
 
 
 class DhcpSpec(Struct, frozen=True, kw_only=True):
@@ -264,6 +265,13 @@ class QosSpec(Struct, frozen=True, kw_only=True):
     dscp: int | None = None  # set in every IP packet he sends
 
 
+class TrunkPlace(Struct, frozen=True, kw_only=True):
+    """A port's place in a trunk: what the parent's guest sends and gets untagged, or with a VLAN tag."""
+
+    trunk_id: str
+    vlan: int | None = None  # None: the parent itself, whose tap carries all of them
+
+
 class PortSpec(Struct, frozen=True, kw_only=True):
     """A guest's port wired on this host (router and DHCP ports are part of their router and network)."""
 
@@ -280,6 +288,7 @@ class PortSpec(Struct, frozen=True, kw_only=True):
     rules: tuple[RuleSpec, ...] = ()  # of this port alone, besides those of its groups; they name no sets
     stateful: bool = True  # False: each packet is judged by itself, answers need rules of their own
     qos: QosSpec | None = None
+    trunk: TrunkPlace | None = None  # a subport has no tap of its own
 
 
 class RouterPort(Struct, frozen=True, kw_only=True):
@@ -416,6 +425,9 @@ class NetworkDriver(Protocol):
         address_sets: Iterable[str] | None = None,
     ) -> list[str]: ...
     def serve_metadata(self, answer: MetadataAnswer) -> None: ...
+    def drift(self, known: Mapping[str, set[str]], spec: Callable[[str, str], object]) -> list[tuple[str, str]]:
+        """What of ``known`` (kind -> ids) is not as it was made, found by a quick look; ``spec``: its last spec."""
+        ...
     def tend(self, claims: LeaseClaims) -> None: ...
 
 

@@ -9,17 +9,17 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from msgspec import Struct
+from pyroute2.netlink.nfnetlink.nftsocket import NFTSocket
 
-from nubila.core.ports import RouterSpec
 from nubila.drivers import programs
 from nubila.drivers.links import GROUP
 
+_FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 ROUTER_TABLE = "nubila-router"
 METADATA_PORT = 9697
-_FROM_OUTSIDE = 0x2
 
 
 class Masquerade(Struct, frozen=True, kw_only=True):
@@ -38,6 +38,16 @@ def tables(timeout_s: float = 10.0) -> list[tuple[str, str]]:
     """(family, name) of every table in the namespace this thread is in."""
     lines = _nft(["list", "tables"], "", timeout_s).splitlines()
     return [(words[1], words[2]) for words in (line.split() for line in lines) if len(words) == 3]
+
+
+def table_names() -> set[tuple[str, str]]:
+    """(family, name) of every table in the namespace this thread is in, by netlink: no process is started."""
+    found = set()
+    with NFTSocket() as socket:
+        for message in socket.get_tables():
+            family = _FAMILIES.get(message["nfgen_family"], str(message["nfgen_family"]))
+            found.add((family, message.get_attr("NFTA_TABLE_NAME")))
+    return found
 
 
 def has_chain(family: str, table: str, chain: str, timeout_s: float = 10.0) -> bool:
@@ -62,9 +72,15 @@ def _nft(arguments: list[str], script: str, timeout_s: float) -> str:
     return programs.run(["nft", *arguments], package="nftables", text=script, timeout_s=timeout_s)
 
 
-def _replace(family: str, name: str, chains: dict[str, tuple[str, Iterable[str]]]) -> str:
-    """A script that makes a table exactly these chains: name -> (hook line, rules)."""
-    lines = [f"table {family} {name}", f"flush table {family} {name}", f"table {family} {name} {{"]
+def replace(
+    family: str, name: str, chains: Mapping[str, tuple[str, Iterable[str]]], objects: Iterable[str] = ()
+) -> str:
+    """A script that makes a table exactly these chains: name -> (hook line, rules); ``objects`` are lines before them.
+
+    Tracked connections keep their translation: it is not the table's.
+    """
+    lines = [f"table {family} {name}", f"delete table {family} {name}", f"table {family} {name} {{"]
+    lines += [f"  {line}" for line in objects]
     for chain, (hook, rules) in chains.items():
         lines.append(f"  chain {chain} {{")
         lines.append(f"    type {hook};")
@@ -76,50 +92,6 @@ def _replace(family: str, name: str, chains: dict[str, tuple[str, Iterable[str]]
 # --- routers ------------------------------------------------------------------------------------------------------
 
 
-def router_table(spec: RouterSpec, inside: Iterable[str], outside: str | None) -> str:
-    """A router's translation of addresses.
-
-    ``inside`` are its qr- devices, ``outside`` its qg- device. Order in postrouting: a floating address wins over the
-    router's own; traffic that came from inside and was turned round to a floating address gets a source that the
-    answer must come back to; the rest of what leaves gets the router's address.
-    """
-    pre: list[str] = [
-        f'iifname "{name}" ip daddr 169.254.169.254 tcp dport 80 redirect to :{METADATA_PORT}' for name in inside
-    ]
-    out: list[str] = []
-    post: list[str] = []
-    guard: list[str] = []
-    if outside:
-        pre.insert(0, f'iifname "{outside}" meta mark set {_FROM_OUTSIDE:#x}')
-        guard.append(f'iifname "{outside}" tcp dport {METADATA_PORT} drop')
-        for floating in spec.floating_ips:
-            pre.append(f"ip daddr {floating.floating_ip} dnat to {floating.fixed_ip}")
-            out.append(f"ip daddr {floating.floating_ip} dnat to {floating.fixed_ip}")
-            post.append(f'oifname "{outside}" ip saddr {floating.fixed_ip} snat to {floating.floating_ip}')
-            turned = f"meta mark != {_FROM_OUTSIDE:#x} ct status dnat"
-            post.append(f"{turned} ip saddr {floating.fixed_ip} snat to {floating.floating_ip}")
-        own = _own_address(spec)
-        if own:
-            post.append(f"meta mark != {_FROM_OUTSIDE:#x} ct status dnat snat to {own}")
-            if spec.snat:
-                post.append(f'oifname "{outside}" meta mark != {_FROM_OUTSIDE:#x} snat to {own}')
-    return _replace(
-        "ip",
-        ROUTER_TABLE,
-        {
-            "prerouting": ("nat hook prerouting priority dstnat", pre),
-            "output": ("nat hook output priority -100", out),
-            "postrouting": ("nat hook postrouting priority srcnat", post),
-            "input": ("filter hook input priority filter", guard),
-        },
-    )
-
-
-def _own_address(spec: RouterSpec) -> str | None:
-    ips = [ip.ip_address for ip in spec.gateway.fixed_ips] if spec.gateway else []
-    return next((ip for ip in ips if ipaddress.ip_address(ip).version == 4), None)
-
-
 def forget_connections(address: str, timeout_s: float = 5.0) -> None:
     """End tracked connections that use a translated address, in the namespace this thread is in.
 
@@ -128,6 +100,14 @@ def forget_connections(address: str, timeout_s: float = 5.0) -> None:
     for side in ("--orig-dst", "--reply-dst"):
         argv = ["conntrack", "-D", side, address]  # fails when there is none
         programs.run(argv, package="conntrack", timeout_s=timeout_s, check=False)
+
+
+def forget_forwarded(address: str, protocol: str, ports: tuple[int, int], timeout_s: float = 5.0) -> None:
+    """End tracked connections to forwarded ports of an address; of a range, all of the address and protocol."""
+    argv = ["conntrack", "-D", "--orig-dst", address, "-p", protocol]
+    if ports[0] == ports[1]:
+        argv += ["--orig-port-dst", str(ports[0])]
+    programs.run(argv, package="conntrack", timeout_s=timeout_s, check=False)
 
 
 # --- the host -----------------------------------------------------------------------------------------------------
@@ -151,7 +131,7 @@ def host_table(cloud: str, masquerades: Iterable[Masquerade]) -> str:
         network = ipaddress.ip_network(masquerade.cidr, strict=False)
         family = "ip" if network.version == 4 else "ip6"
         post.append(f'{family} saddr {network} oifname != "{masquerade.bridge}" masquerade')
-    return _replace(
+    return replace(
         "inet",
         host_table_name(cloud),
         {

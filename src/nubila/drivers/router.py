@@ -16,15 +16,22 @@ import ipaddress
 import shutil
 import socket
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from nubila.core.ports import HostPlace, RouterPort, RouterSpec, SubnetSpec, TryAgain
-from nubila.drivers import advertise, links, nft, shaping
+import msgspec
+
+from nubila.core.ports import ForwardSpec, HostPlace, RouterPort, RouterSpec, SubnetSpec, TryAgain
+from nubila.drivers import advertise, ha, links, nft, router_nft, routes, shaping
 from nubila.drivers.dhcp import METADATA_ADDRESS_6
+from nubila.drivers.files import read_json, write_json
+from nubila.drivers.ovs_flows import link_local
+from nubila.drivers.router_nft import Door
+from nubila.drivers.routes import Way
 from nubila.drivers.switches import VirtualSwitch, mark
 
 _ETH_P_ARP = 0x0806
+_ICMPV6 = 58
 
 
 def namespace(place: HostPlace, router_id: str) -> str:
@@ -55,46 +62,93 @@ class Routers:
         ``subnets`` are those known on this host, by id: they say which want router advertisements.
         """
         self._fence(spec)
+        if spec.ha is not None:
+            said = ha.ensure(self, spec, subnets, _routes(spec))
+            return [said] if said else []
+        ha.remove(self, spec.id)  # it was highly available until now
         up = spec.admin_state_up
         interfaces = spec.interfaces if up else ()
-        gateway = spec.gateway if up else None
+        gateways = gateways_of(spec) if up else ()
         where = namespace(self.place, spec.id)
         links.ensure_namespace(where, mark(self.place, "router", spec.id))
         with links.entered(where):
             links.sysctl("net/ipv4/ip_forward", "1")
             links.sysctl("net/ipv6/conf/all/forwarding", "1")
             # Translation comes before the devices: nothing may leave with an inside address.
-            inside = [inside_device(port) for port in interfaces]
-            nft.load(nft.router_table(spec, inside, outside_device(gateway) if gateway else None))
-            devices = [*zip(inside, interfaces, strict=True), *([(outside_device(gateway), gateway)] if gateway else [])]
-            shaping.ensure(spec, devices, outside_device(gateway) if gateway else None)
-        self._remove_ports(spec.id, [port.port_id for port in (*interfaces, *([gateway] if gateway else []))])
+            refused = self.rules(spec, interfaces, spec.gateway if up else None)
+        self.remove_ports(spec.id, [port.port_id for port in (*interfaces, *gateways)])
+        gone: set[str] = set()
         for port in interfaces:
-            self._plug(spec, port, inside_device(port), [*_addresses(port), f"{METADATA_ADDRESS_6}/64"])
-        gone = self._outside(spec, gateway) if gateway else set()
+            own = [*_addresses(port), f"{METADATA_ADDRESS_6}/64", *_floating(spec, port, first=False)]
+            gone |= self._plug(spec, port, inside_device(port), own)
+        for port in gateways:
+            own = [*_addresses(port), *_floating(spec, port, first=port is gateways[0])]
+            gone |= self._plug(spec, port, outside_device(port), own)
         with links.opened(where) as net:
-            refused = net.set_routes(_routes(spec) if up else [])
+            refused += routes.apply(net, _routes(spec) if up else [], _ways(spec) if up else [])
             for address in gone:
                 nft.forget_connections(address)
-        self._advertise(spec.id, where, interfaces, subnets)
+            self._proxies(spec, net, where, gateways)
+        self._forget_forwardings(spec, where)
+        self.advertise(spec.id, where, interfaces, subnets)
         return refused
+
+    def rules(
+        self, spec: RouterSpec, interfaces: Sequence[RouterPort], gateway: RouterPort | None
+    ) -> list[str]:
+        """Translation and rate limits, in the namespace this thread is in; sentences about what cannot be had here."""
+        inside = [inside_device(port) for port in interfaces]
+        outside = outside_device(gateway) if gateway else None
+        here = msgspec.structs.replace(
+            spec, interfaces=tuple(interfaces), gateway=gateway, more_gateways=spec.more_gateways if gateway else ()
+        )
+        without = router_nft.lacking(spec.helpers)
+        nft.load(router_nft.script(here, inside, doors(here), without))
+        devices = [*zip(inside, interfaces, strict=True), *((outside_device(p), p) for p in gateways_of(here))]
+        shaping.ensure(spec, devices, outside)
+        return [f"This host's kernel has no conntrack helper {name}." for name in dict.fromkeys(without)]
+
+    def _proxies(self, spec: RouterSpec, net: links.Net, where: str, gateways: Sequence[RouterPort]) -> None:
+        """Answer for the IPv6 addresses of NDP proxies on the gateways' networks, and say so to the neighbours."""
+        for port in gateways:
+            device = net.must(outside_device(port))
+            links.sysctl(f"net/ipv6/conf/{device.name}/proxy_ndp", "1" if spec.proxies else "0")
+            new = routes.proxy(net, device.index, spec.proxies)
+            if new:
+                announce(where, device.name, port.mac, [f"{address}/128" for address in new])
+
+    def _forget_forwardings(self, spec: RouterSpec, where: str) -> None:
+        """End connections by ports that are not forwarded any longer."""
+        record = self.run_dir(spec.id) / "forwardings.json"
+        before = read_json(record, tuple[ForwardSpec, ...]) or ()
+        now = spec.forwardings if spec.admin_state_up else ()
+        gone = [one for one in before if one not in now]
+        if gone:
+            with links.entered(where):
+                for one in gone:
+                    nft.forget_forwarded(one.floating_ip, one.protocol, one.outside)
+        if now != before:
+            write_json(record, now)
 
     def remove(self, router_id: str) -> None:
         """Take a router away with everything in it; absent is success."""
+        ha.remove(self, router_id)
         self.stop_advertising(router_id)
-        self._remove_ports(router_id, [])
+        self.remove_ports(router_id, [])
         links.remove_namespace(namespace(self.place, router_id))
-        shutil.rmtree(self._run_dir(router_id), ignore_errors=True)
+        shutil.rmtree(self.run_dir(router_id), ignore_errors=True)
 
     def tend(self) -> None:
         """Start again what ended by itself of highly available routers."""
+        ha.tend(self)
 
-    def _run_dir(self, router_id: str) -> Path:
+    def run_dir(self, router_id: str) -> Path:
+        """Where a router's daemons keep their files."""
         return self.place.root / "routers" / router_id
 
     def _fence(self, spec: RouterSpec) -> None:
         """Refuse what an older master of this router wishes."""
-        record = self._run_dir(spec.id) / "epoch"
+        record = self.run_dir(spec.id) / "epoch"
         with contextlib.suppress(FileNotFoundError, ValueError):
             applied = int(record.read_text())
             if applied > spec.epoch:
@@ -110,8 +164,14 @@ class Routers:
 
     # --- ports
 
-    def _plug(self, spec: RouterSpec, port: RouterPort, device: str, addresses: list[str]) -> None:
+    def _plug(self, spec: RouterSpec, port: RouterPort, device: str, addresses: list[str]) -> set[str]:
+        """A port of the router with its addresses; returns those that left it."""
         where = namespace(self.place, spec.id)
+        before: set[str] = set()
+        with links.opened(where) as net:
+            present = net.device(device)
+            if present is not None:
+                before = net.addresses(present.index)
         new = self.switch.ensure_inner(
             kind="router",
             port_id=port.port_id,
@@ -125,52 +185,119 @@ class Routers:
         )
         if new:
             announce(where, device, port.mac, new)
-
-    def _outside(self, spec: RouterSpec, gateway: RouterPort) -> set[str]:
-        """The gateway's device; returns floating addresses that left it."""
-        floating = {f"{ip.floating_ip}/32" for ip in spec.floating_ips}
-        wanted = _addresses(gateway) + sorted(floating)
-        device = outside_device(gateway)
-        before: set[str] = set()
-        with links.opened(namespace(self.place, spec.id)) as net:
-            present = net.device(device)
-            if present is not None:
-                before = net.addresses(present.index)
-        self._plug(spec, gateway, device, wanted)
-        kept = {links.normal_interface(address) for address in wanted}
+        kept = {links.normal_interface(address) for address in addresses}
         return {address.partition("/")[0] for address in before - kept}
 
-    def _remove_ports(self, router_id: str, keep: Iterable[str]) -> None:
+    def remove_ports(self, router_id: str, keep: Iterable[str]) -> None:
+        """Remove all ports of a router but these."""
         stay = set(keep)
         ours = [port for port in self.switch.plugged() if port.kind == "router" and port.owner == router_id]
         self.switch.remove([port for port in ours if port.id not in stay])
 
     # --- router advertisements
 
-    def _advertise(
+    def advertise(
         self, router_id: str, where: str, interfaces: Iterable[RouterPort], subnets: Mapping[str, SubnetSpec]
     ) -> None:
         shown = [
             (inside_device(port), port.mac, port.mtu, [ip.subnet_id for ip in port.fixed_ips]) for port in interfaces
         ]
-        advertise.ensure(advertise.render(shown, subnets), self._run_dir(router_id), where)
+        advertise.ensure(advertise.render(shown, subnets), self.run_dir(router_id), where)
 
     def stop_advertising(self, router_id: str) -> None:
         """End a router's advertisements; absent is success."""
-        advertise.stop(self._run_dir(router_id))
+        advertise.stop(self.run_dir(router_id))
+
+
+def gateways_of(spec: RouterSpec) -> tuple[RouterPort, ...]:
+    """All gateways, the first one first."""
+    return (spec.gateway, *spec.more_gateways) if spec.gateway else ()
+
+
+def doors(spec: RouterSpec) -> list[Door]:
+    """The router's devices on external networks: gateways, and interfaces where floating addresses live."""
+    gateways = gateways_of(spec)
+    found = [
+        Door(device=outside_device(port), port=port, mark=_mark(number) if len(gateways) > 1 else 0)
+        for number, port in enumerate(gateways)
+    ]
+    used = {port for _, port in _led(spec)}
+    found += [
+        Door(device=inside_device(port), port=port, gateway=False) for port in spec.interfaces if port.port_id in used
+    ]
+    return found
+
+
+def _mark(number: int) -> int:
+    return (number + 1) << 8
+
+
+def _led(spec: RouterSpec) -> list[tuple[str, str]]:
+    """(floating address, router port) of everything that leads inside."""
+    return [(one.floating_ip, one.port_id) for one in spec.floating_ips] + [
+        (one.floating_ip, one.port_id) for one in spec.forwardings
+    ]
+
+
+def _floating(spec: RouterSpec, port: RouterPort, *, first: bool) -> list[str]:
+    """The floating addresses that live on a port; those that name none live on the first gateway."""
+    owners = {port.port_id, ""} if first else {port.port_id}
+    return sorted({f"{address}/32" for address, where in _led(spec) if where in owners})
+
+
+def _ways(spec: RouterSpec) -> list[Way]:
+    """With several gateways: answers go back by the one a connection came in by, floating IPs leave by their own."""
+    gateways = gateways_of(spec)
+    if len(gateways) < 2:
+        return []
+    ways = []
+    for number, port in enumerate(gateways):
+        own = {port.port_id} if number else {port.port_id, ""}
+        ways.append(
+            Way(
+                hops=port.hops if number else spec.gateway_ips,
+                device=outside_device(port),
+                mark=_mark(number),
+                sources=tuple(f"{one.fixed_ip}/32" for one in spec.floating_ips if one.port_id in own),
+            )
+        )
+    return ways
 
 
 def announce(where: str, device: str, mac: str, addresses: Iterable[str]) -> None:
-    """Send a gratuitous ARP request for each new IPv4 address (RFC 5944 section 4.6), best effort."""
+    """Tell the neighbours whose new addresses are, best effort.
+
+    IPv4: a gratuitous ARP request for each (RFC 5944 section 4.6). IPv6: an unsolicited neighbour advertisement that
+    overrides what was known (RFC 4861 section 7.2.6).
+    """
     source = bytes.fromhex(mac.replace(":", ""))
     header = b"\xff" * 6 + source + struct.pack("!H", _ETH_P_ARP) + struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1)
-    packed = [ip.packed for ip in (ipaddress.ip_interface(address).ip for address in addresses) if ip.version == 4]
+    frames = []
+    for ip in (ipaddress.ip_interface(address).ip for address in addresses):
+        if ip.version == 4:
+            frames.append(header + source + ip.packed + b"\0" * 6 + ip.packed)
+        elif not ip.is_link_local:
+            frames.append(_advertisement(mac, ip.packed))
     with links.entered(where):
         sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ARP))
     with sender, contextlib.suppress(OSError):
         sender.bind((device, _ETH_P_ARP))
-        for ip in packed:
-            sender.send(header + source + ip + b"\0" * 6 + ip)
+        for frame in frames:
+            sender.send(frame)
+
+
+def _advertisement(mac: str, target: bytes) -> bytes:
+    """An unsolicited neighbour advertisement: to all nodes, from the link-local address, router and override set."""
+    own = bytes.fromhex(mac.replace(":", ""))
+    source = ipaddress.ip_address(link_local(mac)).packed
+    everyone = ipaddress.ip_address("ff02::1").packed
+    body = b"\x88\0\0\0" + b"\xa0\0\0\0" + target + b"\x02\x01" + own
+    checked = source + everyone + struct.pack("!II", len(body), _ICMPV6) + body
+    total = sum(struct.unpack(f"!{len(checked) // 2}H", checked))
+    total = (total & 0xFFFF) + (total >> 16)
+    body = body[:2] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + body[4:]
+    head = struct.pack("!IHBB", 6 << 28, len(body), _ICMPV6, 255) + source + everyone
+    return b"\x33\x33\0\0\0\x01" + own + b"\x86\xdd" + head + body
 
 
 def _addresses(port: RouterPort) -> list[str]:
@@ -178,8 +305,9 @@ def _addresses(port: RouterPort) -> list[str]:
 
 
 def _routes(spec: RouterSpec) -> list[tuple[str, str]]:
-    routes = list(spec.routes)
-    if spec.gateway:
-        for hop in spec.gateway_ips:
-            routes.append(("::/0" if ":" in hop else "0.0.0.0/0", hop))
-    return routes
+    """Extra routes, and the default ones by the first gateway or by all of them."""
+    found = list(spec.routes)
+    for number, port in enumerate(gateways_of(spec)):
+        if number == 0 or spec.ecmp:
+            found += [routes.default(hop) for hop in (port.hops if number else spec.gateway_ips)]
+    return found

@@ -12,6 +12,7 @@ from nubila.services.network import (
     address_groups,
     agent_api,
     auto_topology,
+    bindings,
     bootstrap,
     conntrack_helpers,
     default_rules,
@@ -37,6 +38,7 @@ from nubila.services.network import (
     routers,
     subnets,
     tags,
+    trunks,
 )
 from nubila.services.network.feature import Feature, joined, merged
 from nubila.services.network.kinds import AddressScope, FloatingIP, Network, Router, Subnet, SubnetPool
@@ -54,10 +56,12 @@ FEATURES: tuple[Feature, ...] = (
     prefix_ops.FEATURE,
     auto_topology.FEATURE,
     fip_pools.FEATURE,
+    bindings.FEATURE,
     group_api.FEATURE,
     address_groups.FEATURE,
     default_rules.FEATURE,
     qos.FEATURE,
+    trunks.FEATURE,
     ha.FEATURE,
 )  # fmt: skip
 SHAREABLE = (networks.SHAREABLE, pools.SHAREABLE, pools.SCOPE_SHAREABLE, *joined(FEATURES, "shareable"))

@@ -23,7 +23,7 @@ Row = dict[str, Any]
 _F, _P, _A, _S = FloatingIP.table.c, Port.table.c, IP_ALLOCATION.c, Subnet.table.c
 _DELETE = sa.delete(FloatingIP.table).where(_F.id == sa.bindparam("b_id"))
 _UNUSED = sa.select(FloatingIP.table).where(
-    _F.floating_network_id == sa.bindparam("network"), _F.port_id.is_(None)
+    _F.floating_network_id == sa.bindparam("network"), _F.port_id.is_(None), _F.router_id.is_(None)
 )  # fmt: skip
 _LINKED = sa.select(_F.id).where(_F.port_id == sa.bindparam("port"), _F.fixed_ip_address == sa.bindparam("ip"))
 _INSIDE = Port.table.alias("inside")
@@ -194,7 +194,7 @@ def _drop_port(tx: Tx, row: Row) -> None:
 
 
 def drop_unused(cloud: Any, tx: Tx, network_id: str) -> None:
-    """A network is being deleted: its floating IPs that lead nowhere go with it."""
+    """A network is going, or is external no longer: its floating IPs that lead nowhere go with it."""
     for row in tx.all(_UNUSED, {"network": network_id}):
         tx.execute(_DELETE, {"b_id": row["id"]})
         _drop_port(tx, row)

@@ -22,7 +22,7 @@ _OF_FLOATING = (
     sa.select(PortForwarding.table).where(_W.floatingip_id == sa.bindparam("floating")).order_by(_W.created_at, _W.id)
 )
 _ROUTER_FORWARDINGS = (
-    sa.select(PortForwarding.table, _F.floating_ip_address, _F.status.label("floating_status"))
+    sa.select(PortForwarding.table, _F.floating_ip_address, _F.floating_network_id)
     .join(FloatingIP.table, _F.id == _W.floatingip_id)
     .where(_F.router_id == sa.bindparam("router"))
     .order_by(_W.id)

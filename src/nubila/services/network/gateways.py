@@ -202,7 +202,7 @@ def _asked(call: Call, action: str) -> tuple[Row, list[Row]]:
     row = look.need(call.tx, Router, row["id"])
     body = call.body.get("router") if isinstance(call.body, dict) else None
     infos = body.get("external_gateways") if isinstance(body, dict) else None
-    known = {"network_id", "enable_snat", "external_fixed_ips"}
+    known = {"network_id", "enable_snat", "external_fixed_ips", "qos_policy_id"}
     if not isinstance(infos, list) or not all(isinstance(i, dict) and set(i) <= known for i in infos):
         raise refuse('the body must be {"router": {"external_gateways": [{"network_id": ...}]}}.', "HTTPBadRequest")
     call.enforce(f"{rule}:external_gateways", target)

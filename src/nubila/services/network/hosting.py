@@ -24,23 +24,33 @@ from nubila.core.ports import (
     PortSpec,
     RouterPort,
     RouterSpec,
-    RuleSpec,
     Segment,
     SubnetSpec,
 )
 from nubila.core.service import HostItem
-from nubila.services.network import addresses, allocate, asks, ha_place, l2pop, look, qos_use, segments
+from nubila.services.network import (
+    addresses,
+    allocate,
+    asks,
+    ha_place,
+    l2pop,
+    look,
+    qos_use,
+    router_specs,
+    segments,
+    trunks_links,
+)
 from nubila.services.network.asks import DHCP, FLOATING, GATEWAY, INTERFACES, ROUTER_OWNERS
 from nubila.services.network.kinds import FloatingIP, Network, Router, Subnet
-from nubila.services.network.kinds_port import Port, SecurityGroupRule
+from nubila.services.network.kinds_port import Port, SecurityGroup
 from nubila.services.network.tables import DHCP_BINDING, IP_ALLOCATION, PORT_GROUP
 
 Row = dict[str, Any]
 METADATA_ROUTE = "169.254.169.254/32"
 _P, _A, _D, _R = Port.table.c, IP_ALLOCATION.c, DHCP_BINDING.c, Router.table.c
-_S, _F, _G = Subnet.table.c, FloatingIP.table.c, SecurityGroupRule.table.c
+_S, _F = Subnet.table.c, FloatingIP.table.c
 _ON_NETWORK = (
-    sa.select(_P.id, _P.mac_address, _P.device_owner, _P.dns_name, _P.extra_dhcp_opts)
+    sa.select(_P.id, _P.mac_address, _P.device_owner, _P.dns_name, _P.dns_domain, _P.extra_dhcp_opts)
     .where(_P.network_id == sa.bindparam("network"), _P.device_owner.not_in((DHCP, FLOATING)))
     .order_by(_P.id)
 )
@@ -65,21 +75,11 @@ _PORT_IPS = (
     .where(_A.port_id == sa.bindparam("port"))
     .order_by(_A.place)
 )
-_RULES = (
-    sa.select(SecurityGroupRule.table)
-    .join(PORT_GROUP, PORT_GROUP.c.security_group_id == _G.security_group_id)
+_GROUPS = (
+    sa.select(PORT_GROUP.c.security_group_id, SecurityGroup.table.c.stateful)
+    .join(SecurityGroup.table, SecurityGroup.table.c.id == PORT_GROUP.c.security_group_id)
     .where(PORT_GROUP.c.port_id == sa.bindparam("port"))
-    .order_by(_G.security_group_id, _G.id)
-)
-_MEMBERS = (
-    sa.select(PORT_GROUP.c.security_group_id, _A.ip_address)
-    .join(IP_ALLOCATION, _A.port_id == PORT_GROUP.c.port_id)
-    .where(PORT_GROUP.c.security_group_id.in_(sa.bindparam("groups", expanding=True)))
-)
-_MEMBER_PAIRS = (
-    sa.select(PORT_GROUP.c.security_group_id, _P.allowed_address_pairs)
-    .join(Port.table, _P.id == PORT_GROUP.c.port_id)
-    .where(PORT_GROUP.c.security_group_id.in_(sa.bindparam("groups", expanding=True)))
+    .order_by(PORT_GROUP.c.security_group_id)
 )
 _ROUTER_PORTS = (
     sa.select(_P.id, _P.network_id, _P.mac_address, _P.device_owner, _P.status, _P.qos_policy_id, Network.table.c.mtu)
@@ -88,8 +88,9 @@ _ROUTER_PORTS = (
     .order_by(_P.id)
 )
 _FLOATING = (
-    sa.select(_F.id, _F.floating_ip_address, _F.fixed_ip_address, _F.status, _F.qos_policy_id)
-    .where(_F.router_id == sa.bindparam("router"), _F.fixed_ip_address.is_not(None))
+    sa.select(_F.id, _F.floating_ip_address, _F.fixed_ip_address, _F.status, _F.qos_policy_id,
+              _F.floating_network_id)
+    .where(_F.router_id == sa.bindparam("router"))
     .order_by(_F.id)
 )
 _PORT_STATUS = (
@@ -101,7 +102,7 @@ _PORT_STATUS = (
 )
 _FLOATING_STATUS = (
     sa.update(FloatingIP.table)
-    .where(_F.id == sa.bindparam("b_id"), _F.router_id == sa.bindparam("b_router"), _F.fixed_ip_address.is_not(None))
+    .where(_F.id == sa.bindparam("b_id"), _F.router_id == sa.bindparam("b_router"))
     .values(status=sa.bindparam("b_status"))
 )
 _NETWORKS_HERE = sa.select(_P.network_id).where(_P.bound_host == sa.bindparam("host")).distinct()
@@ -202,6 +203,7 @@ def _dhcp(cloud: Cloud, reader: Reader, net: Row, subnets: list[Row], host: str)
         hosts=tuple(
             DhcpHost(
                 port_id=p["id"], mac=p["mac_address"], hostname=p["dns_name"], fixed_ips=tuple(ips[p["id"]]),
+                domain=str(p["dns_domain"]).rstrip("."),
                 options=tuple(
                     (o["opt_name"] if o["ip_version"] == 4 else f"option6:{o['opt_name']}", o["opt_value"])
                     for o in p["extra_dhcp_opts"]
@@ -255,14 +257,16 @@ def fixed_ips(reader: Reader, port_id: str) -> tuple[tuple[FixedIp, ...], list[s
 
 
 def describe_port(cloud: Cloud, reader: Reader, id: str, host: str) -> PortSpec | None:
-    """A guest's port on its host: addresses it may use and every rule with remote groups expanded."""
+    """A guest's port on its host: addresses it may use and the groups it is in (group_hosting.py)."""
     port = look.row(reader, Port, id)
     if port is None or port["bound_host"] != host or not asks.is_guest(port):
         return None
     net = look.need(reader, Network, port["network_id"])
+    groups = reader.rows(_GROUPS, {"port": id}) if port["port_security_enabled"] else []
     return PortSpec(
         id=id,
         qos=qos_use.spec(reader, qos_use.effective(port, net["qos_policy_id"])),
+        trunk=trunks_links.place(reader, port),
         network_id=net["id"],
         device=f"tap{id[:11]}",
         mac=port["mac_address"],
@@ -273,57 +277,9 @@ def describe_port(cloud: Cloud, reader: Reader, id: str, host: str) -> PortSpec 
         allowed_pairs=tuple(
             (str(addresses.network(p["ip_address"])), p["mac_address"]) for p in port["allowed_address_pairs"] or ()
         ),
-        rules=_rules(cloud, reader, id) if port["port_security_enabled"] else (),
+        groups=tuple(id for id, _ in groups),
+        stateful=all(stateful for _, stateful in groups),
     )
-
-
-def _rules(cloud: Cloud, reader: Reader, port_id: str) -> tuple[RuleSpec, ...]:
-    rows = reader.all(_RULES, {"port": port_id})
-    members = _members(cloud, reader, {r["remote_group_id"] for r in rows if r["remote_group_id"]})
-    out = []
-    for r in rows:
-        remote: tuple[str, ...] | None = None
-        if r["remote_group_id"]:
-            six = r["ethertype"] == "IPv6"
-            remote = tuple(c for c in members.get(r["remote_group_id"], ()) if (":" in c) == six)
-        elif r["normalized_cidr"]:
-            remote = (r["normalized_cidr"],)
-        out.append(
-            RuleSpec(
-                direction=r["direction"],
-                ethertype=r["ethertype"],
-                protocol=r["protocol"],
-                port_min=r["port_range_min"],
-                port_max=r["port_range_max"],
-                remote=remote,
-            )
-        )
-    return tuple(dict.fromkeys(out))
-
-
-def _members(cloud: Cloud, reader: Reader, group_ids: set[str]) -> dict[str, list[str]]:
-    """group -> the CIDRs of its members: their addresses and the further ones they may send from."""
-    if not group_ids:
-        return {}
-    found: dict[str, set[str]] = {}
-    for group, ip in reader.rows(_MEMBERS, {"groups": sorted(group_ids)}):
-        found.setdefault(group, set()).add(ip)
-    for group, pairs in reader.rows(_MEMBER_PAIRS, {"groups": sorted(group_ids)}):
-        found.setdefault(group, set()).update(p["ip_address"] for p in pairs or ())
-    return {group: _compact(cloud, group, cidrs) for group, cidrs in found.items()}
-
-
-def _compact(cloud: Cloud, group: str, cidrs: set[str]) -> list[str]:
-    """The members in few CIDRs; worked out once for all the ports that are told about one change."""
-    known: dict[str, tuple[set[str], list[str]]] = cloud.memory.setdefault("network group members", {})
-    have = known.get(group)
-    if have is not None and have[0] == cidrs:
-        return have[1]
-    if len(known) > 1000:
-        known.clear()
-    done = addresses.compact(cidrs)
-    known[group] = (cidrs, done)
-    return done
 
 
 def observe_port(cloud: Cloud, tx: Tx, id: str, host: str, observed: Mapping[str, Any]) -> str:
@@ -336,6 +292,7 @@ def observe_port(cloud: Cloud, tx: Tx, id: str, host: str, observed: Mapping[str
         wanted = "ACTIVE" if status == "ACTIVE" and port["admin_state_up"] else "DOWN"
         if port["status"] != wanted:
             _set_port(tx, id, host, wanted)
+            trunks_links.observed(tx, id)
     return _note(observed)
 
 
@@ -362,16 +319,18 @@ def describe_router(cloud: Cloud, reader: Reader, id: str, host: str) -> RouterS
     ha = ha_place.spec(cloud, reader, id, host) if row is not None and row["ha"] else None
     if row is None or (row["host"] != host or row["ha"]) and ha is None:
         return None
-    interfaces, gateway, hops = [], None, []
+    interfaces: list[RouterPort] = []
+    gateways: list[RouterPort] = []
     advertised: list[SubnetSpec] = []
     for p in reader.all(_ROUTER_PORTS, {"router": id}):
-        ips, gateways = fixed_ips(reader, p["id"])
+        ips, hops = fixed_ips(reader, p["id"])
         port = RouterPort(
             port_id=p["id"], network_id=p["network_id"], mac=p["mac_address"], fixed_ips=ips, mtu=p["mtu"],
             qos=qos_use.spec(reader, p["qos_policy_id"]),
         )  # fmt: skip
         if p["device_owner"] == GATEWAY:
-            gateway, hops = port, gateways
+            port = msgspec.structs.replace(port, hops=tuple(dict.fromkeys(hops)))
+            gateways.insert(0 if p["id"] == row["gw_port_id"] else len(gateways), port)
         else:
             interfaces.append(port)
             if any(":" in ip.ip_address for ip in ips):
@@ -379,8 +338,10 @@ def describe_router(cloud: Cloud, reader: Reader, id: str, host: str) -> RouterS
                 mine = {ip.subnet_id for ip in ips}
                 found = [s for s in look.subnets(reader, net["id"]) if s["ipv6_ra_mode"] and s["id"] in mine]
                 advertised += _subnets(reader, net, found, None)
-    if gateway is None and not interfaces and ha is None:
+    if not gateways and not interfaces and ha is None:
         return None
+    gateway = gateways[0] if gateways else None
+    way_in = router_specs.ways_in(gateways, interfaces)
     return RouterSpec(
         id=id,
         ha=ha,
@@ -389,15 +350,18 @@ def describe_router(cloud: Cloud, reader: Reader, id: str, host: str) -> RouterS
         admin_state_up=row["admin_state_up"],
         interfaces=tuple(interfaces),
         gateway=gateway,
-        gateway_ips=tuple(dict.fromkeys(hops)),
+        gateway_ips=gateway.hops if gateway else (),
+        more_gateways=tuple(gateways[1:]),
         snat=row["enable_snat"],
         floating_ips=tuple(
             FloatingSpec(id=f["id"], floating_ip=f["floating_ip_address"], fixed_ip=f["fixed_ip_address"],
-                         qos=qos_use.spec(reader, f["qos_policy_id"]))
+                         qos=qos_use.spec(reader, f["qos_policy_id"]), port_id=way_in(f["floating_network_id"]))
             for f in reader.all(_FLOATING, {"router": id})
+            if f["fixed_ip_address"]
         ),
         routes=tuple((r["destination"], r["nexthop"]) for r in row["routes"] or ()),
         gateway_qos=qos_use.spec(reader, row["gw_qos_policy_id"]) if gateway else None,
+        **router_specs.more(reader, row, way_in),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from nubila.core import clock
@@ -64,6 +65,12 @@ class PortForwarding(Standard):
     indexes = (("internal_port_id", "protocol"),)
 
 
+def bounds(text: str) -> tuple[int, int]:
+    """First and last port of a stored range."""
+    first, _, last = text.partition(":")
+    return int(first), int(last or first)
+
+
 def brief(row: dict[str, Any]) -> dict[str, Any]:
     """A forwarding as its floating IP shows it."""
     names = ("id", "internal_port_id", "internal_ip_address", "protocol", "internal_port", "external_port")
@@ -90,7 +97,7 @@ class NdpProxy(Named):
     """Makes an IPv6 address of a port known on a router's external network."""
 
     kind, quota = "ndp_proxy", "ndp_proxy"
-    rest = rest("ndp_proxy", "ndp_proxies")
+    rest = replace(rest("ndp_proxy", "ndp_proxies"), path="/v2.0/ndp_proxies")
     router_id = Attr(Uuid, "Router that answers for it.", write="c", ref="router.id", filter="eq", sort=True)
     port_id = Attr(Uuid, "Port that has the address.", write="c", ref="port.id", filter="eq", sort=True)
     ip_address = Attr(Ip, "The address; by default the port's first on a subnet of the router.", write="c",
@@ -115,7 +122,7 @@ class ServiceProfile(Resource):
     """How flavors are made real: a driver, or facts for one."""
 
     kind, service, owner = "network_service_profile", "network", ""
-    rest = rest("service_profile", "service_profiles", bulk=False)
+    rest = replace(rest("service_profile", "service_profiles", bulk=False), path="/v2.0/service_profiles")
     id = Attr(Uuid, "Identifier.", key=True, default=clock.new_id, filter="eq", sort=True)
     description = Attr(Str(1024), "Free text.", write="cu", default="", null=True, filter="eq", sort=True)
     driver = Attr(Str(1024), "Driver, as service providers name it.", write="cu", default="", filter="eq", sort=True)

@@ -78,6 +78,7 @@ def check_zones(tx: Reader, hints: Any, role: str) -> None:
 def prepare(call: Call, values: Row) -> None:
     settings = call.cloud.settings
     segments.check(settings, values)
+    values["dns_domain"] = segments.domain(values["dns_domain"])
     values["mtu"] = segments.mtu(settings, values["network_type"], values.get("mtu"))
     check_zones(call.tx, values["availability_zone_hints"], "network")
     values["tags"] = tags.clean(values["tags"])
@@ -114,10 +115,14 @@ def prepare_update(call: Call, before: Row, values: Row) -> None:
     if "mtu" in values:
         values["mtu"] = segments.mtu(call.cloud.settings, before["network_type"], values["mtu"])
         segments.least_mtu(before["id"], values["mtu"], [s["ip_version"] for s in look.subnets(call.tx, before["id"])])
+    if "dns_domain" in values:
+        values["dns_domain"] = segments.domain(values["dns_domain"])
     after = {**before, **values}
     if before["shared"] and not after["shared"] and _stranded(call.tx, before):
         text = f"Unable to reconfigure sharing settings for network {before['id']}. Multiple projects are using it."
         raise conflict(text, "InvalidSharedSetting")
+    if before["external"] and not after["external"]:
+        floating.drop_unused(call.cloud, call.tx, before["id"])
     if before["external"] and not after["external"] and call.tx.one(_OUTSIDE, {"network": before["id"]}):
         text = f"External network {before['id']} cannot be made non-external: gateways or floating IPs use it."
         raise conflict(text, "ExternalNetworkInUse")

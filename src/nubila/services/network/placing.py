@@ -64,7 +64,7 @@ _ROUTED_BY = sa.select(_R.id).where(_R.host == sa.bindparam("host"))
 _F = FloatingIP.table.c
 _FLOATING_DOWN = (
     sa.update(FloatingIP.table)
-    .where(_F.router_id == sa.bindparam("b_router"), _F.fixed_ip_address.is_not(None), _F.status != "DOWN")
+    .where(_F.router_id == sa.bindparam("b_router"), _F.status != "DOWN")
     .values(status="DOWN")
 )
 _TAKEN = sa.select(_R.id).where(_R.host == TAKEN)

@@ -19,7 +19,7 @@ from nubila.core.policy import Rule
 from nubila.services.network import allocate, asks, floating, floating_links, look
 from nubila.services.network.feature import Feature
 from nubila.services.network.kinds import FloatingIP
-from nubila.services.network.kinds_l3 import PortForwarding
+from nubila.services.network.kinds_l3 import PortForwarding, bounds
 from nubila.services.network.kinds_port import Port
 from nubila.services.network.nested import Nested
 from nubila.services.network.policies import ADMIN
@@ -38,12 +38,6 @@ _SIDES = ("internal", "external")
 
 def refuse(text: str) -> Exception:
     return bad_request(f"Bad port_forwarding request: {text}", "BadRequest")
-
-
-def bounds(text: str) -> tuple[int, int]:
-    """First and last port of a stored range."""
-    first, _, last = text.partition(":")
-    return int(first), int(last or first)
 
 
 def _ports(values: Row, *, must: bool) -> None:
@@ -91,7 +85,8 @@ def _lead(call: Call, parent: Row, values: Row) -> str:
     taken = floating_links.of_port(tx, id)
     ips = [ip for ip in look.addresses_of(tx, id) if ":" not in ip["ip_address"]]
     if taken:
-        text = f"Cannot create port forwarding to floating IP {taken[0]['floating_ip_address']} ({taken[0]['id']}) with "
+        one = taken[0]
+        text = f"Cannot create port forwarding to floating IP {one['floating_ip_address']} ({one['id']}) with "
         text += f"port {id} using fixed IP {values.get('internal_ip_address')}, as that port already has a binding "
         raise conflict(f"{text}floating IP.", "PortHasBindingFloatingIP")
     if not ips:
@@ -182,5 +177,10 @@ FEATURE = Feature(
                                                     "Whole ranges of ports are forwarded.", "2020-07-01"),
         "expose-port-forwarding-in-fip": ("Expose Floating IP port forwardings",
                                           "Floating IPs show their port forwardings.", "2018-06-28"),
+        "floatingip-autodelete-internal": ("Autodelete floating IPs of internal networks",
+                                           "Unused floating IPs go when their network is external no longer.",
+                                           "2019-01-24"),
+        "router-interface-fip": ("Router interface floating IP",
+                                 "Floating IPs of external networks that routers have interfaces on.", "2016-06-13"),
     },
 )  # fmt: skip
