@@ -166,7 +166,7 @@ def _tagged(host: DhcpHost) -> str:
 
 
 def _name_lines(host: DhcpHost, dhcp: DhcpSpec) -> list[str]:
-    domain = _domain(dhcp)
+    domain = host.domain or _domain(dhcp)
     lines = []
     for ip in host.fixed_ips:
         name = _hostname(host, ip.ip_address)
@@ -282,6 +282,10 @@ class Dhcp:
         run_dir = self.run_dir(network_id)
         processes.stop(_NAME, run_dir, timeout_s=2)
         shutil.rmtree(run_dir, ignore_errors=True)
+
+    def runs(self, network_id: str) -> bool:
+        """Whether a network's server is alive."""
+        return processes.alive(_NAME, self.run_dir(network_id)) is not None
 
     def networks(self) -> list[str]:
         """Networks that have a server's directory here."""

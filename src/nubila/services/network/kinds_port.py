@@ -79,8 +79,20 @@ class Port(Named):
     vif_details = Attr(Json, "Details of the binding.", api="binding:vif_details", store=False, see=ADMIN_OR_SERVICE)
     qos_policy_id = Attr(Uuid, "QoS policy of its own.", write="cu", default=None, null=True, ref="qos_policy.id")
     qos_network_policy_id = Attr(Uuid, "QoS policy of its network.", store=False)
+    trunk_details = Attr(Json, "The trunk it is the parent of.", store=False)
     resource_request = Attr(Json, "What its host must have for its QoS policy.", store=False, see=ADMIN)
     dns_name = Attr(Str(63), "Host name in DNS.", write="cu", default="", filter="eq")
+    dns_domain = Attr(Str(255), "DNS domain of its name instead of the network's.", write="cu", default="",
+                      filter="eq", sort=True)  # fmt: skip
+    trusted = Attr(LooseBool, "Whether its virtual function may change MAC and mode; shown in binding:profile.",
+                   write="cu", default=None, null=True, see=ADMIN, set=ADMIN, filter="eq", sort=True)  # fmt: skip
+    numa_affinity_policy = Attr(Enum("required", "preferred", "legacy", "socket"), "How near its card must be to the "
+                                "guest's memory.", write="cu", default=None, null=True, filter="eq",
+                                sort=True)  # fmt: skip
+    device_profile = Attr(Str(255), "Accelerator profile.", write="c", default=None, null=True, filter="eq",
+                          sort=True)  # fmt: skip
+    propagate_uplink_status = Attr(LooseBool, "Whether its virtual function sees the state of the physical link.",
+                                   write="cu", default=True, filter="eq", sort=True)  # fmt: skip
     dns_assignment = Attr(Json, "Names of its addresses.", store=False)
     tags = Attr(Tags, "Labels.", write="c", default=[])
     network_owner = Attr(

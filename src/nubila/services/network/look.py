@@ -18,6 +18,7 @@ from nubila.services.network.kinds import AddressScope, FloatingIP, Network, Rou
 from nubila.services.network.kinds_port import Port, SecurityGroup, SecurityGroupRule
 from nubila.services.network.kinds_qos import QosPolicy
 from nubila.services.network.kinds_security import AddressGroup, DefaultSecurityGroupRule
+from nubila.services.network.kinds_trunk import Trunk
 from nubila.services.network.tables import IP_ALLOCATION
 
 Row = dict[str, Any]
@@ -27,7 +28,7 @@ NOT_FOUND: dict[type[Resource], str] = {
     FloatingIP: "FloatingIPNotFound", SecurityGroup: "SecurityGroupNotFound", SubnetPool: "SubnetPoolNotFound",
     SecurityGroupRule: "SecurityGroupRuleNotFound", AddressScope: "AddressScopeNotFound",
     AddressGroup: "AddressGroupNotFound", DefaultSecurityGroupRule: "DefaultSecurityGroupRuleNotFound",
-    QosPolicy: "QosPolicyNotFound",
+    QosPolicy: "QosPolicyNotFound", Trunk: "TrunkNotFound",
 }  # fmt: skip
 _by_id = remembered(by_id)
 

@@ -12,7 +12,7 @@ from nubila.core.call import Call
 from nubila.core.faults import bad_request, conflict, forbidden
 from nubila.core.query import ListQuery
 from nubila.core.service import Hooks
-from nubila.services.network import l2pop, look, paging, ports, qos_use, rbac, tags
+from nubila.services.network import look, paging, ports, qos_use, rbac, tags, trunks_links
 from nubila.services.network.asks import DHCP, FLOATING, GATEWAY, INTERFACES, ROUTER_OWNERS
 from nubila.services.network.kinds import FloatingIP, Network, Router
 from nubila.services.network.kinds_port import Port
@@ -104,8 +104,10 @@ def prepare_update(call: Call, before: Row, values: Row) -> None:
     qos_use.check(call, values, before)
     if "fixed_ips" in values:
         _check_addresses(call, before, values["fixed_ips"] or [])
-    if before["device_owner"] in INTERFACES and "host_id" in values:
-        del values["host_id"]  # a router's ports live where the router does
+    if "host_id" in values and (
+        before["device_owner"] in INTERFACES or trunks_links.of_subport(call.tx, before["id"]) is not None
+    ):
+        del values["host_id"]  # a router's ports live where the router does, subports where their parent does
     ports.prepare_change(call.cloud, call.tx, before, values, call.creds)
 
 
@@ -140,6 +142,7 @@ def deleting(call: Call, row: Row) -> None:
     if owner.startswith("compute:") and not (call.may("context_is_admin") or call.may("service_api")):
         text = f"Port {row['id']} is in use by server {device}: detach it from the server (os-interface) instead."
         raise forbidden(text)
+    trunks_links.guard(call.tx, row["id"])
     ports.let_go(call.tx, row)
 
 
@@ -166,6 +169,7 @@ def present(call: Call, rows: list[Row]) -> None:
         for port, group in call.tx.rows(_GROUPS, chunk):
             by_id[port]["security_groups"].append(group)
     qos_use.present_ports(call.tx, rows)
+    trunks_links.present_ports(call.tx, rows)
     domains: dict[str, str] = {}
     networks = []
     for id in {r["network_id"] for r in rows}:
@@ -177,7 +181,8 @@ def present(call: Call, rows: list[Row]) -> None:
         domains.update(dict(call.tx.rows(_DOMAINS, {"networks": networks[i : i + _CHUNK]})))
     for row in rows:
         row["dns_assignment"] = [
-            _named(ip["ip_address"], row["dns_name"], domains.get(row["network_id"], DOMAIN)) for ip in row["fixed_ips"]
+            _named(ip["ip_address"], row["dns_name"], row["dns_domain"] or domains.get(row["network_id"], DOMAIN))
+            for ip in row["fixed_ips"]
         ]
         row["vif_details"] = ports.details(row["vif_type"])
         if row["trusted"] is not None:
@@ -187,6 +192,12 @@ def present(call: Call, rows: list[Row]) -> None:
 def _named(address: str, name: str, domain: str) -> Row:
     host = name or "host-" + address.replace(".", "-").replace(":", "-")
     return {"ip_address": address, "hostname": host, "fqdn": f"{host}.{domain.rstrip('.')}."}
+
+
+def trim(verb: str, row: Row, view: Row) -> None:
+    """Only parents of trunks have ``trunk_details``."""
+    if row["trunk_details"] is None:
+        view.pop("trunk_details", None)
 
 
 def scope(call: Call, q: ListQuery) -> list[Any]:
@@ -216,6 +227,7 @@ HOOKS = Hooks(
     deleted=deleted,
     target=target,
     present=present,
+    trim=trim,
     scope=scope,
     own_filters=("fixed_ips", "security_groups", *tags.FILTERS),
 )

@@ -18,15 +18,27 @@ from nubila.core.cloud import Cloud
 from nubila.core.db import Tx
 from nubila.core.faults import bad_request, conflict, over_quota
 from nubila.core.gates import ALWAYS
-from nubila.services.network import allocate, asks, fixed, floating_links, groups, l2pop, look, tags
+from nubila.services.network import (
+    allocate,
+    asks,
+    fixed,
+    floating_links,
+    groups,
+    l2pop,
+    look,
+    segments,
+    tags,
+    trunks_links,
+)
 from nubila.services.network.kinds import Network
 from nubila.services.network.kinds_port import Port
-from nubila.services.network.tables import DHCP_BINDING, PORT_GROUP
+from nubila.services.network.tables import DHCP_BINDING, PORT_BINDING, PORT_GROUP
 
 Row = dict[str, Any]
 MAX_PAIRS = 10
 _COLUMNS = [c.name for c in Port.table.columns]
 _DELETE = sa.delete(Port.table).where(Port.table.c.id == sa.bindparam("b_id"))
+_LOSE_BINDINGS = sa.delete(PORT_BINDING).where(PORT_BINDING.c.port_id == sa.bindparam("b_port"))
 _LOSE_DHCP = (
     sa.update(DHCP_BINDING).where(DHCP_BINDING.c.port_id == sa.bindparam("b_port")).values(port_id=sa.null())
 )  # fmt: skip
@@ -48,6 +60,7 @@ def fill(cloud: Cloud, tx: Tx, values: Row, net: Mapping[str, Any], creds: Any) 
     values["allowed_address_pairs"] = pairs(values.get("allowed_address_pairs") or [], values)
     values["extra_dhcp_opts"] = options([], values.get("extra_dhcp_opts") or [])
     values["dns_name"] = host_name(values.get("dns_name") or "")
+    values["dns_domain"] = segments.domain(values.get("dns_domain"))
     values["tags"] = tags.clean(values.get("tags") or [])
     values["_wishes"] = fixed.wishes(tx, values, values.get("fixed_ips"))
 
@@ -124,13 +137,14 @@ def prepare_change(cloud: Cloud, tx: Tx, before: Row, values: Row, creds: Any) -
         values["extra_dhcp_opts"] = options(before["extra_dhcp_opts"], values["extra_dhcp_opts"] or [])
     if "dns_name" in values:
         values["dns_name"] = host_name(values["dns_name"] or "")
+    if "dns_domain" in values:
+        values["dns_domain"] = segments.domain(values["dns_domain"])
 
 
 def _change_mac(tx: Tx, before: Row, values: Row) -> None:
     wanted = values["mac_address"]
-    if wanted is None or wanted == before["mac_address"]:
-        values["mac_address"] = before["mac_address"]
-        return
+    if wanted == before["mac_address"]:
+        return  # null asks for a new one (extension port-mac-address-regenerate)
     if before["bound_host"]:
         text = f"Unable to complete operation on port {before['id']}, port is already bound, port type: "
         raise conflict(f"{text}{before['vif_type']}, old_mac {before['mac_address']}, new_mac {wanted}.", "PortBound")
@@ -157,21 +171,26 @@ def changed(cloud: Cloud, tx: Tx, before: Row, after: Row) -> None:
     if new_ips != old_ips:
         floating_links.addresses_changed(tx, id, [i["ip_address"] for i in new_ips])
     asks.moved(tx, after, before["bound_host"], after["bound_host"])
+    if before["host_id"] != after["host_id"]:
+        trunks_links.follow(tx, after, bind)
     wiring = ("mac_address", "admin_state_up", "port_security_enabled", "allowed_address_pairs", "device_owner", "qos_policy_id")
     if new_ips != old_ips or after["security_groups"] != old_groups or any(before[n] != after[n] for n in wiring):
         asks.port(tx, after)
     if before["device_owner"] != after["device_owner"] or before["device_id"] != after["device_id"]:
         asks.port(tx, before)
-    if new_ips != old_ips or any(before[n] != after[n] for n in ("mac_address", "dns_name", "extra_dhcp_opts")):
+    if new_ips != old_ips or any(before[n] != after[n] for n in ("mac_address", "dns_name", "dns_domain", "extra_dhcp_opts")):
         asks.dhcp(tx, before["network_id"])
     members = new_ips != old_ips or before["allowed_address_pairs"] != after["allowed_address_pairs"]
     concerned = set(old_groups) ^ set(after["security_groups"])
-    asks.groups(tx, concerned | set(old_groups) if members else concerned)
+    asks.members(tx, concerned | set(old_groups) if members else concerned)
+    if concerned and asks.is_guest(after):
+        asks.groups_at(tx, concerned, after["bound_host"])
 
 
 def bind_values(tx: Tx, values: Row, host: str) -> None:
     """Set the binding columns; a host nobody knows leaves the port unwired, as Neutron's ``binding_failed``."""
-    known = bool(host) and hosts.get(tx, host) is not None
+    where = hosts.get(tx, host) if host else None
+    known = where is not None
     values["host_id"] = host
     values["bound_host"] = host if known else ""
     values["vif_type"] = l2pop.vif_type(where) if where is not None else "binding_failed" if host else "unbound"
@@ -190,8 +209,10 @@ def details(vif_type: str) -> Row:
 
 
 def bind(tx: Tx, row: Row, host: str, **more: Any) -> Row:
-    """Move a port to a host ("" = none) and change further columns with it."""
+    """Move a port to a host ("" = none) and change further columns with it; its subports go with it."""
     values: Row = dict(more)
+    if values.get("device_id") and trunks_links.of_subport(tx, row["id"]):
+        raise conflict(f"Port {row['id']} is a subport: take it out of its trunk first.", "PortInUse")
     bind_values(tx, values, host)
     if values["bound_host"] != row["bound_host"]:
         values["status"] = "DOWN"
@@ -200,6 +221,8 @@ def bind(tx: Tx, row: Row, host: str, **more: Any) -> Row:
     after = {**row, **values}
     asks.moved(tx, after, row["bound_host"], after["bound_host"])
     asks.port(tx, after)
+    if row["host_id"] != after["host_id"]:
+        trunks_links.follow(tx, after, bind)
     if row["device_owner"] != after["device_owner"]:
         asks.dhcp(tx, row["network_id"])
     return after
@@ -213,9 +236,11 @@ def let_go(tx: Tx, row: Row) -> None:
     id = row["id"]
     row["_groups"] = groups.of_port(tx, id)
     floating_links.port_gone(tx, id)
+    trunks_links.port_gone(tx, id, bind)
     allocate.release(tx, id)
     groups.join(tx, id, ())
     tx.execute(_LOSE_DHCP, {"b_port": id})
+    tx.execute(_LOSE_BINDINGS, {"b_port": id})
     tags.forget(tx, id)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -73,6 +74,16 @@ def claim(tx: Tx, settings: Settings, row: Row) -> None:
         raise fault
     row["segmentation_id"] = found
     return
+
+
+def domain(text: str | None) -> str:
+    """A DNS domain as it is stored: lower case, with the dot at its end; 400 for what is none (RFC 1035, 2.3.1)."""
+    found = (text or "").lower()
+    labels = found.rstrip(".").split(".")
+    valid = len(found) < 255 and all(re.fullmatch(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?", label) for label in labels)
+    if found and not (valid and found.endswith(".")):
+        raise _refuse(f"dns_domain '{found}' is not a FQDN: it is a name of labels and dots that ends with a dot.")
+    return found
 
 
 def max_mtu(settings: Settings, kind: str) -> int:

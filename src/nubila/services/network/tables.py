@@ -73,3 +73,14 @@ AGENT = sa.Table(
     sa.Column("deleted", sa.Double),  # the host's last report when it was deleted: shown again after a newer one
 )
 """What operators changed about an agent; everything else is derived from the host table."""
+
+PORT_BINDING = sa.Table(
+    "port_binding",
+    METADATA,
+    sa.Column("port_id", sa.String(36), sa.ForeignKey("port.id"), primary_key=True),
+    sa.Column("host", sa.String(64), primary_key=True),
+    sa.Column("vnic_type", sa.String(64), nullable=False),
+    sa.Column("vif_type", sa.String(64), nullable=False),
+    sa.Column("profile", sa.JSON, nullable=False),
+)
+"""Bindings of ports to further hosts; the active one is in the port itself."""
