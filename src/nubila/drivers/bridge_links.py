@@ -48,8 +48,8 @@ def ensure_bridge(net: Net, name: str, alias: str, mac: str, mtu: int) -> tuple[
 def make_port(net: Net, device: Device, bridge: Device, alias: str, mtu: int, *, group: int) -> bool:
     """Make a device of ours a port of a bridge; returns whether it was none before."""
     links.sysctl(f"net/ipv6/conf/{device.name}/disable_ipv6", "1")
-    if device.mtu != mtu or device.alias != alias or device.group != group or not device.up or device.arp:
-        net.change(device, mtu=mtu, alias=alias, arp=False, group=group)
+    # The bridge answers ARP by its ports, which a port that has ARP switched off never lets out.
+    net.change(device, mtu=mtu, alias=alias, arp=True, group=group)
     fresh = device.master != bridge.index
     if fresh:
         net.route.link("set", index=device.index, master=bridge.index)
