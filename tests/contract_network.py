@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from nubila.core.ports import (
+    AddressSetSpec,
     DhcpHost,
     DhcpSpec,
     FixedIp,
@@ -25,6 +26,7 @@ from nubila.core.ports import (
     RouterPort,
     RouterSpec,
     RuleSpec,
+    SecurityGroupSpec,
     Segment,
     SubnetSpec,
     TryAgain,
@@ -162,6 +164,28 @@ class NetworkContract:
         again = bench.rebuild()
         again.start()
         assert (again.networks(), again.ports(), again.routers()) == ([net.id], [spec.id], [gate.id])
+
+    def test_groups_and_sets_are_listed_until_they_are_removed_or_pruned(self, bench: Bench) -> None:
+        driver = bench.driver
+        rule = RuleSpec(direction="ingress", protocol="tcp", remote_set="members")
+        group = SecurityGroupSpec(id="group", rules=(*EGRESS, WEB, rule))
+        members = AddressSetSpec(id="members", addresses=("10.0.0.7/32", "fd00::/64"))
+        for _ in range(2):
+            assert driver.ensure_security_group(group).status == "ACTIVE"  # names a set that is not here yet
+            driver.ensure_security_group(SecurityGroupSpec(id="other"))
+            assert driver.ensure_address_set(members).status == "ACTIVE"
+            driver.ensure_address_set(AddressSetSpec(id="spare"))
+            assert driver.security_groups() == ["group", "other"]
+            assert {"members", "spare"} <= set(driver.address_sets())
+        again = bench.rebuild()
+        again.start()
+        assert again.security_groups() == ["group", "other"]
+        assert driver.prune((), (), ()) == []
+        assert driver.prune((), (), (), ["group"], ["members"]) == ["security_group other", "address_set spare"]
+        for _ in range(2):
+            driver.remove_security_group("group")
+            driver.remove_address_set("members")
+        assert (driver.security_groups(), driver.address_sets()) == ([], [])
 
     def test_prune_keeps_what_is_named_only(self, bench: Bench) -> None:
         driver = bench.driver

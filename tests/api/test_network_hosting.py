@@ -9,8 +9,8 @@ import pytest
 import sqlalchemy as sa
 
 from nubila.core import work
-from nubila.core.ports import NetworkSpec, PortSpec, RouterSpec
-from nubila.services.network import asks, hosting, look, placing, plug
+from nubila.core.ports import AddressSetSpec, NetworkSpec, PortSpec, RouterSpec, SecurityGroupSpec
+from nubila.services.network import SERVICE, look, placing, plug
 from nubila.services.network.kinds import Router
 from nubila.services.network.place import choose
 from nubila.testing.cloud import TestCloud
@@ -56,7 +56,7 @@ class Play:
 
     def spec(self, kind: str, id: str, host: str) -> Any:
         with self.cloud.store.read() as r:
-            return hosting.HOST_ITEMS[kind].describe(self.cloud, r, id, host)
+            return SERVICE.host_items[kind].describe(self.cloud, r, id, host)
 
     def debts(self) -> set[tuple[str, str, str]]:
         """(kind, id, shard) of everything that waits, network kinds only."""
@@ -90,7 +90,8 @@ def test_a_port_is_told_to_its_host_and_to_dhcp(play: Play) -> None:
     port = play.plug(net, other)
     group = port["security_groups"][0]
     assert play.debts() == {
-        ("port", port["id"], other), ("network", net, other), ("network", net, serving), ("security_group", group, ""),
+        ("port", port["id"], other), ("network", net, other), ("network", net, serving), ("group_members", group, ""),
+        ("security_group", group, other), ("address_set", group, other),
     }  # fmt: skip
     play.test.settle()
     assert play.status(port["id"]) == "ACTIVE"
@@ -126,40 +127,84 @@ def test_peers_follow_the_hosts_of_a_network(play: Play) -> None:
     assert net not in names[others[1]]
 
 
-def test_remote_groups_become_addresses(play: Play) -> None:
+def test_rules_and_members_are_told_to_each_host_once(play: Play) -> None:
     net, _ = play.network()
     a = play.plug(net, "host1", fixed_ip="10.0.0.10")
     play.plug(net, "host2", fixed_ip="10.0.0.11")
+    group = a["security_groups"][0]
     play.test.settle()
     spec = play.spec("port", a["id"], "host1")
     assert isinstance(spec, PortSpec)
-    ingress = [r for r in spec.rules if r.direction == "ingress" and r.ethertype == "IPv4"]
-    assert [r.remote for r in ingress] == [("10.0.0.10/31",)]
-    assert {(r.direction, r.ethertype) for r in spec.rules if r.remote is None} == {
-        ("egress", "IPv4"),
-        ("egress", "IPv6"),
-    }
+    assert (spec.groups, spec.rules, spec.stateful) == ((group,), (), True)
+    told = play.spec("security_group", group, "host1")
+    assert isinstance(told, SecurityGroupSpec)
+    assert {(r.direction, r.ethertype, r.remote, r.remote_set) for r in told.rules} == {
+        ("egress", "IPv4", None, None), ("egress", "IPv6", None, None),
+        ("ingress", "IPv4", None, group), ("ingress", "IPv6", None, group),
+    }  # fmt: skip
+    assert play.spec("security_group", group, "host3") is None
+    assert play.spec("address_set", group, "host3") is None
+    members = play.spec("address_set", group, "host1")
+    assert members == AddressSetSpec(id=group, addresses=("10.0.0.10/31",), directions=("ingress",))
+    drivers = {agent.place.host: agent.drivers.network for agent in play.test.agents}
+    assert drivers["host1"].address_set(group) == members
     play.plug(net, "host3", fixed_ip="10.0.0.40")
+    assert ("port", a["id"], "host1") not in play.debts()
     play.test.settle()
-    told = play.test.agents[0].drivers.network
-    assert a["id"] in told.ports()
-    again = play.spec("port", a["id"], "host1")
-    assert [r.remote for r in again.rules if r.direction == "ingress" and r.ethertype == "IPv4"] == [
-        ("10.0.0.10/31", "10.0.0.40/32")
-    ]
+    for driver in drivers.values():
+        assert driver.address_set(group).addresses == ("10.0.0.10/31", "10.0.0.40/32")
 
 
-def test_a_new_rule_reaches_every_port_of_the_group(play: Play) -> None:
+def test_a_new_rule_reaches_hosts_and_no_port(play: Play) -> None:
     net, _ = play.network()
-    ports = [play.plug(net, f"host{i}") for i in (1, 2, 3)]
+    ports = [play.plug(net, f"host{i % 2 + 1}") for i in range(5)]
     play.test.settle()
     group = ports[0]["security_groups"][0]
     play.post("security-group-rules", "security_group_rule", security_group_id=group, direction="ingress",
               protocol="tcp", port_range_min=22, port_range_max=22)  # fmt: skip
     assert play.debts() == {("security_group", group, "")}
-    with play.cloud.store.read() as r:
-        concerned = asks.concerned(r, group)
-    assert sorted(concerned) == sorted((p["id"], f"host{i}") for i, p in enumerate(ports, 1))
+    play.test.settle()
+    drivers = {agent.place.host: agent.drivers.network for agent in play.test.agents}
+    for host in ("host1", "host2"):
+        assert [r.port_min for r in drivers[host].security_group(group).rules if r.port_min] == [22]
+    assert drivers["host3"].security_group(group) is None
+
+
+def test_a_host_forgets_groups_and_sets_that_nothing_there_needs(play: Play) -> None:
+    net, _ = play.network()
+    mine = play.post("security-groups", "security_group", name="a")["id"]
+    addresses = play.post("address-groups", "address_group", addresses=["10.9.0.0/16", "fd00::/64"])["id"]
+    rule = play.post("security-group-rules", "security_group_rule", security_group_id=mine, direction="egress",
+                     protocol="tcp", remote_address_group_id=addresses)["id"]  # fmt: skip
+    port = play.plug(net, "host1", groups=[mine])
+    play.test.settle()
+    driver = {agent.place.host: agent.drivers.network for agent in play.test.agents}["host1"]
+    assert driver.address_set(addresses) == AddressSetSpec(
+        id=addresses, addresses=("10.9.0.0/16", "fd00::/64"), directions=("egress",)
+    )
+    play.put(f"address-groups/{addresses}/add_addresses", {"addresses": ["10.8.0.0/16"]})
+    play.test.settle()
+    assert driver.address_set(addresses).addresses == ("10.8.0.0/15", "fd00::/64")
+    play.delete(f"security-group-rules/{rule}")
+    play.test.settle()
+    assert driver.address_sets() == []
+    assert driver.security_groups() == [mine]
+    with play.cloud.store.write() as tx:
+        plug.delete_port(play.cloud, tx, port["id"])
+    play.test.settle()
+    assert driver.security_groups() == []
+
+
+def test_a_port_that_changes_groups_takes_their_rules_along(play: Play) -> None:
+    net, _ = play.network()
+    port = play.plug(net, "host2")
+    other = play.post("security-groups", "security_group", stateful=False)["id"]
+    play.test.settle()
+    play.put(f"ports/{port['id']}", {"port": {"security_groups": [other]}})
+    play.test.settle()
+    driver = {agent.place.host: agent.drivers.network for agent in play.test.agents}["host2"]
+    assert driver.security_groups() == [other]
+    assert (driver.port(port["id"]).groups, driver.port(port["id"]).stateful) == ((other,), False)
 
 
 def test_dhcp_hands_out_what_ports_have(play: Play) -> None:

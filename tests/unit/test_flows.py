@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nubila.core.ports import RuleSpec
-from nubila.drivers import ovs_flows
+from nubila.drivers import ovs_flows, ovs_security
 from nubila.drivers.ovs_flows import Member, Uplink
 
 
@@ -16,7 +16,7 @@ from nubila.drivers.ovs_flows import Member, Uplink
 def test_port_masks_cover_exactly_the_range(one: int, other: int) -> None:
     low, high = sorted((one, other))
     covered: set[int] = set()
-    for text in ovs_flows.port_masks(low, high):
+    for text in ovs_security.port_masks(low, high):
         if not text:
             covered |= set(range(65536))
             continue
@@ -35,14 +35,19 @@ def test_port_masks_cover_exactly_the_range(one: int, other: int) -> None:
     [
         (RuleSpec(direction="ingress"), ["ip"]),
         (RuleSpec(direction="ingress", ethertype="IPv6"), ["ipv6"]),
-        (WEB, ["tcp,tp_dst=80"]),
+        (WEB, ["tcp,tp_dst=80", "ip,nw_frag=later,ct_state=+trk-inv,ct_nw_proto=6,ct_tp_dst=80"]),
         (RuleSpec(direction="ingress", protocol="tcp", port_min=80, remote=("10.0.0.5/24",)),
-         ["tcp,nw_src=10.0.0.0/24,tp_dst=80"]),
+         ["tcp,nw_src=10.0.0.0/24,tp_dst=80",
+          "ip,nw_src=10.0.0.0/24,nw_frag=later,ct_state=+trk-inv,ct_nw_proto=6,ct_tp_dst=80"]),
         (RuleSpec(direction="egress", protocol="6", remote=("0.0.0.0/0", "::/0")), ["tcp"]),
         (RuleSpec(direction="egress", ethertype="IPv6", protocol="udp", port_min=53, port_max=53, remote=("fd00::/8",)),
-         ["udp6,ipv6_dst=fd00::/8,tp_dst=53"]),
-        (RuleSpec(direction="ingress", protocol="icmp", port_min=8, port_max=0), ["icmp,icmp_type=8,icmp_code=0"]),
-        (RuleSpec(direction="ingress", ethertype="IPv6", protocol="icmp", port_min=128), ["icmp6,icmp_type=128"]),
+         ["udp6,ipv6_dst=fd00::/8,tp_dst=53",
+          "ipv6,ipv6_dst=fd00::/8,nw_frag=later,ct_state=+trk-inv,ct_nw_proto=17,ct_tp_dst=53"]),
+        (RuleSpec(direction="ingress", protocol="icmp", port_min=8, port_max=0), 
+         ["icmp,icmp_type=8,icmp_code=0",
+          "ip,nw_frag=later,ct_state=+trk-inv,ct_nw_proto=1,ct_tp_src=8,ct_tp_dst=0"]),
+        (RuleSpec(direction="ingress", ethertype="IPv6", protocol="icmp", port_min=128), 
+         ["icmp6,icmp_type=128", "ipv6,nw_frag=later,ct_state=+trk-inv,ct_nw_proto=58,ct_tp_src=128"]),
         (RuleSpec(direction="ingress", protocol="vrrp"), ["ip,nw_proto=112"]),
         (RuleSpec(direction="ingress", protocol="0"), ["ip"]),
         (RuleSpec(direction="ingress", protocol="sctp", port_min=5, port_max=5), ["sctp,tp_dst=5"]),
@@ -52,21 +57,22 @@ def test_port_masks_cover_exactly_the_range(one: int, other: int) -> None:
     ],
 )  # fmt: skip
 def test_rules_become_matches(rule: RuleSpec, matches: list[str]) -> None:
-    assert ovs_flows.rule_matches(rule) == matches
+    assert ovs_security.rule_matches(rule) == matches
 
 
-def test_a_port_without_rules_for_ingress_gets_none() -> None:
-    flows = ovs_flows.port_flows(port(network(), 3), 5, 1)
-    assert not [flow for flow in flows if flow.startswith("table=41")]
-    assert [flow for flow in flows if flow.startswith("table=11")] == [
-        "table=11,priority=50,reg6=5,ip actions=resubmit(,12)",
-        "table=11,priority=50,reg6=5,ipv6 actions=resubmit(,12)",
+def test_a_port_asks_each_of_its_groups_once() -> None:
+    spec = port(network(), 3, rules=(), groups=("b", "a"))
+    flows = ovs_flows.port_flows(spec, 5, 1, {"a": 7, "b": 9})
+    asked = "set_field:0->reg9,set_field:7->reg8,resubmit(,{0}),set_field:9->reg8,resubmit(,{0}),resubmit(,{1})"
+    assert [flow for flow in flows if flow.startswith(("table=11", "table=41", "table=13", "table=43"))] == [
+        f"table=11,priority=50,reg6=5 actions={asked.format(13, 12)}",
+        f"table=41,priority=50,reg7=5 actions={asked.format(43, 42)}",
     ]
 
 
 def test_claims_name_mac_and_address_together() -> None:
     spec = port(network(), 3, allowed_pairs=(("10.0.0.100", "00:00:5e:00:01:01"),))
-    flows = ovs_flows.port_flows(spec, 5, 1)
+    flows = ovs_flows.port_flows(spec, 5, 1, {})
     tracked = {flow.partition("priority=50,")[2] for flow in flows if ",ip,nw_src=" in flow}
     assert tracked == {
         f"in_port=5,dl_src={spec.mac},ip,nw_src=10.0.0.3/32 actions=ct(table=11,zone=5)",
@@ -77,8 +83,8 @@ def test_claims_name_mac_and_address_together() -> None:
 
 def test_down_means_nothing_and_open_means_everything() -> None:
     spec = port(network(), 3)
-    assert ovs_flows.port_flows(replace(spec, admin_state_up=False), 5, 1) == []
-    opened = ovs_flows.port_flows(replace(spec, port_security=False, rules=EGRESS), 5, 1)
+    assert ovs_flows.port_flows(replace(spec, admin_state_up=False), 5, 1, {}) == []
+    opened = ovs_flows.port_flows(replace(spec, port_security=False, rules=EGRESS), 5, 1, {})
     assert len(opened) == 2
     assert not any("ct(" in flow for flow in opened)
 

@@ -1,6 +1,6 @@
 """Make one thing on this host what its spec says. The order of kinds is written once, here.
 
-To create: networks, ports, routers, guests. To remove: the reverse. ``apply`` never raises for what a driver says; it
+To create: networks, address sets, security groups, ports, routers, guests. To remove: the reverse. ``apply`` never raises for what a driver says; it
 returns the outcome in the form the host API settles.
 """
 
@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from nubila.core.ports import (
+    AddressSetSpec,
     GuestSpec,
     Hypervisor,
     Impossible,
@@ -22,11 +23,12 @@ from nubila.core.ports import (
     NetworkSpec,
     PortSpec,
     RouterSpec,
+    SecurityGroupSpec,
     TryAgain,
 )
 
 log = logging.getLogger("nubila.agent")
-ORDER = ("network", "port", "router", "guest", "query")
+ORDER = ("network", "address_set", "security_group", "port", "router", "guest", "query")
 OPERATOR_AGAIN_S = 60.0
 
 
@@ -78,6 +80,10 @@ def _remove(drivers: Drivers, kind: str, id: str) -> None:
         drivers.network.remove_router(id)
     elif kind == "port":
         drivers.network.remove_port(id)
+    elif kind == "security_group":
+        drivers.network.remove_security_group(id)
+    elif kind == "address_set":
+        drivers.network.remove_address_set(id)
     elif kind == "network":
         drivers.network.remove_network(id)
 
@@ -90,6 +96,10 @@ def _ensure(
         state = drivers.network.ensure_network(msgspec.convert(spec, NetworkSpec))
     elif kind == "port":
         state = drivers.network.ensure_port(msgspec.convert(spec, PortSpec))
+    elif kind == "security_group":
+        state = drivers.network.ensure_security_group(msgspec.convert(spec, SecurityGroupSpec))
+    elif kind == "address_set":
+        state = drivers.network.ensure_address_set(msgspec.convert(spec, AddressSetSpec))
     elif kind == "router":
         state = drivers.network.ensure_router(msgspec.convert(spec, RouterSpec))
     elif kind == "guest":

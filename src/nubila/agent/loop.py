@@ -20,6 +20,7 @@ import msgspec
 
 from nubila.agent.apply import Drivers, apply, sequence
 from nubila.agent.client import HostApi, Refused, Unreachable
+from nubila.agent.heal import Healer
 from nubila.agent.ledger import Ledger
 from nubila.core.ports import Capabilities, GuestSpec, HostPlace
 
@@ -50,6 +51,7 @@ class Agent:
         self._busy: set[tuple[str, str]] = set()
         self._later: dict[tuple[str, str], Mapping[str, Any]] = {}  # taken again while still busy
         self._turns = threading.Lock()  # of _busy and _later
+        self._healer = Healer(self.ledger, drivers.network)
         self._held: dict[tuple[str, str], int] = {}  # on lease: the token
         self._wired: set[str] = set()
         self._lock_file: Any = None
@@ -83,6 +85,8 @@ class Agent:
                         log.warning("no control plane (%s): going by the ledger", e)
                     silent = True
                     mend = time.monotonic() + (self.sweep_s if self._restore() else MEND_S)
+                if silent:
+                    self._heal()
                 stop.wait(pause)
                 pause = min(pause * 2, 2.0 if silent else 0.2)
             except Exception:  # an engine that fails must not take the others with it
@@ -127,8 +131,9 @@ class Agent:
                 for id in self.drivers.hypervisor.prune(every.get("guest", [])):
                     log.warning("removed unknown guest %s", id)
             for name in self.drivers.network.prune(
-                every.get("network", []), every.get("port", []), every.get("router", [])
-            ):
+                every.get("network", []), every.get("port", []), every.get("router", []),
+                every.get("security_group", []), every.get("address_set", []),
+            ):  # fmt: skip
                 log.warning("removed unknown %s", name)
         except Exception:
             log.exception("could not remove what is unknown here")
@@ -162,6 +167,7 @@ class Agent:
             if now - watched > WATCH_S:
                 watched = now
                 self._watch()
+            self._heal()
             items = self.api.take(32, 1.0, [(*key, token) for key, token in list(self._held.items())])
             self._held |= {(i["kind"], i["id"]): i["token"] for i in items}
             outcomes: list[dict[str, Any]] = []
@@ -175,6 +181,16 @@ class Agent:
                     outcomes.append(self._do(item))
             if outcomes:
                 self._report(outcomes)
+
+    def _heal(self) -> None:
+        """Bring back what was taken away on this host; by the ledger, so also while the control plane is away."""
+
+        def do(entry: dict[str, Any]) -> dict[str, Any]:
+            outcome = apply(self.drivers, entry, self._waits_for)
+            self._note_wired(entry, outcome)
+            return outcome
+
+        self._healer.turn(do)
 
     def _report(self, outcomes: list[dict[str, Any]]) -> None:
         try:

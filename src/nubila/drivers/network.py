@@ -15,23 +15,28 @@ import contextlib
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from msgspec import Struct
 
 from nubila.core.ports import (
+    AddressSetSpec,
     HostPlace,
+    LeaseClaims,
     MetadataAnswer,
     NetworkSpec,
     NetworkState,
     PortSpec,
     RouterSpec,
+    SecurityGroupSpec,
     SubnetSpec,
     TryAgain,
 )
-from nubila.drivers import dhcp, links, nft, router
-from nubila.drivers.dhcp import METADATA_ADDRESS, Dhcp
+from nubila.drivers import dhcp, ha, links, metadata, nft, router
+from nubila.drivers.bridge_switch import LinuxBridge
+from nubila.drivers.dhcp import Dhcp
+from nubila.drivers.drift import Drift
 from nubila.drivers.files import read_json, write_json
 from nubila.drivers.metadata import Door, MetadataServer
 from nubila.drivers.ovs import OpenVSwitch
@@ -65,6 +70,7 @@ class RealNetwork:
         self.router = Routers(place, self.switch)
         self._lock = threading.RLock()
         self._metadata: MetadataServer | None = None
+        self._drift = Drift(self)
         self._marks: dict[tuple[str, int], str] = {}  # read already: (namespace, inode) -> mark
 
     # --- life
@@ -91,6 +97,7 @@ class RealNetwork:
                 self.prune((), (), ())
             for id in self.dhcp.networks():
                 self.dhcp.remove(id)
+            ha.destroy(self.place)
             routers = self.place.root / "routers"
             for path in routers.iterdir() if routers.is_dir() else ():
                 self.router.stop_advertising(path.name)
@@ -146,6 +153,21 @@ class RealNetwork:
         """The namespace of a router."""
         return router.namespace(self.place, router_id)
 
+    def drift(self, known: Mapping[str, set[str]], spec: Callable[[str, str], object]) -> list[tuple[str, str]]:
+        """What of ``known`` somebody took away or changed by hand, as far as a quick look shows (drift.py)."""
+        with self._lock:
+            return self._drift.look(known, spec)
+
+    def host_bridges(self) -> list[tuple[str, str]]:
+        """(network id, device) of external networks on which the host itself has an address."""
+        kept = ((path.stem, self._kept(path.stem)) for path in self._kept_dir().glob("*.json"))
+        return [(id, record.bridge) for id, record in kept if record.host_address]
+
+    def reload_host_rules(self) -> None:
+        """Load the host's own table again."""
+        with self._lock:
+            self._host_rules()
+
     # --- networks
 
     def ensure_network(self, spec: NetworkSpec) -> NetworkState:
@@ -156,6 +178,7 @@ class RealNetwork:
             faults: list[str] = []
             self._host_side(spec, faults)
             self._dhcp(spec)
+            faults += dhcp.unserved(spec) if spec.dhcp else []
             return NetworkState(id=spec.id, fault=" ".join(faults))
 
     def remove_network(self, id: str) -> None:
@@ -196,12 +219,20 @@ class RealNetwork:
             mtu=spec.mtu,
             addresses=dhcp.addresses(wish),
         )
+        with links.opened(where) as net:
+            net.set_routes(dhcp.routes(spec, wish))
+            net.set_link_routes(dhcp.device(wish), dhcp.strangers(spec, wish))
         self.dhcp.ensure(spec, wish)
         if self._metadata is not None:
-            if wish.metadata:
-                self._metadata.open(Door(namespace=where, address=METADATA_ADDRESS, port=80, network_id=spec.id))
-            else:
-                self._metadata.close_namespace(where)
+            doors = metadata.dhcp_doors(where, dhcp.device(wish), spec.id) if wish.metadata else []
+            self._metadata.keep(where, doors)
+
+    def _dhcp_doors(self, namespace: str, network_id: str) -> list[Door]:
+        return [
+            door
+            for port in self._dhcp_ports(network_id)
+            for door in metadata.dhcp_doors(namespace, f"tap{port.id[:11]}", network_id)
+        ]
 
     def _stop_dhcp(self, network_id: str) -> None:
         if self._metadata is not None:
@@ -310,6 +341,44 @@ class RealNetwork:
                     if marked(self.place, device.alias) == ("port", id):
                         net.remove(device.name)
 
+    # --- security groups
+
+    def security_groups(self) -> list[str]:
+        """Ids of the security groups known here."""
+        with self._lock:
+            return sorted(self.switch.groups())
+
+    def ensure_security_group(self, spec: SecurityGroupSpec) -> NetworkState:
+        """Have a group's rules, for all its ports here."""
+        with self._lock:
+            self.switch.ready()
+            self.switch.ensure_group(spec)
+            return NetworkState(id=spec.id)
+
+    def remove_security_group(self, id: str) -> None:
+        """Forget a group's rules; absent is success."""
+        with self._lock:
+            self.switch.ready()
+            self.switch.remove_group(id)
+
+    def address_sets(self) -> list[str]:
+        """Ids of the address sets known here."""
+        with self._lock:
+            return sorted(self.switch.sets())
+
+    def ensure_address_set(self, spec: AddressSetSpec) -> NetworkState:
+        """Have a set's addresses, for all rules here."""
+        with self._lock:
+            self.switch.ready()
+            self.switch.ensure_set(spec)
+            return NetworkState(id=spec.id)
+
+    def remove_address_set(self, id: str) -> None:
+        """Forget a set; absent is success."""
+        with self._lock:
+            self.switch.ready()
+            self.switch.remove_set(id)
+
     # --- routers
 
     def ensure_router(self, spec: RouterSpec) -> NetworkState:
@@ -319,9 +388,10 @@ class RealNetwork:
             subnets: dict[str, SubnetSpec] = {}
             for port in spec.interfaces:
                 subnets.update({subnet.id: subnet for subnet in self._kept(port.network_id).subnets})
+            subnets.update({subnet.id: subnet for subnet in spec.subnets})
             refused = self.router.ensure(spec, subnets)
             if self._metadata is not None:
-                self._metadata.open(self._router_door(spec.id))
+                self._metadata.keep(self.router_namespace(spec.id), self._router_doors(spec.id))
             return NetworkState(id=spec.id, status="ACTIVE" if spec.admin_state_up else "DOWN", fault=" ".join(refused))
 
     def remove_router(self, id: str) -> None:
@@ -332,22 +402,33 @@ class RealNetwork:
                 self._metadata.close_namespace(self.router_namespace(id))
             self.router.remove(id)
 
-    def _router_door(self, router_id: str) -> Door:
-        return Door(
-            namespace=self.router_namespace(router_id), address="0.0.0.0", port=nft.METADATA_PORT, router_id=router_id
-        )
+    def _router_doors(self, router_id: str) -> list[Door]:
+        ours = [port for port in self.switch.plugged() if port.kind == "router" and port.owner == router_id]
+        inside = [(port.inner, port.network_id) for port in ours if port.inner.startswith("qr-")]
+        return metadata.router_doors(self.router_namespace(router_id), router_id, inside)
 
     # --- all
 
-    def prune(self, networks: Iterable[str], ports: Iterable[str], routers: Iterable[str]) -> list[str]:
+    def prune(
+        self,
+        networks: Iterable[str],
+        ports: Iterable[str],
+        routers: Iterable[str],
+        security_groups: Iterable[str] | None = None,
+        address_sets: Iterable[str] | None = None,
+    ) -> list[str]:
         """Remove what is ours and not named, leaves first; returns what was removed ("router <id>" ...)."""
         with self._lock:
             self.switch.ready()
             steps: list[tuple[str, Callable[[], list[str]], Callable[[str], None], set[str]]] = [
                 ("router", self.routers, self.remove_router, set(routers)),
                 ("port", self.ports, self.remove_port, set(ports)),
-                ("network", self.networks, self.remove_network, set(networks)),
             ]
+            if security_groups is not None:
+                steps.append(("security_group", self.security_groups, self.remove_security_group, set(security_groups)))
+            if address_sets is not None:
+                steps.append(("address_set", self.address_sets, self.remove_address_set, set(address_sets)))
+            steps.append(("network", self.networks, self.remove_network, set(networks)))
             removed = []
             for kind, present, remove, keep in steps:
                 for id in present():
@@ -362,11 +443,14 @@ class RealNetwork:
             self.stop()
             self._metadata = MetadataServer(answer)
             for name, kind, id in self._namespaces():
-                door = self._router_door(id)
-                if kind == "dhcp":
-                    door = Door(namespace=name, address=METADATA_ADDRESS, port=80, network_id=id)
+                doors = self._router_doors(id) if kind == "router" else self._dhcp_doors(name, id)
                 with contextlib.suppress(TryAgain):  # its next ``ensure`` opens it
-                    self._metadata.open(door)
+                    self._metadata.keep(name, doors)
+
+    def tend(self, claims: LeaseClaims) -> None:
+        """Have what keeps highly available routers running; the keeper claims their leases by itself."""
+        with self._lock:
+            self.router.tend()
 
     def _namespaces(self) -> list[tuple[str, str, str]]:
         """(name, kind, id) of the namespaces that carry our mark."""

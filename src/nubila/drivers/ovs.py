@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
-from nubila.core.ports import NeedsOperator, NetworkSpec, PortSpec, TryAgain
-from nubila.drivers import links, ovs_ports
+from nubila.core.ports import AddressSetSpec, NeedsOperator, NetworkSpec, PortSpec, SecurityGroupSpec, TryAgain
+from nubila.drivers import links, ovs_ports, ovs_security
 from nubila.drivers.ovs_flows import Uplink
 from nubila.drivers.ovs_switch import ID, INDEX, NETWORK, OWNER, Switch, Wish
 from nubila.drivers.switches import Plugged, mark
@@ -33,6 +33,7 @@ class OpenVSwitch(Switch):
                 id=i.ids.get(ID, ""),
                 network_id=i.ids.get(NETWORK, ""),
                 device=i.name,
+                inner=i.name if i.kind in ("router", "dhcp") else "",
                 owner=i.ids.get(OWNER, ""),
             )
             for i in self.view().interfaces.values()
@@ -75,7 +76,9 @@ class OpenVSwitch(Switch):
         namespace: str,
         mac: str,
         mtu: int,
-        addresses: Sequence[str],
+        addresses: Sequence[str] | None,
+        roams: bool = False,
+        made: Callable[[], None] | None = None,
     ) -> list[str]:
         """A veth pair into ``namespace``; both ends have the same name."""
         return ovs_ports.ensure_inner(
@@ -89,6 +92,8 @@ class OpenVSwitch(Switch):
             mac=mac,
             mtu=mtu,
             addresses=addresses,
+            roams=roams,
+            made=made,
         )
 
     def remove(self, ports: Sequence[Plugged]) -> None:
@@ -97,6 +102,40 @@ class OpenVSwitch(Switch):
             return
         present = self.view().interfaces
         ovs_ports.remove(self, [present[port.device] for port in ports if port.device in present])
+
+    # --- security groups
+
+    def groups(self) -> list[str]:
+        """Ids of the groups that br-int knows."""
+        return sorted(self.view().shared["security_group"])
+
+    def ensure_group(self, spec: SecurityGroupSpec) -> None:
+        """A group's rules, once for all its ports."""
+        view = self.view()
+        number = self.numbers("security_group", [spec.id], view)[spec.id]
+        if spec.id not in view.shared["security_group"]:
+            view = self.view()
+        named = {rule.remote_set for rule in spec.rules if rule.remote_set is not None}
+        sets = self.numbers("address_set", named, view)
+        self.write_shared("security_group", spec.id, number, ovs_security.group_flows(spec, number, sets), view)
+
+    def remove_group(self, id: str) -> None:
+        """Forget a group; absent is success."""
+        self.drop_shared("security_group", id)
+
+    def sets(self) -> list[str]:
+        """Ids of the sets that br-int knows."""
+        return sorted(self.view().shared["address_set"])
+
+    def ensure_set(self, spec: AddressSetSpec) -> None:
+        """A set's addresses, once for all rules."""
+        view = self.view()
+        number = self.numbers("address_set", [spec.id], view)[spec.id]
+        self.write_shared("address_set", spec.id, number, ovs_security.set_flows(spec, number), view)
+
+    def remove_set(self, id: str) -> None:
+        """Forget a set; absent is success."""
+        self.drop_shared("address_set", id)
 
     # --- ways out
 

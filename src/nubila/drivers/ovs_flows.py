@@ -7,34 +7,25 @@ a connection between two guests of one host is judged twice, once by each.
 
     0  which network?     10  may it claim these addresses?    11  may it send? (conntrack)    12  it may: commit
     30 to whom?           31  learned addresses: sets reg7     32  to what was learned, else everywhere
-    40 what is it?        41  may it be received? (conntrack)  42  it may: commit, deliver
+    40 what is it?        41  may it be received? (conntrack)  42  it may: commit     13, 43  security group rules
+    60 deliver            (0, 1, 60 and 61 have the meters of ports with limits: ovs_qos.py)
 
-Security rules are looked up for every packet of a connection's original direction, so a revoked rule cuts what it
-let in: the connection is marked (ct_mark 1) and its replies stop as well. Replies and related errors of unmarked
-connections pass. Protocols that the userspace conntrack cannot track arrive as ``+inv`` and are judged statelessly.
-Source: OpenFlow as in ovs-fields(7) and ovs-actions(7).
+Tables 11 to 13 and 41 to 43 are security groups: ovs_security.py. Registers there: reg8 = number of the group that is
+looked at, reg9 = 1 once a rule matched. Source: OpenFlow as in ovs-fields(7) and ovs-actions(7).
 """
 
 from __future__ import annotations
 
 import hashlib
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec import Struct
 
-from nubila.core.ports import PortSpec, RuleSpec
+from nubila.core.ports import PortSpec
+from nubila.drivers import ovs_security
 
 _UNTAGGED = "vlan_tci=0x0000/0x1fff"
-_TRACKED = ("tcp", "udp", "icmp", "tcp6", "udp6", "icmp6")
-
-# IANA protocol numbers behind the names that the Networking API takes for security group rules.
-PROTOCOLS = {
-    "ah": 51, "dccp": 33, "egp": 8, "esp": 50, "gre": 47, "icmp": 1, "icmpv6": 58, "ipv6-icmp": 58, "igmp": 2,
-    "ipip": 4, "ipv6-encap": 41, "ipv6-frag": 44, "ipv6-nonxt": 59, "ipv6-opts": 60, "ipv6-route": 43, "ospf": 89,
-    "pgm": 113, "rsvp": 46, "sctp": 132, "tcp": 6, "udp": 17, "udplite": 136, "vrrp": 112,
-}  # fmt: skip
-_PORTED = {6: "tcp", 17: "udp", 132: "sctp"}
 
 
 class Member(Struct, frozen=True, kw_only=True):
@@ -71,7 +62,7 @@ def digest(flows: Iterable[str]) -> str:
 
 def static_flows() -> list[str]:
     """The parts of the pipeline that belong to no port and no network."""
-    flows = [f"table={table},priority=0 actions=drop" for table in (0, 10, 11, 12, 30, 31, 32, 40, 41, 42)]
+    flows = [f"table={table},priority=0 actions=drop" for table in (0, 10, 30, 31, 32, 40)]
     # Guests never act as DHCP servers or routers.
     for match in (
         "udp,tp_src=67,tp_dst=68",
@@ -80,49 +71,27 @@ def static_flows() -> list[str]:
         "icmp6,icmp_type=137",
     ):
         flows.append(f"table=10,priority=200,{match} actions=drop")
-    flows += _judge(11, "reg6", "resubmit(,30)") + _judge(41, "reg7", "output:NXM_NX_REG7[]")
     # What reaches a filtered guest without being tracked: address resolution, router discovery, DHCP answers.
-    out = "output:NXM_NX_REG7[]"
+    out = "resubmit(,60)"
+    flows.append("table=60,priority=0 actions=output:NXM_NX_REG7[]")
     flows.append(f"table=40,priority=50,arp actions={out}")
     flows += [f"table=40,priority=50,icmp6,icmp_type={kind} actions={out}" for kind in (130, 134, 135, 136)]
     flows.append(f"table=40,priority=50,udp,tp_src=67,tp_dst=68 actions={out}")
     flows.append(f"table=40,priority=50,udp6,tp_src=547,tp_dst=546 actions={out}")
-    for family in ("ip", "ipv6"):
-        flows.append(f"table=40,priority=40,{family} actions=ct(table=41,zone=NXM_NX_REG7[0..15])")
-    return flows
-
-
-def _judge(table: int, port: str, accept: str) -> list[str]:
-    """What holds for every port once conntrack has spoken; the ports' rules in between lead to ``table + 1``."""
-    zone = f"zone=NXM_NX_{port.upper()}[0..15]"
-    flows = [f"table={table},priority=100,ct_state=+trk+inv,{kind} actions=drop" for kind in _TRACKED]
-    flows += [
-        f"table={table},priority=90,ct_state=+trk+est+rpl,ct_mark=0 actions={accept}",
-        f"table={table},priority=90,ct_state=+trk+rel,ct_mark=0 actions={accept}",
-        f"table={table},priority=80,ct_state=+trk+rpl actions=drop",
-    ]
-    for family in ("ip", "ipv6"):
-        flows += [
-            f"table={table},priority=10,ct_state=+trk+est-rpl,ct_mark=0,{family} "
-            f"actions=ct(commit,{zone},exec(set_field:1->ct_mark))",
-            f"table={table + 1},priority=20,ct_state=+trk+new,{family} actions=ct(commit,{zone}),{accept}",
-            f"table={table + 1},priority=20,ct_state=+trk+est,ct_mark=1,{family} "
-            f"actions=ct(commit,{zone},exec(set_field:0->ct_mark)),{accept}",
-        ]
-    flows.append(f"table={table + 1},priority=10,ct_state=+trk actions={accept}")
-    return flows
+    return flows + ovs_security.static_flows("resubmit(,30)", out)
 
 
 # --- one port -----------------------------------------------------------------------------------------------------
 
 
-def trusted_flows(ofport: int, vlan: int) -> list[str]:
-    """A router's or DHCP server's port."""
-    return [f"table=0,priority=100,in_port={ofport} actions=set_field:{vlan}->reg5,resubmit(,30)"]
+def trusted_flows(ofport: int, vlan: int, *, learn: bool = False) -> list[str]:
+    """A router's or DHCP server's port; ``learn``: its address may be behind another port at other times."""
+    remember = f"{_learn()}," if learn else ""
+    return [f"table=0,priority=100,in_port={ofport} actions=set_field:{vlan}->reg5,{remember}resubmit(,30)"]
 
 
-def port_flows(spec: PortSpec, ofport: int, vlan: int) -> list[str]:
-    """Everything one guest port may do; nothing when it is administratively down."""
+def port_flows(spec: PortSpec, ofport: int, vlan: int, groups: Mapping[str, int]) -> list[str]:
+    """Everything one guest port may do; nothing when it is administratively down. ``groups``: numbers of its groups."""
     if not spec.admin_state_up:
         return []
     enter = f"table=0,priority=100,in_port={ofport},{_UNTAGGED} actions=set_field:{vlan}->reg5"
@@ -130,19 +99,15 @@ def port_flows(spec: PortSpec, ofport: int, vlan: int) -> list[str]:
         learn = _learn()
         return [
             f"{enter},{learn},resubmit(,30)",
-            f"table=40,priority=100,reg7={ofport} actions=output:{ofport}",
+            f"table=40,priority=100,reg7={ofport} actions=resubmit(,60)",
         ]
     flows = [f"{enter},set_field:{ofport}->reg6,resubmit(,10)"]
     claims = _claims(spec)
     for mac in sorted({mac for _, mac in claims}):
         flows += _address_flows(ofport, mac)
     for network, mac in sorted(claims, key=str):
-        flows += _claim_flows(ofport, network, mac)
-    for rule in spec.rules:
-        table, port = (41, "reg7") if rule.direction == "ingress" else (11, "reg6")
-        for match in rule_matches(rule):
-            # Equal priority throughout: rules only ever allow, so their order cannot matter.
-            flows.append(f"table={table},priority=50,{port}={ofport},{match} actions=resubmit(,{table + 1})")
+        flows += _claim_flows(ofport, network, mac, ovs_security.judged(spec, ofport))
+    flows += ovs_security.port_flows(spec, ofport, groups)
     return list(dict.fromkeys(flows))
 
 
@@ -180,11 +145,11 @@ def _address_flows(ofport: int, mac: str) -> list[str]:
     return flows
 
 
-def _claim_flows(ofport: int, network: _Network, mac: str) -> list[str]:
-    """What a guest may send with addresses it owns."""
+def _claim_flows(ofport: int, network: _Network, mac: str, judged: str) -> list[str]:
+    """What a guest may send with addresses it owns; ``judged``: the action for what its groups decide about."""
     own = f"in_port={ofport},dl_src={mac}"
     go = "actions=resubmit(,30)"
-    track = f"actions=ct(table=11,zone={ofport})"
+    track = f"actions={judged}"
     if network.version == 4:
         return [
             f"table=10,priority=100,{own},arp,arp_sha={mac},arp_spa={network} {go}",
@@ -201,70 +166,6 @@ def _claim_flows(ofport: int, network: _Network, mac: str) -> list[str]:
     # Solicitations and advertisements that claim more must not slip through as ordinary traffic.
     flows += [f"table=10,priority=90,in_port={ofport},icmp6,icmp_type={kind} actions=drop" for kind in (135, 136)]
     return [*flows, f"table=10,priority=50,{own},ipv6,ipv6_src={network} {track}"]
-
-
-# --- rules --------------------------------------------------------------------------------------------------------
-
-
-def rule_matches(rule: RuleSpec) -> list[str]:
-    """One security group rule as OpenFlow matches: remote addresses times port masks.
-
-    A rule that OpenFlow cannot express (ports of a protocol without them) matches nothing: refusing is the safe side.
-    """
-    version = 4 if rule.ethertype == "IPv4" else 6
-    protocol = _protocol(rule.protocol, version)
-    ports = _ports(rule, protocol)
-    field = ("nw_" if version == 4 else "ipv6_") + ("src" if rule.direction == "ingress" else "dst")
-    if rule.remote is None:
-        remotes = [""]
-    else:
-        networks = [ipaddress.ip_network(cidr, strict=False) for cidr in rule.remote]
-        kept = [network for network in networks if network.version == version]
-        remotes = [f",{field}={network}" if network.prefixlen else "" for network in kept]
-    family = "ip" if version == 4 else "ipv6"
-    if protocol is not None:
-        family += f",nw_proto={protocol}"
-        if protocol in _PORTED:
-            family = _PORTED[protocol] + ("6" if version == 6 else "")
-        elif protocol in (1, 58):
-            family = "icmp" if protocol == 1 else "icmp6"
-    return [f"{family}{remote}{port}" for remote in remotes for port in ports]
-
-
-def _protocol(name: str | None, version: int) -> int | None:
-    if name is None or name.lower() == "any":
-        return None
-    number = int(name) if name.isdigit() else PROTOCOLS.get(name.lower(), 255)
-    if number == 1 and version == 6:
-        return 58  # the API lets "icmp" mean ICMPv6 for IPv6 rules
-    return number or None  # 0 means any, as in the API
-
-
-def _ports(rule: RuleSpec, protocol: int | None) -> list[str]:
-    low, high = rule.port_min, rule.port_max
-    if low is None and high is None:
-        return [""]
-    if protocol in (1, 58):
-        kind = f",icmp_type={low}" if low is not None else ""
-        return [kind + (f",icmp_code={high}" if high is not None else "")]
-    if protocol not in _PORTED:
-        return []
-    low = low if low is not None else 0
-    high = high if high is not None else (low if rule.port_min is not None else 65535)
-    return [f",tp_dst={mask}" if mask else "" for mask in port_masks(low, high)]
-
-
-def port_masks(low: int, high: int) -> list[str]:
-    """A range of ports as the fewest value/mask pairs; "" stands for all of them."""
-    masks = []
-    while low <= high:
-        size = low & -low if low else 1 << 16
-        while low + size - 1 > high:
-            size >>= 1
-        mask = 0xFFFF & ~(size - 1)
-        masks.append("" if mask == 0 else str(low) if size == 1 else f"0x{low:x}/0x{mask:x}")
-        low += size
-    return masks
 
 
 # --- one network --------------------------------------------------------------------------------------------------
@@ -298,7 +199,7 @@ def network_flows(vlan: int, members: Sequence[Member], uplinks: Sequence[Uplink
     flows.append(f"table=30,priority=10,reg5={vlan} actions=set_field:0->reg7,resubmit(,31),resubmit(,32)")
     strangers = [member for member in members if member.open]
     for member in strangers:
-        flows.append(f"table=32,priority=10,reg5={vlan},reg7={member.ofport} actions=output:{member.ofport}")
+        flows.append(f"table=32,priority=10,reg5={vlan},reg7={member.ofport} actions=resubmit(,60)")
     anywhere = [_deliver(member) for member in strangers]
     flows.append(_flow(f"table=32,priority=5,reg4=0,reg5={vlan},reg7=0", anywhere + away))
     flows.append(_flow(f"table=32,priority=5,reg4=1,reg5={vlan},reg7=0", anywhere + back))

@@ -7,10 +7,10 @@ ovs-vswitchd, the userspace datapath's internal ports do not. Both ends have the
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from nubila.core.ports import PortSpec, TryAgain
-from nubila.drivers import links, ovs_flows, ovs_qos
+from nubila.drivers import links, ovs_flows, ovs_qos, ovs_trunk
 from nubila.drivers.ovs_switch import (
     FLOWS,
     INDEX,
@@ -33,20 +33,29 @@ def ensure_guest(switch: Switch, spec: PortSpec) -> None:
     place = switch.place
     view = switch.view()
     network = _network(view, spec.network_id)
-    with links.opened(place.namespace) as net:
-        alias = mark(place, "port", spec.id)
-        if net.device(spec.device) is None:
-            net.add_tap(spec.device, alias)
-        index = net.give_to_switch(spec.device, alias, spec.mtu).index
+    index: int | None = None
+    if spec.trunk is None or spec.trunk.vlan is None:  # a subport's frames come by its parent's tap
+        with links.opened(place.namespace) as net:
+            alias = mark(place, "port", spec.id)
+            if net.device(spec.device) is None:
+                net.add_tap(spec.device, alias)
+            index = net.give_to_switch(spec.device, alias, spec.mtu).index
+    view = ovs_trunk.place(switch, spec, index, view)
+    name = ovs_trunk.inner(spec)
+    trunked = {} if spec.trunk is None else {
+        ovs_trunk.TRUNK: spec.trunk.trunk_id, ovs_trunk.TAP: spec.device if spec.trunk.vlan is None else "",
+    }  # fmt: skip
     macs = sorted({spec.mac.lower(), *(mac.lower() for _, mac in spec.allowed_pairs if mac)})
     wish = Wish(
-        name=spec.device,
+        name=name,
         kind="guest",
+        type="patch" if trunked else "",
+        options={"peer": ovs_trunk.outer(name)} if trunked else {},
         id=spec.id,
         network_id=spec.network_id,
         tag=network.vlan,
         ids={
-            INDEX: str(index),
+            **(trunked or {INDEX: str(index)}),
             MACS: json.dumps(macs),
             OPEN: "0" if spec.port_security else "1",
             UP: "1" if spec.admin_state_up else "0",
@@ -82,26 +91,34 @@ def ensure_inner(
     namespace: str,
     mac: str,
     mtu: int,
-    addresses: Sequence[str],
+    addresses: Sequence[str] | None,
+    roams: bool = False,
+    made: Callable[[], None] | None = None,
 ) -> list[str]:
-    """A router's or DHCP server's port: a veth into ``namespace`` with its addresses; returns the new addresses."""
+    """A router's or DHCP server's port: a veth into ``namespace`` (see switches.VirtualSwitch)."""
     place = switch.place
     view = switch.view()
     network = _network(view, network_id)
+    with links.opened(namespace) as net:
+        present = net.device(device) is not None
     with links.opened(place.namespace) as net:
-        if net.device(device) is None:
+        if not present:
+            net.remove(device)  # its other end may be in a namespace that somebody unmounted
             net.add_veth(device, namespace, mac)
         index = net.give_to_switch(device, mark(place, kind, port_id), mtu).index
     with links.opened(namespace) as net:
         links.plain_frames(device)
         links.sysctl(f"net/ipv6/conf/{device}/accept_ra", "0")
         inner = net.must(device)
+        if made is not None and not inner.up:
+            made()
         net.change(inner, up=True, mtu=mtu, mac=mac)
-        new = net.set_addresses(inner.index, addresses)
-    ids = {INDEX: str(index), MACS: json.dumps([mac.lower()]), OWNER: owner, "iface-id": port_id, "attached-mac": mac}
+        new = net.set_addresses(inner.index, addresses) if addresses is not None else []
+    ids = {INDEX: str(index), OWNER: owner, "iface-id": port_id, "attached-mac": mac}
+    ids |= {MACS: "[]", OPEN: "1"} if roams else {MACS: json.dumps([mac.lower()])}
     wish = Wish(name=device, kind=kind, id=port_id, network_id=network_id, tag=network.vlan, ids=ids)
     interface = switch.plug(wish, view)
-    _wire(switch, interface, network_id, ovs_flows.trusted_flows(interface.ofport or 0, network.vlan))
+    _wire(switch, interface, network_id, ovs_flows.trusted_flows(interface.ofport or 0, network.vlan, learn=roams))
     return new
 
 
@@ -118,9 +135,10 @@ def take_out(switch: Switch, interfaces: Sequence[Interface]) -> dict[tuple[str,
     """Unplug interfaces and delete their devices; returns the flow sets that the caller must replace by nothing."""
     gone = switch.unplug(interfaces)
     if interfaces:
+        devices = [interface.name for interface in interfaces] + ovs_trunk.forget(switch, interfaces)
         with links.opened(switch.place.namespace) as net:
-            for interface in interfaces:
-                net.remove(interface.name)
+            for device in devices:
+                net.remove(device)
     return gone
 
 

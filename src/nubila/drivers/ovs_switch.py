@@ -480,9 +480,28 @@ class Switch:
         identity = {_SWITCH: self.daemons.identity()}
         self.db.transact(ovs_db.mutate("Bridge", bridge_uuid, *ovs_db.put("external_ids", identity)))
 
-    def _check_flows(self) -> None:
-        """Drop flows that no row owns, and forget the fingerprints of sets that are not whole."""
+    def drift(self) -> list[tuple[str, str]]:
+        """What has lost flows, has a port that does not work, or is joined to a bridge that is gone."""
+        found = self._check_flows()
         view = self.view()
+        rows = self.db.rows(ovs_db.select("Port", ["name"]), ovs_db.select("Bridge", ["name"]))
+        names = {row["name"] for part in rows for row in part}
+        torn = set()
+        for interface in view.interfaces.values():
+            if interface.kind == "patch" and interface.name.replace("int-", "phy-", 1) not in names:
+                torn.add(interface.ids.get(ID, ""))
+            elif interface.error:
+                found.append(_thing(interface))
+        found += [("network", id) for id, network in view.networks.items() if network.segment.physical_network in torn]
+        return found
+
+    def _check_flows(self) -> list[tuple[str, str]]:
+        """Drop flows that no row owns, and forget the fingerprints of sets that are not whole; returns whose they are.
+
+        Forgotten, a set is written again by the next ``ensure`` of its thing.
+        """
+        view = self.view()
+        lost: list[tuple[str, str]] = []
         present = self.count_flows()
         static = ovs_flows.static_flows()
         owners = {ovs_flows.cookie(self.place.cloud, "static", ""): len(static), 0: present[0]}
@@ -493,6 +512,7 @@ class Switch:
                 owners[mark] = _size(interface.ids[FLOWS])
                 if owners[mark] != present[mark]:
                     self.set_ids(interface, {FLOWS: ""})
+                    lost.append(_thing(interface))
         for id, network in view.networks.items():
             mark = ovs_flows.cookie(self.place.cloud, "network", id)
             owners[mark] = _size(network.flows)
@@ -506,15 +526,20 @@ class Switch:
                     value = msgspec.json.encode(Shared(number=shared.number)).decode()
                     put = ovs_db.put("external_ids", {_SHARED[kind] + id: value})
                     self.db.transact(ovs_db.mutate("Bridge", view.bridge_uuid, *put))
+                    lost.append((kind, id))
         for id, network in partial:
+            lost.append(("network", id))
             self.save_network(id, msgspec.structs.replace(network, flows=""), view)
-        strangers = [mark for mark in present if mark not in owners]
-        if strangers:
-            self._bundle([f"delete cookie={mark:#x}/-1" for mark in strangers])
-            for mark in strangers:
-                (self._copies / f"{mark:016x}").unlink(missing_ok=True)
+        self._drop_flows([mark for mark in present if mark not in owners])
         if present[ovs_flows.cookie(self.place.cloud, "static", "")] != len(static):
             self.replace_flows({("static", ""): static})
+        return lost
+
+    def _drop_flows(self, marks: Sequence[int]) -> None:
+        if marks:
+            self._bundle([f"delete cookie={mark:#x}/-1" for mark in marks])
+            for mark in marks:
+                (self._copies / f"{mark:016x}").unlink(missing_ok=True)
 
     def count_flows(self) -> Counter[int]:
         """How many flows br-int has, by cookie."""
@@ -536,6 +561,21 @@ class Switch:
     def _bridge_row(self, name: str) -> Row | None:
         rows = self.db.rows(ovs_db.select("Bridge", ["_uuid", "external_ids"], [["name", "==", name]]))[0]
         return rows[0] if rows else None
+
+    def bridge_row(self, name: str) -> Row | None:
+        """``_uuid`` and ``external_ids`` of a bridge, None when there is none of that name."""
+        return self._bridge_row(name)
+
+    def add_bridge(self, name: str) -> None:
+        """Make an ordinary switching bridge, marked ours."""
+        self._add_bridge(name)
+
+    def remove_bridge(self, name: str) -> None:
+        """Take away a bridge of ours with all its ports; absent is success."""
+        row = self._bridge_row(name)
+        if row is not None and row["external_ids"].get(CLOUD) == self.place.cloud:
+            gone = ["bridges", "delete", ["set", [ovs_db.uuid(row["_uuid"])]]]
+            self.db.transact(ovs_db.mutate("Open_vSwitch", self._root()[0], gone))
 
     def _our_bridges(self) -> list[Row]:
         rows = self.db.rows(ovs_db.select("Bridge", ["_uuid", "name", "external_ids"]))[0]
@@ -591,6 +631,15 @@ def members(view: View, network_id: str) -> list[ovs_flows.Member]:
                 )
             )
     return found
+
+
+def _thing(interface: Interface) -> tuple[str, str]:
+    """Which thing must be ensured to have the interface as it should be."""
+    if interface.kind == "guest":
+        return "port", interface.ids.get(ID, "")
+    if interface.kind == "router":
+        return "router", interface.ids.get(OWNER, "")
+    return "network", interface.ids.get(NETWORK, "")
 
 
 def bridge_name(base: str, cloud: str) -> str:

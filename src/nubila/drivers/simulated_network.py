@@ -13,13 +13,14 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
 from nubila.core.ports import (
+    AddressSetSpec,
     HostPlace,
     Impossible,
     LeaseClaims,
@@ -29,6 +30,7 @@ from nubila.core.ports import (
     NetworkState,
     PortSpec,
     RouterSpec,
+    SecurityGroupSpec,
     TryAgain,
 )
 from nubila.drivers.files import read_json, write_json
@@ -36,8 +38,14 @@ from nubila.drivers.simulated_hypervisor import Behaviours
 
 _ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}\Z")
 _KINDS = {"again": TryAgain, "operator": NeedsOperator, "impossible": Impossible}
-_FOLDERS = {"network": "networks", "port": "ports", "router": "routers"}
-Spec = TypeVar("Spec", NetworkSpec, PortSpec, RouterSpec)
+_FOLDERS = {
+    "network": "networks",
+    "port": "ports",
+    "router": "routers",
+    "security_group": "security-groups",
+    "address_set": "address-sets",
+}
+Spec = TypeVar("Spec", NetworkSpec, PortSpec, RouterSpec, SecurityGroupSpec, AddressSetSpec)
 
 
 class SimulatedNetwork:
@@ -99,6 +107,34 @@ class SimulatedNetwork:
         """Forget a port; absent is success."""
         self._remove("port", id)
 
+    def security_groups(self) -> list[str]:
+        """Ids of the security groups known here."""
+        return self._ids("security_group")
+
+    def ensure_security_group(self, spec: SecurityGroupSpec) -> NetworkState:
+        """Record a group's rules."""
+        self._step("security_group")
+        self._write("security_group", spec.id, spec)
+        return NetworkState(id=spec.id)
+
+    def remove_security_group(self, id: str) -> None:
+        """Forget a group; absent is success."""
+        self._remove("security_group", id)
+
+    def address_sets(self) -> list[str]:
+        """Ids of the address sets known here."""
+        return self._ids("address_set")
+
+    def ensure_address_set(self, spec: AddressSetSpec) -> NetworkState:
+        """Record a set's addresses."""
+        self._step("address_set")
+        self._write("address_set", spec.id, spec)
+        return NetworkState(id=spec.id)
+
+    def remove_address_set(self, id: str) -> None:
+        """Forget a set; absent is success."""
+        self._remove("address_set", id)
+
     def ensure_router(self, spec: RouterSpec) -> NetworkState:
         """Record a router; its networks must be here and its epoch not older than the recorded one."""
         self._step("router")
@@ -117,10 +153,27 @@ class SimulatedNetwork:
         """Forget a router; absent is success."""
         self._remove("router", id)
 
-    def prune(self, networks: Iterable[str], ports: Iterable[str], routers: Iterable[str]) -> list[str]:
+    def prune(
+        self,
+        networks: Iterable[str],
+        ports: Iterable[str],
+        routers: Iterable[str],
+        security_groups: Iterable[str] | None = None,
+        address_sets: Iterable[str] | None = None,
+    ) -> list[str]:
         """Forget what is not named, leaves first; returns what was forgotten ("router <id>" ...)."""
         removed = []
-        for kind, keep in (("router", set(routers)), ("port", set(ports)), ("network", set(networks))):
+        kinds = (
+            ("router", routers),
+            ("port", ports),
+            ("security_group", security_groups),
+            ("address_set", address_sets),
+            ("network", networks),
+        )
+        for kind, given in kinds:
+            if given is None:
+                continue
+            keep = set(given)
             for id in self._ids(kind):
                 if id not in keep:
                     self._remove(kind, id)
@@ -138,9 +191,14 @@ class SimulatedNetwork:
         for spec in specs:
             peers = [peer.host for peer in spec.ha.peers] if spec.ha else []
             first = self.place.host == min([self.place.host, *peers])
-            wishes[spec.id] = {"want": spec.admin_state_up, "master": True, "fit": first, "knows": peers}
+            wishes[spec.id] = {"want": spec.admin_state_up, "master": True, "fit": first, "knows": peers,
+                               "seq": time.time_ns() // 1000}  # fmt: skip
         if wishes:
             claims(wishes)
+
+    def drift(self, known: Mapping[str, set[str]], spec: Callable[[str, str], object]) -> list[tuple[str, str]]:
+        """Files that somebody deleted."""
+        return [(kind, id) for kind in _FOLDERS for id in sorted(known.get(kind, set()) - set(self._ids(kind)))]
 
     # --- for tests and for simulated guests
 
@@ -151,6 +209,14 @@ class SimulatedNetwork:
     def port(self, id: str) -> PortSpec | None:
         """The recorded spec of a port."""
         return read_json(self._path("port", id), PortSpec)
+
+    def security_group(self, id: str) -> SecurityGroupSpec | None:
+        """The recorded spec of a security group."""
+        return read_json(self._path("security_group", id), SecurityGroupSpec)
+
+    def address_set(self, id: str) -> AddressSetSpec | None:
+        """The recorded spec of an address set."""
+        return read_json(self._path("address_set", id), AddressSetSpec)
 
     def router(self, id: str) -> RouterSpec | None:
         """The recorded spec of a router."""

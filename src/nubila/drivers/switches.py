@@ -9,12 +9,12 @@ Everything is idempotent and absent is success, as for every driver (core/ports.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 from msgspec import Struct
 
-from nubila.core.ports import HostPlace, NetworkSpec, PortSpec
+from nubila.core.ports import AddressSetSpec, HostPlace, NetworkSpec, PortSpec, SecurityGroupSpec
 
 Kind = Literal["guest", "router", "dhcp"]
 
@@ -26,6 +26,7 @@ class Plugged(Struct, frozen=True, kw_only=True):
     id: str  # port id
     network_id: str
     device: str  # the device on the host's side
+    inner: str = ""  # the device in the namespace, for router and DHCP ports
     owner: str = ""  # router id or network id for router and DHCP ports
 
 
@@ -77,6 +78,26 @@ class VirtualSwitch(Protocol):
         """
         ...
 
+    def groups(self) -> list[str]:
+        """Ids of the security groups that the switch knows; a port may name one before it is told."""
+        ...
+
+    def ensure_group(self, spec: SecurityGroupSpec) -> None:
+        """A group's rules, for all its ports at once. A rule may name a set before it is told: it lets nobody in."""
+        ...
+
+    def remove_group(self, id: str) -> None: ...
+
+    def sets(self) -> list[str]:
+        """Ids of the address sets that the switch knows."""
+        ...
+
+    def ensure_set(self, spec: AddressSetSpec) -> None:
+        """A set's addresses, changed in place: what rules let through meanwhile is not disturbed."""
+        ...
+
+    def remove_set(self, id: str) -> None: ...
+
     def ensure_inner(
         self,
         *,
@@ -88,9 +109,19 @@ class VirtualSwitch(Protocol):
         namespace: str,
         mac: str,
         mtu: int,
-        addresses: Sequence[str],
+        addresses: Sequence[str] | None,
+        roams: bool = False,
+        made: Callable[[], None] | None = None,
     ) -> list[str]:
-        """A router's or DHCP server's port: ``device`` in ``namespace`` with its addresses; returns the new ones."""
+        """A router's or DHCP server's port: ``device`` in ``namespace`` with its addresses; returns the new ones.
+
+        ``addresses`` None: somebody else cares for them. ``roams``: its MAC may also be in use on another host, so where
+        it is must be learned. ``made`` is called in the namespace when the device is there and not yet up.
+        """
+        ...
+
+    def drift(self) -> list[tuple[str, str]]:
+        """("network" | "port" | "router" ..., id) of what has lost flows or joints and must be ensured again."""
         ...
 
     def remove(self, ports: Sequence[Plugged]) -> None:

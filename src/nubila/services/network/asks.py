@@ -4,9 +4,9 @@ Every function is called in the transaction of the change itself and only asks; 
 from the rows (hosting.py). Asking once too often costs a comparison, once too seldom leaves a host wrong until the next
 full compare.
 
-Host kinds: "network", "port" and "router", the id is the resource's UUID, the shard the host. Controller kinds (shard
-""): "security_group" passes a change of a group's members or rules on to the ports it concerns, however many, outside
-the user's request; "dhcp" and "router_place" choose hosts.
+Host kinds: "network", "port", "router", "security_group", "address_set": the id is the resource's UUID, the shard the
+host. Controller kinds (shard ""): "security_group" and "group_members" pass a change of a group's rules or members on
+to the hosts it concerns, however many, outside the user's request; "dhcp" and "router_place" choose hosts.
 """
 
 from __future__ import annotations
@@ -60,20 +60,31 @@ _GUEST_PORTS = sa.select(_P.id, _P.bound_host).where(
     _P.network_id == sa.bindparam("network"), _P.bound_host != "", _P.device_owner.not_like("network:%")
 )
 _R = SecurityGroupRule.table.c
-_CONCERNED = (
-    sa.select(_P.id, _P.bound_host)
-    .join(PORT_GROUP, PORT_GROUP.c.port_id == _P.id)
+_IN_GROUP = sa.and_(PORT_GROUP.c.port_id == _P.id, _P.bound_host != "", _P.device_owner.not_like("network:%"))
+_GROUP_HOSTS = (
+    sa.select(_P.bound_host).where(_IN_GROUP, PORT_GROUP.c.security_group_id == sa.bindparam("group")).distinct()
+)
+_SET_HOSTS = (
+    sa.select(_P.bound_host)
     .where(
-        _P.bound_host != "",
-        sa.or_(
-            PORT_GROUP.c.security_group_id == sa.bindparam("group"),
-            PORT_GROUP.c.security_group_id.in_(
-                sa.select(_R.security_group_id).where(_R.remote_group_id == sa.bindparam("group"))
-            ),
+        _IN_GROUP,
+        PORT_GROUP.c.security_group_id.in_(
+            sa.select(_R.security_group_id).where(
+                sa.or_(_R.remote_group_id == sa.bindparam("set"), _R.remote_address_group_id == sa.bindparam("set"))
+            )
         ),
     )
     .distinct()
 )
+_SETS_OF = (
+    sa.select(_R.remote_group_id, _R.remote_address_group_id)
+    .where(
+        _R.security_group_id.in_(sa.bindparam("groups", expanding=True)),
+        sa.or_(_R.remote_group_id.is_not(None), _R.remote_address_group_id.is_not(None)),
+    )
+    .distinct()
+)
+_GROUPS_OF = sa.select(PORT_GROUP.c.security_group_id).where(PORT_GROUP.c.port_id == sa.bindparam("port"))
 
 
 def is_guest(port: Row) -> bool:
@@ -129,6 +140,7 @@ def moved(tx: Tx, row: Row, old: str, new: str) -> None:
     if is_guest(row):
         for host in {old, new} - {""}:
             tx.ask("port", row["id"], host)
+            groups_at(tx, row.get("_groups") or [id for (id,) in tx.rows(_GROUPS_OF, {"port": row["id"]})], host)
     count = dict(tx.rows(_PER_HOST, {"network": row["network_id"]}))
     appeared = bool(new) and count.get(new, 0) <= 1
     vanished = bool(old) and count.get(old, 0) == 0
@@ -174,7 +186,7 @@ def guests_of(tx: Tx, network_id: str) -> None:
 
 
 def groups(tx: Tx, group_ids: Iterable[str]) -> None:
-    """Members or rules of these groups changed; a controller passes it on to the ports concerned."""
+    """Rules of these groups changed; a controller tells the hosts of their ports."""
     for id in group_ids:
         tx.ask("security_group", id)
 
@@ -182,9 +194,30 @@ def groups(tx: Tx, group_ids: Iterable[str]) -> None:
 def members(tx: Tx, set_ids: Iterable[str]) -> None:
     """The addresses of these security groups or address groups changed; a controller tells the hosts that need them."""
     for id in set_ids:
-        tx.ask("security_group", id, soon=True)
+        tx.ask("group_members", id, soon=True)
 
 
-def concerned(reader: Reader, group_id: str) -> list[tuple[str, str]]:
-    """(port, host) of the bound ports in the group and in groups whose rules let this group's members through."""
-    return [(id, host) for id, host in reader.rows(_CONCERNED, {"group": group_id})]
+def groups_at(tx: Tx, group_ids: Iterable[str], host: str) -> None:
+    """Ports of these groups came to a host, left it or have other rules: it looks at the groups and their sets."""
+    ids = sorted(set(group_ids))
+    if not ids or not host:
+        return
+    for id in ids:
+        tx.ask("security_group", id, host)
+    for id in sets_of(tx, ids):
+        tx.ask("address_set", id, host)
+
+
+def sets_of(reader: Reader, group_ids: Iterable[str]) -> set[str]:
+    """The address sets that rules of these groups name."""
+    return {one for pair in reader.rows(_SETS_OF, {"groups": sorted(group_ids)}) for one in pair if one}
+
+
+def group_hosts(reader: Reader, group_id: str) -> list[str]:
+    """The hosts with ports in the group."""
+    return sorted(host for (host,) in reader.rows(_GROUP_HOSTS, {"group": group_id}))
+
+
+def set_hosts(reader: Reader, set_id: str) -> list[str]:
+    """The hosts with ports in groups whose rules name this group's or address group's addresses."""
+    return sorted(host for (host,) in reader.rows(_SET_HOSTS, {"set": set_id}))

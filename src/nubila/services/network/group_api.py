@@ -8,12 +8,12 @@ import sqlalchemy as sa
 
 from nubila.core import clock, quota
 from nubila.core.call import Call
-from nubila.core.db import Reader
+from nubila.core.db import Reader, Tx
 from nubila.core.faults import conflict, not_found, over_quota
 from nubila.core.query import ListQuery
 from nubila.core.service import Hooks
 from nubila.core.types import is_uuid
-from nubila.services.network import allocate, asks, group_rules, groups, look, paging, rbac, tags
+from nubila.services.network import allocate, asks, group_hosting, group_rules, groups, look, paging, rbac, tags
 from nubila.services.network.feature import Feature
 from nubila.services.network.groups import DEFAULT
 from nubila.services.network.kinds_port import Port, SecurityGroup, SecurityGroupRule
@@ -92,7 +92,7 @@ def deleting(call: Call, row: Row) -> None:
     for rule in tx.all(_NAMING, {"group": id}):
         lost[rule["project_id"]] = lost.get(rule["project_id"], 0) + 1
         if rule["security_group_id"] != id:
-            asks.groups(tx, [rule["security_group_id"]])
+            _rule_gone(tx, rule)
     tx.execute(_DELETE_RULES, {"b_group": id})
     for project, n in sorted(lost.items()):
         quota.release(tx, project, {"security_group_rule": n})
@@ -184,6 +184,16 @@ def rule_created(call: Call, row: Row) -> None:
 
 def rule_deleted(call: Call, row: Row) -> None:
     rule_created(call, row)
+    _rule_gone(call.tx, row)
+
+
+def _rule_gone(tx: Tx, row: Row) -> None:
+    """The hosts of its group may not need the addresses any more that the rule named."""
+    asks.groups(tx, [row["security_group_id"]])
+    named = row["remote_group_id"] or row["remote_address_group_id"]
+    if named:
+        for host in asks.group_hosts(tx, row["security_group_id"]):
+            tx.ask("address_set", named, host)
 
 
 def rule_scope(call: Call, q: ListQuery) -> list[Any]:
@@ -208,6 +218,8 @@ RULE_HOOKS = Hooks(
 
 
 FEATURE = Feature(
+    host_items=group_hosting.HOST_ITEMS,
+    reconcilers=group_hosting.RECONCILERS,
     shareable=(rbac.Shareable(kind=SecurityGroup, uses={rbac.SHARED: projects_using}),),
     extensions={
         "port-security-groups-filtering": (

@@ -24,7 +24,7 @@ from nubila.core.cloud import Cloud
 from nubila.core.db import Reader, Store, Tx
 from nubila.core.faults import Fault
 from nubila.core.work import Item
-from nubila.services.network import agents, allocate, asks, fixed, l2pop, look, place, ports
+from nubila.services.network import agents, allocate, asks, fixed, l2pop, look, place, ports, segment_ranges
 from nubila.services.network.asks import DHCP, ROUTER_OWNERS
 from nubila.services.network.ha_tables import HA_HOST
 from nubila.services.network.kinds import FloatingIP, Network, Router, Subnet
@@ -91,6 +91,7 @@ def on_host(cloud: Cloud, tx: Tx, host: Row) -> None:
     External networks live on every network host; what a drained or removed host serves moves to others.
     """
     l2pop.on_host(tx, host)
+    segment_ranges.show_settings(tx, cloud.settings)
     if "network" in host["roles"] and host["state"] != "removed":
         for id in asks.external_networks(tx):
             tx.ask("network", id, host["name"])
