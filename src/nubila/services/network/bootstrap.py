@@ -7,7 +7,7 @@ from typing import Any
 
 from nubila.core.cloud import Cloud
 from nubila.core.db import Tx
-from nubila.services.network import addresses, asks, default_rules, networks, pools, subnets
+from nubila.services.network import addresses, asks, default_rules, networks, pools, segment_ranges, subnets
 
 CIDR = "172.24.4.0/24"
 
@@ -35,6 +35,7 @@ def run(cloud: Cloud, tx: Tx) -> None:
          "allocation_pools": [{"start": addresses.address(f"{start:08x}"), "end": addresses.address(f"{end:08x}")}]},
     )  # fmt: skip
     _default_pools(tx, owner)
+    segment_ranges.show_settings(tx, cloud.settings)
     cloud.bootstrap_ids["external_network"] = net["id"]
     cloud.bootstrap_ids["external_subnet"] = subnet["id"]
 

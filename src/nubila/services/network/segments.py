@@ -9,7 +9,7 @@ from typing import Any
 from nubila.core.config import Settings
 from nubila.core.db import Tx
 from nubila.core.faults import bad_request, conflict, unavailable
-from nubila.services.network import allocate
+from nubila.services.network import allocate, segment_ranges
 
 Row = dict[str, Any]
 TYPES = ("flat", "vlan", "vxlan", "gre", "geneve", "local")
@@ -66,8 +66,11 @@ def claim(tx: Tx, settings: Settings, row: Row) -> None:
             text = f"Unable to create the network. The {where} is in use."
             raise conflict(text, "VlanIdInUse" if kind == "vlan" else "TunnelIdInUse")
         return
-    lo, hi = settings.vlan_range if kind == "vlan" else settings.vni_range
-    found = allocate.take_free_segment(tx, row["id"], kind, physnet, lo, hi)
+    found: int | None = None
+    for lo, hi in segment_ranges.spans(tx, settings, kind, physnet, row["project_id"]):
+        found = allocate.take_free_segment(tx, row["id"], kind, physnet, lo, hi)
+        if found is not None:
+            break
     if found is None:
         fault = unavailable("Unable to create the network. No tenant network is available for allocation.")
         fault.type = "NoNetworkAvailable"

@@ -17,12 +17,16 @@ from nubila.services.network import allocate, look
 from nubila.services.network.kinds import FloatingIP, Network, Router, Subnet, SubnetPool
 from nubila.services.network.kinds_port import Port, SecurityGroup
 from nubila.services.network.kinds_qos import QosPolicy
+from nubila.services.network.kinds_segment import NetworkSegmentRange
+from nubila.services.network.kinds_trunk import Trunk
 from nubila.services.network.tables import TAG
 
 MAX_TAGS = 50
 FILTERS = ("tags", "tags-any", "not-tags", "not-tags-any")
 _FORGET = sa.delete(TAG).where(TAG.c.resource_id == sa.bindparam("b_id"))
-TAGGED: tuple[type[Resource], ...] = (Network, Subnet, SubnetPool, Port, Router, FloatingIP, SecurityGroup, QosPolicy)
+TAGGED: tuple[type[Resource], ...] = (
+    Network, Subnet, SubnetPool, Port, Router, FloatingIP, SecurityGroup, QosPolicy, Trunk, NetworkSegmentRange,
+)  # fmt: skip
 
 
 def clean(tags: Any) -> list[str]:

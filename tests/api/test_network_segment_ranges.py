@@ -1,0 +1,98 @@
+"""Segment ranges: networks really get their ids from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_network import Net
+
+from nubila.services.network.segment_ranges import minus
+from nubila.testing.cloud import TestCloud
+
+Json = dict[str, Any]
+SPAN = st.tuples(st.integers(1, 60), st.integers(0, 20)).map(lambda s: (s[0], s[0] + s[1]))
+
+
+@given(st.lists(SPAN, max_size=4), st.lists(SPAN, max_size=4))
+def test_minus_is_the_difference_of_the_sets(spans: list[tuple[int, int]], holes: list[tuple[int, int]]) -> None:
+    def ids(of: list[tuple[int, int]]) -> set[int]:
+        return {id for lo, hi in of for id in range(lo, hi + 1)}
+
+    assert ids(minus(spans, holes)) == ids(spans) - ids(holes)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[TestCloud]:
+    made = TestCloud(tmp_path / "cloud", vni_range=(1, 12), vlan_range=(100, 105))
+    yield made
+    made.close()
+
+
+def test_a_projects_own_range_is_its_own(small: TestCloud) -> None:
+    demo, admin = Net(small), Net(small, "admin")
+    project = demo.make("network")["project_id"]
+    mine = admin.make("network_segment_range", "network-segment-ranges", name="r", shared=False, project_id=project,
+                      network_type="vxlan", minimum=20, maximum=21)  # fmt: skip
+    assert (mine["available"], mine["used"], mine["default"]) == ([20, 21], {}, False)
+
+    def vni(who: Net) -> int:
+        id = who.make("network")["id"]
+        return int(admin.ok("GET", f"networks/{id}")["network"]["provider:segmentation_id"])
+
+    assert {vni(demo), vni(demo)} == {20, 21}
+    assert 1 <= vni(demo) <= 12  # used up: what belongs to everybody
+    assert all(1 <= vni(admin) <= 12 for _ in range(3))
+    path = f"network-segment-ranges/{mine['id']}"
+    shown = admin.ok("GET", path)["network_segment_range"]
+    assert (shown["used"], shown["available"]) == ({"20": project, "21": project}, [])
+    assert admin.refused("DELETE", path) == (409, "NetworkSegmentRangeReferencedByProject")
+    less = {"network_segment_range": {"minimum": 21}}
+    assert admin.refused("PUT", path, less) == (409, "NetworkSegmentRangeReferencedByProject")
+    more = admin.ok("PUT", path, {"network_segment_range": {"maximum": 30}})["network_segment_range"]
+    assert more["available"] == list(range(22, 31))
+
+
+def test_shared_ranges_add_to_the_settings(small: TestCloud) -> None:
+    admin = Net(small, "admin")
+    for _ in range(12):
+        admin.make("network")
+    full = {"network": {}}
+    assert admin.refused("POST", "networks", full) == (503, "NoNetworkAvailable")
+    admin.make("network_segment_range", "network-segment-ranges", network_type="vxlan", minimum=500, maximum=500)
+    id = admin.make("network")["id"]
+    assert admin.ok("GET", f"networks/{id}")["network"]["provider:segmentation_id"] == 500
+    assert admin.refused("POST", "networks", full) == (503, "NoNetworkAvailable")
+
+
+def test_ranges_are_checked_and_default_ones_are_read_only(small: TestCloud) -> None:
+    admin, demo = Net(small, "admin"), Net(small)
+    defaults = admin.ok("GET", "network-segment-ranges", default=True)["network_segment_ranges"]
+    assert {(r["network_type"], r["physical_network"], r["minimum"], r["maximum"]) for r in defaults} == {
+        ("vlan", "physnet1", 100, 105), ("vxlan", "", 1, 12), ("gre", "", 1, 12), ("geneve", "", 1, 12),
+    }  # fmt: skip
+    path = f"network-segment-ranges/{defaults[0]['id']}"
+    assert admin.refused("DELETE", path) == (400, "NetworkSegmentRangeDefaultReadOnly")
+    change = {"network_segment_range": {"maximum": 20}}
+    assert admin.refused("PUT", path, change) == (400, "NetworkSegmentRangeDefaultReadOnly")
+    assert demo.ok("GET", "network-segment-ranges")["network_segment_ranges"] == []
+    assert demo.call("GET", path).status == 404
+
+    def refused(**values: Any) -> tuple[int, str]:
+        wish = {"network_type": "vxlan", "minimum": 40, "maximum": 50, **values}
+        return admin.refused("POST", "network-segment-ranges", {"network_segment_range": wish})
+
+    admin.make("network_segment_range", "network-segment-ranges", network_type="vxlan", minimum=45, maximum=46)
+    assert refused() == (409, "NetworkSegmentRangeOverlaps")
+    assert refused(network_type="flat") == (400, "NetworkSegmentRangeNetTypeNotSupported")
+    assert refused(minimum=9, maximum=8) == (400, "InvalidInput")
+    assert refused(minimum=0)[0] == 400
+    assert refused(maximum=2**24) == (400, "InvalidInput")
+    assert refused(network_type="vlan", maximum=4095, physical_network="physnet1") == (400, "InvalidInput")
+    assert refused(network_type="vlan", physical_network="nowhere") == (400, "InvalidInput")
+    body = {"network_segment_range": {"network_type": "vxlan", "minimum": 40, "maximum": 41}}
+    assert demo.refused("POST", "network-segment-ranges", body) == (403, "PolicyNotAuthorized")
