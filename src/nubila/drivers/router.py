@@ -113,7 +113,7 @@ class Routers:
         for port in gateways:
             device = net.must(outside_device(port))
             links.sysctl(f"net/ipv6/conf/{device.name}/proxy_ndp", "1" if spec.proxies else "0")
-            new = routes.proxy(net, device.index, spec.proxies)
+            new = routes.proxy(net, device, spec.proxies)
             if new:
                 announce(where, device.name, port.mac, [f"{address}/128" for address in new])
 

@@ -16,7 +16,8 @@ from typing import Any
 from msgspec import Struct
 from pyroute2.netlink.exceptions import NetlinkError
 
-from nubila.drivers.links import Net
+from nubila.drivers import programs
+from nubila.drivers.links import Device, Net
 
 MAIN, FIRST_TABLE, LAST_TABLE = 254, 100, 199
 MARK_MASK = 0xFF00  # of fwmark and of the connection mark: which way a connection came in by
@@ -159,15 +160,17 @@ def _gone_is_fine(act: Any) -> None:
             raise
 
 
-def proxy(net: Net, index: int, wanted: Iterable[str]) -> list[str]:
-    """Make the IPv6 addresses that a device answers for (NDP proxy) exactly these; returns the new ones."""
+def proxy(net: Net, device: Device, wanted: Iterable[str]) -> list[str]:
+    """Make the IPv6 addresses that a device answers for (NDP proxy) exactly these; returns the new ones.
+
+    To be called in the device's namespace: pyroute2 cannot ask for such entries, so ip(8) is.
+    """
     target = {str(ipaddress.ip_address(address)) for address in wanted}
-    present = set()
-    for message in net.route.neigh("dump", family=socket.AF_INET6, flags=_NTF_PROXY):
-        if message["ifindex"] == index and message["flags"] & _NTF_PROXY:
-            present.add(message.get_attr("NDA_DST"))
+    argv = ["ip", "-6", "neigh", "show", "proxy", "dev", device.name]
+    said = programs.run(argv, package="iproute2", timeout_s=5.0)
+    present = {line.split()[0] for line in said.splitlines() if line.strip()}
     for gone in present - target:
-        _gone_is_fine(lambda gone=gone: net.route.neigh("del", dst=gone, ifindex=index, flags=_NTF_PROXY))
+        _gone_is_fine(lambda gone=gone: net.route.neigh("del", dst=gone, ifindex=device.index, flags=_NTF_PROXY))
     for new in sorted(target - present):
-        net.route.neigh("add", dst=new, ifindex=index, flags=_NTF_PROXY)
+        net.route.neigh("add", dst=new, ifindex=device.index, flags=_NTF_PROXY)
     return sorted(target - present)
