@@ -7,6 +7,7 @@ replaced atomically; file modes 0600 because a spec may hold a guest's user data
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,21 @@ class Ledger:
     def kinds(self) -> list[str]:
         """The kinds that have entries."""
         return [p.name for p in self._root.iterdir() if p.is_dir()]
+
+    def ids(self) -> dict[str, set[str]]:
+        """kind -> the ids that are remembered."""
+        return {kind: {path.stem for path in (self._root / kind).glob("*.json")} for kind in self.kinds()}
+
+    def some(self, items: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
+        """These of the entries, in the order in which they are made; what is not there is passed over."""
+        out = []
+        for kind, id in items:
+            try:
+                entry = msgspec.json.decode(self._file(kind, id).read_bytes())
+                out.append({"kind": kind, "id": id, "order": entry["order"], "spec": entry["spec"]})
+            except (OSError, msgspec.DecodeError, KeyError, TypeError):
+                continue
+        return sorted(out, key=lambda entry: entry["order"])
 
     def entries(self) -> list[dict[str, Any]]:
         """Everything remembered, as work items without a lease; files that cannot be read are passed over."""

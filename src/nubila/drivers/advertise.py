@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nubila.core.ports import SubnetSpec, TryAgain
-from nubila.drivers import processes
+from nubila.drivers import links, processes
 from nubila.drivers.dhcp import METADATA_ADDRESS_6, resolvers
 from nubila.drivers.ovs_flows import link_local
 
@@ -82,6 +82,9 @@ def ensure(config: str, run_dir: Path, namespace: str) -> None:
     path, record = run_dir / "radvd.conf", run_dir / "radvd.loaded"
     digest = hashlib.sha256(config.encode()).hexdigest()
     pid = processes.alive(NAME, run_dir)
+    if pid is not None and not links.lives_in(pid, namespace):
+        processes.kill(NAME, run_dir)
+        pid = None
     if pid is not None and _read(record) == f"{pid} {digest}":
         return
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -101,12 +104,19 @@ def ensure(config: str, run_dir: Path, namespace: str) -> None:
 
 def stop(run_dir: Path) -> None:
     """Tell everybody that this is a router no longer, and end; absent is success."""
+    (run_dir / "radvd.loaded").unlink(missing_ok=True)
     processes.stop(NAME, run_dir, timeout_s=2)
 
 
 def silence(run_dir: Path) -> None:
     """End without a word; absent is success."""
+    (run_dir / "radvd.loaded").unlink(missing_ok=True)
     processes.kill(NAME, run_dir)
+
+
+def wanted(run_dir: Path) -> bool:
+    """Whether somebody should advertise, as far as was asked last."""
+    return (run_dir / "radvd.loaded").exists()
 
 
 def running(run_dir: Path) -> bool:

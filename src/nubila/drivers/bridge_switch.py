@@ -17,7 +17,7 @@ its bridge and come back with the removal of the network.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from nubila.core.ports import (
     AddressSetSpec,
@@ -284,25 +284,36 @@ class LinuxBridge:
         namespace: str,
         mac: str,
         mtu: int,
-        addresses: Sequence[str],
+        addresses: Sequence[str] | None,
+        roams: bool = False,
+        made: Callable[[], None] | None = None,
     ) -> list[str]:
         """A veth pair: ``tap...`` in the bridge, ``device`` in the namespace."""
         outer = tap_name(port_id)
         alias = f"{mark(self.place, kind, port_id)} network={network_id} owner={owner} inner={device}"
+        with links.opened(namespace) as net:
+            present = net.device(device) is not None
         with links.opened(self.place.namespace) as net:
             bridge = self._wired(net, network_id)
-            if net.device(outer) is None:
+            if not present or net.device(outer) is None:
+                net.remove(outer)  # its other end may be in a namespace that somebody unmounted
                 net.add_veth(outer, namespace, mac, device)
         self.tables.put("port", port_id, bridge_rules.trusted_part(self.tables.name, outer))
         with links.opened(self.place.namespace) as net:
             end = net.must(outer)
             bridge_links.make_port(net, end, bridge, alias, mtu, group=self._group(net, bridge))
-            bridge_links.forward_here(net, end, [mac])
+            bridge_links.forward_here(net, end, [] if roams else [mac])
         with links.opened(namespace) as net:
             links.sysctl(f"net/ipv6/conf/{device}/accept_ra", "0")
             inner = net.must(device)
+            if made is not None and not inner.up:
+                made()
             net.change(inner, up=True, mtu=mtu, mac=mac)
-            return net.set_addresses(inner.index, addresses)
+            return net.set_addresses(inner.index, addresses) if addresses is not None else []
+
+    def drift(self) -> list[tuple[str, str]]:
+        """Nothing: what it has are devices, which are looked at anyway."""
+        return []
 
     def remove(self, ports: Sequence[Plugged]) -> None:
         """Delete devices, then their filters."""

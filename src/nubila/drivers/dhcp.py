@@ -258,6 +258,9 @@ class Dhcp:
         config = _digest(files["config"])
         tables = _digest(files["hosts"] + "\0" + files["names"] + "\0" + files["opts"])
         pid = processes.alive(_NAME, run_dir)
+        if pid is not None and not links.lives_in(pid, namespace(self.place, spec.id)):
+            processes.stop(_NAME, run_dir, timeout_s=2)
+            pid = None
         loaded = _loaded(run_dir)
         # dnsmasq 2.90 frees memory it does not own when it reads hosts with tags a second time after a lease: it must
         # be started anew then. Leases of IPv6 addresses cannot be released for the client: they leave with the file.

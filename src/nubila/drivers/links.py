@@ -104,6 +104,14 @@ def namespace_exists(name: str) -> bool:
     return int(struct.unpack_from("l", buffer.raw)[0]) == _NSFS_MAGIC
 
 
+def lives_in(pid: int, name: str) -> bool:
+    """Whether a process is in the namespace of that name: one that was unmounted lives on with its processes."""
+    try:
+        return os.stat(f"/proc/{pid}/ns/net").st_ino == (NETNS / name).stat().st_ino
+    except OSError:
+        return False
+
+
 def namespaces() -> list[str]:
     """Names of all mounted namespaces, sorted."""
     try:

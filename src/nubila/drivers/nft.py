@@ -9,14 +9,17 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import re
+import socket
+import struct
 from collections.abc import Iterable, Mapping
 
 from msgspec import Struct
-from pyroute2.netlink.nfnetlink.nftsocket import NFTSocket
 
 from nubila.drivers import programs
 from nubila.drivers.links import GROUP
 
+_NETLINK_NETFILTER, _GET_TABLE, _TABLE_NAME = 12, 10 << 8 | 1, 1
+_REQUEST_DUMP, _ERROR, _DONE = 0x301, 2, 3
 _FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 ROUTER_TABLE = "nubila-router"
 METADATA_PORT = 9697
@@ -42,12 +45,28 @@ def tables(timeout_s: float = 10.0) -> list[tuple[str, str]]:
 
 def table_names() -> set[tuple[str, str]]:
     """(family, name) of every table in the namespace this thread is in, by netlink: no process is started."""
-    found = set()
-    with NFTSocket() as socket:
-        for message in socket.get_tables():
-            family = _FAMILIES.get(message["nfgen_family"], str(message["nfgen_family"]))
-            found.add((family, message.get_attr("NFTA_TABLE_NAME")))
-    return found
+    found: set[tuple[str, str]] = set()
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as asker:
+        asker.settimeout(5)
+        asker.send(struct.pack("=IHHIIBBH", 20, _GET_TABLE, _REQUEST_DUMP, 1, 0, 0, 0, 0))
+        while True:
+            said = asker.recv(1 << 16)
+            while len(said) >= 16:
+                length, kind = struct.unpack_from("=IH", said)
+                if kind in (_ERROR, _DONE) or length < 16:
+                    return found
+                name = _attribute(said[20:length], _TABLE_NAME)
+                found.add((_FAMILIES.get(said[16], str(said[16])), name))
+                said = said[(length + 3) & ~3 :]
+
+
+def _attribute(data: bytes, wanted: int) -> str:
+    while len(data) >= 4:
+        length, kind = struct.unpack_from("=HH", data)
+        if kind == wanted:
+            return data[4:length].rstrip(b"\0").decode()
+        data = data[(max(length, 4) + 3) & ~3 :]
+    return ""
 
 
 def has_chain(family: str, table: str, chain: str, timeout_s: float = 10.0) -> bool:
