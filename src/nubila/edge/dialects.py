@@ -96,6 +96,7 @@ class Network(Dialect):
         "ValidationError": "HTTPBadRequest", "ConversionError": "InvalidInput",
         "MethodNotAllowed": "HTTPMethodNotAllowed",
         "FloatingipNotFound": "FloatingIPNotFound", "SubnetpoolNotFound": "SubnetPoolNotFound",
+        "NdpProxyNotFound": "NDPProxyNotFound",
         "PolicyNotFound": "QosPolicyNotFound",
     }  # fmt: skip
 

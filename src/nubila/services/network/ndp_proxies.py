@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from nubila.core.call import Call
 from nubila.core.db import Reader
-from nubila.core.faults import Fault, bad_request, conflict
+from nubila.core.faults import bad_request, conflict
 from nubila.core.policy import Rule
 from nubila.core.query import ListQuery
 from nubila.core.service import Hooks
@@ -138,19 +138,12 @@ def _scope(call: Call, q: ListQuery) -> list[Any]:
     return paging.adapt(call, NdpProxy, q)
 
 
-def _find(call: Call, id: str) -> Row | None:
-    row: Row | None = call.tx.one(sa.select(NdpProxy.table).where(_N.id == id))
-    if row is None:
-        raise Fault(404, f"Ndp proxy {id} could not be found.", "NDPProxyNotFound")
-    return row
-
-
 FEATURE = Feature(
     kinds=(NdpProxy,),
     hooks={
         NdpProxy: Hooks(
             target=look.own_project, prepare=prepare, created=created, prepare_update=prepare_update, deleted=deleted,
-            scope=_scope, find=_find,
+            scope=_scope,
         )
     },
     rules=[
