@@ -29,7 +29,8 @@ def known(net: NetworkSpec, *ports: PortSpec, **more: object) -> NetworkSpec:
     net = with_hosts(net, *ports)
     assert net.dhcp is not None
     plain = replace(net.subnets[0], dns_nameservers=(), resolvers=("10.0.0.2",))
-    return replace(net, subnets=(plain,), dhcp=replace(net.dhcp, **more))
+    changed: NetworkSpec = replace(net, subnets=(plain,), dhcp=replace(net.dhcp, **more))
+    return changed
 
 
 def resolves(guest: Guest, name: str, server: str = "10.0.0.2") -> str:

@@ -6,6 +6,7 @@ import ipaddress
 import json
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import dhcpv6
@@ -34,7 +35,8 @@ def six(number: int, ra: str | None, mode: str | None, **more: object) -> Subnet
         id=f"six-{number}", cidr=cidr, ip_version=6, gateway_ip=f"fd00:{number}::1", ipv6_ra_mode=ra,
         ipv6_address_mode=mode, resolvers=(f"fd00:{number}::2",), domain="openstack.test",
     )  # fmt: skip
-    return replace(spec, **more)
+    changed: SubnetSpec = replace(spec, **more)
+    return changed
 
 
 def fixed(subnet: SubnetSpec, ip: str) -> FixedIp:
@@ -92,8 +94,8 @@ def test_every_mode_means_what_it_says(host: Host) -> None:
     for mode in modes[:2]:
         guest, _ = stages[mode]
         own = guest.ip
-        until(lambda guest=guest, own=own: has(guest, own), f"{mode}: the address that the API shows")
-        until(lambda guest=guest: guest.pings(guest.ip.partition("::")[0] + "::1"), f"{mode}: the router answers")
+        until(partial(has, guest, own), f"{mode}: the address that the API shows")
+        until(partial(guest.pings, own.partition("::")[0] + "::1"), f"{mode}: the router answers")
     answers = {mode: dhcpv6.lease(stages[mode][0], patience_s=4 if mode != "slaac" else 1) for mode in modes}
     assert answers["slaac"] is None
     stateful = answers["dhcpv6-stateful"]
@@ -126,7 +128,7 @@ def test_several_prefixes_change_while_the_guest_runs(host: Host) -> None:
     one, two = six(1, "slaac", "slaac"), six(2, "slaac", "slaac", dns_nameservers=("fd00:2::53",))
     guest, gate = stage(host, 7, one, two)
     for ip in guest.spec.fixed_ips:
-        until(lambda ip=ip: has(guest, ip.ip_address), f"an address in {ip.subnet_id}")
+        until(partial(has, guest, ip.ip_address), f"an address in {ip.subnet_id}")
     said = dhcpv6.advertisement(guest)
     assert said is not None
     assert said.prefixes == {"fd00:1::/64": "LA", "fd00:2::/64": "LA"}
@@ -191,8 +193,7 @@ def test_metadata_over_ipv6_from_dhcp_and_from_routers(host: Host) -> None:
     neighbour = host.guest(second)
     guest.run("ip", "-6", "neigh", "flush", "dev", "eth0")
     for where, known in ((guest, net.id), (neighbour, other.id)):
-        until(lambda where=where: where.run("ping", "-c1", "-W1", "fe80::a9fe:a9fe%eth0", check=False).returncode == 0,
-              "the router")  # fmt: skip
+        until(partial(where.pings, "fe80::a9fe:a9fe%eth0"), "the router")
         assert curl(where, url)["network_id"] == known
         assert ipaddress.ip_address(str(curl(where, url)["address"])).is_link_local
 
