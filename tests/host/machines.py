@@ -140,29 +140,30 @@ class Wire:
 
     def __init__(self) -> None:
         self.machine = Machine("wire")
-        self._inside("ip", "link", "add", "br0", "type", "bridge")
-        self._inside("ip", "link", "set", "br0", "up")
+        self.inside("ip", "link", "add", "br0", "type", "bridge")
+        self.inside("ip", "link", "set", "br0", "up")
 
-    def _inside(self, *argv: str) -> None:
-        """In the network namespace alone: process ids are those of the outside."""
+    def inside(self, *argv: str) -> None:
+        """A command in the network namespace alone: process ids are those of the outside."""
         subprocess.run(["nsenter", "-t", str(self.machine.pid), "--net", *argv], check=True, timeout=20)
 
-    def connect(self, machine: Machine, address: str) -> None:
-        """Give a machine eth0 with this address ("198.18.0.1/24")."""
+    def connect(self, machine: Machine, address: str, device: str = "eth0") -> None:
+        """Give a machine a network card with this address ("198.18.0.1/24"; "" for none)."""
         port = f"to-{machine.name}"[:15]
-        peer = ["peer", "name", "eth0", "netns", str(machine.pid)]
-        self._inside("ip", "link", "add", port, "type", "veth", *peer)
-        self._inside("ip", "link", "set", port, "master", "br0", "up")
-        machine.run("ip", "addr", "add", address, "dev", "eth0")
-        machine.run("ip", "link", "set", "eth0", "up")
+        peer = ["peer", "name", device, "netns", str(machine.pid)]
+        self.inside("ip", "link", "add", port, "type", "veth", *peer)
+        self.inside("ip", "link", "set", port, "master", "br0", "up")
+        if address:
+            machine.run("ip", "addr", "add", address, "dev", device)
+        machine.run("ip", "link", "set", device, "up")
 
     def cut(self, machine: Machine) -> None:
         """Unplug its cable."""
-        self._inside("ip", "link", "set", f"to-{machine.name}"[:15], "down")
+        self.inside("ip", "link", "set", f"to-{machine.name}"[:15], "down")
 
     def mend(self, machine: Machine) -> None:
         """Plug it in again."""
-        self._inside("ip", "link", "set", f"to-{machine.name}"[:15], "up")
+        self.inside("ip", "link", "set", f"to-{machine.name}"[:15], "up")
 
 
 _PUMP = """

@@ -137,6 +137,8 @@ class LinuxBridge:
                 port = self._port(device)
                 if port is not None and port.network_id == spec.id:
                     bridge_links.make_port(net, device, bridge, device.alias, device.mtu, group=group)
+            # Frames for a host that is not on this network are dropped above; it must not even say who it is.
+            links.sysctl(f"net/ipv4/conf/{bridge.name}/arp_ignore", "0" if hosted else "8")
             self._regroup(net, bridge, group)
 
     def _card_name(self, spec: NetworkSpec) -> str:
@@ -287,8 +289,11 @@ class LinuxBridge:
         addresses: Sequence[str] | None,
         roams: bool = False,
         made: Callable[[], None] | None = None,
+        shared_as: str = "",
     ) -> list[str]:
         """A veth pair: ``tap...`` in the bridge, ``device`` in the namespace."""
+        if shared_as:
+            raise NeedsOperator("Distributed routers need Open vSwitch: this host switches with Linux bridges.")
         outer = tap_name(port_id)
         alias = f"{mark(self.place, kind, port_id)} network={network_id} owner={owner} inner={device}"
         with links.opened(namespace) as net:
@@ -335,7 +340,7 @@ class LinuxBridge:
         taken = {int(words(d.alias).get("n", "0")) for d in net.devices() if marked(self.place, d.alias)}
         number = next((n for n in range(1, bridge_rules.MAX_NUMBER) if n not in taken), 0)
         if not number:
-            raise Impossible("This host has 65534 guests' ports already.")
+            raise Impossible("This host has 32766 guests' ports already.")
         return number
 
     def _group(self, net: Net, bridge: Device) -> int:

@@ -33,7 +33,7 @@ from nubila.core.ports import (
     SubnetSpec,
     TryAgain,
 )
-from nubila.drivers import dhcp, ha, links, metadata, nft, router
+from nubila.drivers import dhcp, ha, links, metadata, metering, nft, router
 from nubila.drivers.bridge_switch import LinuxBridge
 from nubila.drivers.dhcp import Dhcp
 from nubila.drivers.drift import Drift
@@ -392,7 +392,16 @@ class RealNetwork:
             refused = self.router.ensure(spec, subnets)
             if self._metadata is not None:
                 self._metadata.keep(self.router_namespace(spec.id), self._router_doors(spec.id))
-            return NetworkState(id=spec.id, status="ACTIVE" if spec.admin_state_up else "DOWN", fault=" ".join(refused))
+            counts = ()
+            if spec.labels:
+                with links.entered(self.router_namespace(spec.id)):
+                    counts = metering.counts()
+            return NetworkState(
+                id=spec.id,
+                status="ACTIVE" if spec.admin_state_up else "DOWN",
+                fault=" ".join(refused),
+                counts=counts,
+            )
 
     def remove_router(self, id: str) -> None:
         """Take a router away; absent is success."""

@@ -79,6 +79,7 @@ class OpenVSwitch(Switch):
         addresses: Sequence[str] | None,
         roams: bool = False,
         made: Callable[[], None] | None = None,
+        shared_as: str = "",
     ) -> list[str]:
         """A veth pair into ``namespace``; both ends have the same name."""
         return ovs_ports.ensure_inner(
@@ -94,6 +95,7 @@ class OpenVSwitch(Switch):
             addresses=addresses,
             roams=roams,
             made=made,
+            shared_as=shared_as,
         )
 
     def remove(self, ports: Sequence[Plugged]) -> None:

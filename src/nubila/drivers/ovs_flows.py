@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from msgspec import Struct
 
 from nubila.core.ports import PortSpec
-from nubila.drivers import ovs_security
+from nubila.drivers import ovs_security, ovs_shared
 
 _UNTAGGED = "vlan_tci=0x0000/0x1fff"
 
@@ -35,6 +35,8 @@ class Member(Struct, frozen=True, kw_only=True):
     macs: tuple[str, ...]
     trusted: bool = False  # a router's or DHCP's: no filter
     open: bool = False  # port security off: any address may live behind it
+    alias: str = ""  # an interface that is on other hosts as well (ovs_shared.py): its MAC out there
+    addresses: tuple[str, ...] = ()  # of such an interface
 
 
 class Uplink(Struct, frozen=True, kw_only=True):
@@ -191,7 +193,13 @@ def network_flows(vlan: int, members: Sequence[Member], uplinks: Sequence[Uplink
     here = [_deliver(member) for member in members]
     away = [_leave(uplink) for uplink in uplinks]
     back = [_leave(uplink) for uplink in uplinks if not uplink.tunnel]
-    multicast = "dl_dst=01:00:00:00:00:00/01:00:00:00:00:00"
+    for member in members:
+        if member.alias:
+            flows += ovs_shared.flows(
+                vlan, ofport=member.ofport, mac=member.macs[0], alias=member.alias, addresses=member.addresses,
+                others=[_deliver(one) for one in members if one is not member], away=away, back=back, learns=learns,
+            )  # fmt: skip
+    multicast = ovs_shared.MULTICAST
     flows.append(_flow(f"table=30,priority=90,reg4=0,reg5={vlan},{multicast}", here + away))
     flows.append(_flow(f"table=30,priority=90,reg4=1,reg5={vlan},{multicast}", here + back))
     if not learns:

@@ -12,12 +12,14 @@ from collections.abc import Callable, Sequence
 from nubila.core.ports import PortSpec, TryAgain
 from nubila.drivers import links, ovs_flows, ovs_qos, ovs_trunk
 from nubila.drivers.ovs_switch import (
+    ALIAS,
     FLOWS,
     INDEX,
     MACS,
     NETWORK,
     OPEN,
     OWNER,
+    SHARED,
     UP,
     Interface,
     LocalNetwork,
@@ -94,6 +96,7 @@ def ensure_inner(
     addresses: Sequence[str] | None,
     roams: bool = False,
     made: Callable[[], None] | None = None,
+    shared_as: str = "",
 ) -> list[str]:
     """A router's or DHCP server's port: a veth into ``namespace`` (see switches.VirtualSwitch)."""
     place = switch.place
@@ -116,6 +119,9 @@ def ensure_inner(
         new = net.set_addresses(inner.index, addresses) if addresses is not None else []
     ids = {INDEX: str(index), OWNER: owner, "iface-id": port_id, "attached-mac": mac}
     ids |= {MACS: "[]", OPEN: "1"} if roams else {MACS: json.dumps([mac.lower()])}
+    if kind == "router":
+        shared = [address.partition("/")[0] for address in addresses or ()]
+        ids |= {ALIAS: shared_as, SHARED: json.dumps([*shared, ovs_flows.link_local(mac)] if shared_as else [])}
     wish = Wish(name=device, kind=kind, id=port_id, network_id=network_id, tag=network.vlan, ids=ids)
     interface = switch.plug(wish, view)
     _wire(switch, interface, network_id, ovs_flows.trusted_flows(interface.ofport or 0, network.vlan, learn=roams))

@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 
 from nubila.core.ports import ForwardSpec, HostPlace, RouterPort, RouterSpec, SubnetSpec, TryAgain
-from nubila.drivers import advertise, ha, links, nft, router_nft, routes, shaping
+from nubila.drivers import advertise, ha, links, metering, nft, router_nft, routes, shaping
 from nubila.drivers.dhcp import METADATA_ADDRESS_6
 from nubila.drivers.files import read_json, write_json
 from nubila.drivers.ovs_flows import link_local
@@ -106,6 +106,7 @@ class Routers:
         nft.load(router_nft.script(here, inside, doors(here), without))
         devices = [*zip(inside, interfaces, strict=True), *((outside_device(p), p) for p in gateways_of(here))]
         shaping.ensure(spec, devices, outside)
+        metering.ensure(spec.labels, [outside_device(port) for port in gateways_of(here)])
         return [f"This host's kernel has no conntrack helper {name}." for name in dict.fromkeys(without)]
 
     def _proxies(self, spec: RouterSpec, net: links.Net, where: str, gateways: Sequence[RouterPort]) -> None:

@@ -112,11 +112,14 @@ class VirtualSwitch(Protocol):
         addresses: Sequence[str] | None,
         roams: bool = False,
         made: Callable[[], None] | None = None,
+        shared_as: str = "",
     ) -> list[str]:
         """A router's or DHCP server's port: ``device`` in ``namespace`` with its addresses; returns the new ones.
 
         ``addresses`` None: somebody else cares for them. ``roams``: its MAC may also be in use on another host, so where
         it is must be learned. ``made`` is called in the namespace when the device is there and not yet up.
+        ``shared_as``: the same MAC and addresses are on every host of the network, each with its own; out there this
+        host's goes by that MAC (ovs_shared.py).
         """
         ...
 

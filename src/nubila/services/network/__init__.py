@@ -25,6 +25,7 @@ from nubila.services.network import (
     ha,
     hosting,
     invariants,
+    metering,
     misc_api,
     ndp_proxies,
     networks,
@@ -64,6 +65,7 @@ FEATURES: tuple[Feature, ...] = (
     default_rules.FEATURE,
     qos.FEATURE,
     trunks.FEATURE,
+    metering.FEATURE,
     ha.FEATURE,
 )  # fmt: skip
 SHAREABLE = (networks.SHAREABLE, pools.SHAREABLE, pools.SCOPE_SHAREABLE, *joined(FEATURES, "shareable"))
@@ -126,6 +128,7 @@ SERVICE = Service(
         *joined(FEATURES, "invariants"),
     ),
     on_host=placing.on_host,
+    gauges=metering.gauges,
     quotas={**misc_api.QUOTAS, **merged(FEATURES, "quotas")},
     request_id_headers=("x-openstack-request-id",),
 )

@@ -81,8 +81,6 @@ FEATURE = Feature(
     sweeps={"router_ha": ha_place.every},
     invariants=(_invariants,),
     extensions={
-        "l3-ha": (
-            "HA Router extension", "Routers on several hosts: one forwards, another takes over.", "2014-04-26",
-        )  # fmt: skip
+        "l3-ha": ("HA Router extension", "Routers on several hosts: one forwards, another stands by.", "2014-04-26")
     },
 )

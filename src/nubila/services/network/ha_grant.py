@@ -34,6 +34,7 @@ class Lease:
     known: tuple[str, ...] = ()  # the hosts the holder asks for promises
     freed: str = ""  # who gave it back last, closed for good
     freed_term: int = 0  # and the number of that holder's claim: promises made to it up to this one are void
+    seq: int = 0  # of the holder's last claim: one that comes later and is older says nothing
     to: str = ""  # where it is being moved to
     to_until: float = 0.0
     ready: bool = False  # that host has everything but the lease
@@ -49,6 +50,7 @@ class Claim:
     fit: bool = True  # its links are up
     term: int = 0  # grows with every time it opens its gate
     ready: bool = False  # prepared to take over in a planned move
+    seq: int = 0  # grows with every claim of the host
     knows: tuple[str, ...] = ()  # the hosts it asks for promises
 
 
@@ -56,6 +58,7 @@ class Claim:
 class Answer:
     """What it is told."""
 
+    seq: int = 0  # of the claim that is answered
     epoch: int = 0  # of its lease; 0: it has none
     ttl_s: float = 0.0
     holder: str = ""  # "" when nobody holds it
@@ -78,16 +81,20 @@ def decide(lease: Lease, claim: Claim, me: str, now: float, scene: Scene) -> tup
     """One host's claim to one router: the lease afterwards, and the answer."""
     if lease.to and now > lease.to_until:
         lease = replace(lease, to="", ready=False)
+    if lease.holder == me and claim.seq <= lease.seq:
+        return lease, Answer(seq=claim.seq, holder=me, members=tuple(sorted(scene.members)))
     if lease.holder == me:
         lease = _holder(lease, claim, me, now, scene)
     elif lease.to == me:
         lease = replace(lease, ready=claim.ready)
     if lease.holder != me and _may_have(lease, claim, me, now, scene):
         lease = replace(
-            lease, holder=me, epoch=lease.epoch + 1, until=now + TTL_S, known=tuple(claim.knows), to="", ready=False
-        )
+            lease, holder=me, epoch=lease.epoch + 1, until=now + TTL_S, known=tuple(claim.knows), to="", ready=False,
+            seq=claim.seq,
+        )  # fmt: skip
     mine = lease.holder == me and lease.until == now + TTL_S
     return lease, Answer(
+        seq=claim.seq,
         epoch=lease.epoch if mine else 0,
         ttl_s=TTL_S if mine else 0.0,
         holder=lease.holder if lease.holder and not _over(lease, now) else "",
@@ -105,7 +112,7 @@ def _holder(lease: Lease, claim: Claim, me: str, now: float, scene: Scene) -> Le
         return replace(lease, holder="", until=now, freed=me, freed_term=claim.term)
     if not claim.want:  # about to close
         return lease
-    lease = replace(lease, until=now + TTL_S, known=tuple(claim.knows))
+    lease = replace(lease, until=now + TTL_S, known=tuple(claim.knows), seq=claim.seq)
     better = next((host for host in scene.able if host != me), "")
     if better and not lease.to and (not claim.fit or me not in scene.members):
         lease = replace(lease, to=better, to_until=now + MOVE_S, ready=not claim.fit)
@@ -140,12 +147,12 @@ def state(lease: Lease | None, host: str) -> str:
 
 def parse(asked: Mapping[str, object]) -> Claim:
     """A claim as it came from a host; ValueError when it has another form."""
-    knows, term = asked.get("knows") or (), asked.get("term") or 0
+    knows, term, seq = asked.get("knows") or (), asked.get("term") or 0, asked.get("seq") or 0
     if not isinstance(knows, (list, tuple)) or not all(isinstance(k, str) for k in knows) or len(knows) > 64:
         raise ValueError("knows must be a list of host names")
-    if not isinstance(term, int) or isinstance(term, bool) or not 0 <= term < 2**62:
-        raise ValueError("term must be a whole number")
+    if not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 2**62 for n in (term, seq)):
+        raise ValueError("term and seq must be whole numbers")
     flags = {name: asked.get(name, name == "fit") for name in ("want", "open", "master", "fit", "ready")}
     if not all(isinstance(value, bool) for value in flags.values()):
         raise ValueError(f"{', '.join(flags)} are true or false")
-    return Claim(**flags, term=term, knows=tuple(knows))  # type: ignore[arg-type]
+    return Claim(**flags, term=term, seq=seq, knows=tuple(knows))  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ What is decided is ha_grant.py (pure); here are the rows, the database's clock a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -25,7 +26,7 @@ SEEN_S = 3.0
 STEP_S = 0.005
 """A larger step forward of the database's clock makes leases look older than they are."""
 _H, _R = HA_HOST.c, HA_ROUTER.c
-_FIELDS = ("holder", "epoch", "until", "known", "freed", "freed_term", "to", "to_until", "ready")
+_FIELDS = ("holder", "epoch", "until", "known", "freed", "freed_term", "seq", "to", "to_until", "ready")
 _NOW = sa.select(now())
 _MINE = (
     sa.select(HA_ROUTER).join(HA_HOST, _H.router_id == _R.router_id)
@@ -35,7 +36,11 @@ _MINE = (
 _ONE = sa.select(HA_ROUTER).where(_R.router_id == sa.bindparam("router"))
 _LOCKED = _ONE.with_for_update()
 _HOSTS = sa.select(HA_HOST).where(_H.router_id.in_(sa.bindparam("routers", expanding=True))).order_by(_H.host)
-_RENEW = sa.update(HA_ROUTER).where(_R.router_id == sa.bindparam("b_router")).values(until=sa.bindparam("b_until"))
+_RENEW = (
+    sa.update(HA_ROUTER)
+    .where(_R.router_id == sa.bindparam("b_router"))
+    .values(until=sa.bindparam("b_until"), seq=sa.bindparam("b_seq"))
+)
 _CHANGE = (
     sa.update(HA_ROUTER)
     .where(_R.router_id == sa.bindparam("b_router"))
@@ -104,8 +109,8 @@ def claims(cloud: Cloud, tx: Tx, host: str, asked: Mapping[str, Any]) -> dict[st
             able=[h["host"] for h in hosts if h["able"] and not h["leaving"] and at - h["seen"] < SEEN_S],
         )
         after, answer = ha_grant.decide(before, claim, host, at, scene)
-        if after != before and Lease(**{**vars(after), "until": before.until}) == before:
-            renewals.append({"b_router": id, "b_until": after.until})
+        if after != before and replace(after, until=before.until, seq=before.seq) == before:
+            renewals.append({"b_router": id, "b_until": after.until, "b_seq": after.seq})
         else:
             _write(tx, id, before, after)
         out[id] = vars(answer)
@@ -121,9 +126,7 @@ def _patient(claim: Claim) -> Claim:
 def _note_seen(tx: Tx, mine: Row, claim: Claim, at: float) -> None:
     able = claim.want and claim.fit
     if mine["able"] != able or at - mine["seen"] > 1.0:
-        tx.execute(
-            _SEEN, {"b_router": mine["router_id"], "b_host": mine["host"], "b_able": able, "b_seen": at}
-        )
+        tx.execute(_SEEN, {"b_router": mine["router_id"], "b_host": mine["host"], "b_able": able, "b_seen": at})
         mine |= {"able": able, "seen": at}
 
 

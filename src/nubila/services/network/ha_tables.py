@@ -26,6 +26,7 @@ HA_ROUTER = sa.Table(
     sa.Column("known", sa.JSON, nullable=False),
     sa.Column("freed", sa.String(64), nullable=False),
     sa.Column("freed_term", sa.BigInteger, nullable=False),
+    sa.Column("seq", sa.BigInteger, nullable=False),
     sa.Column("to", sa.String(64), nullable=False),
     sa.Column("to_until", sa.Double, nullable=False),
     sa.Column("ready", sa.Boolean, nullable=False),

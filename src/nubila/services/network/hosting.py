@@ -35,6 +35,7 @@ from nubila.services.network import (
     ha_place,
     l2pop,
     look,
+    metering,
     qos_use,
     router_specs,
     segments,
@@ -361,6 +362,7 @@ def describe_router(cloud: Cloud, reader: Reader, id: str, host: str) -> RouterS
         ),
         routes=tuple((r["destination"], r["nexthop"]) for r in row["routes"] or ()),
         gateway_qos=qos_use.spec(reader, row["gw_qos_policy_id"]) if gateway else None,
+        labels=metering.labels(reader, row),
         **router_specs.more(reader, row, way_in),
     )
 
@@ -371,6 +373,8 @@ def observe_router(cloud: Cloud, tx: Tx, id: str, host: str, observed: Mapping[s
     status = observed.get("status")
     if row is not None and row["ha"]:
         ha_place.observed(tx, id, host, str(status))
+    if row is not None and (row["ha"] or row["host"] == host):
+        metering.observe(tx, id, host, observed.get("counts") or ())
     if row is None or row["host"] != host or status not in ("ACTIVE", "DOWN", "ERROR"):
         return _note(observed)
     up = status == "ACTIVE" or (status == "DOWN" and not row["admin_state_up"])

@@ -1,0 +1,361 @@
+"""One highly available router on this host as the keeper works it: gate, addresses, routes, the HA network.
+
+The decisions are :mod:`nubila.agent.ha_seat`'s; here they meet the kernel. What is read is read from the kernel (who is
+VRRP master shows in the VIP, a link in the device's flags), never from what was done before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import socket
+import struct
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from nubila.agent.ha_seat import FOREVER, PROMISE_S, Seat
+from nubila.core.ports import TryAgain
+from nubila.drivers import ha_daemons, links
+from nubila.drivers.ha import Kept
+from nubila.drivers.ha_gate import Gate, Held
+from nubila.drivers.router import announce
+
+log = logging.getLogger("nubila.keeper")
+PORT = 3781
+"""UDP on the HA network: asking for promises."""
+NEEDED = "needed.json"
+TTL_S = 0.6
+ASK_S = 0.12
+AGAIN_S = (0.05, 0.2, 0.7, 2.0)
+"""When the addresses are announced again after the gate opened."""
+_LINK_AND_ADDRESSES = 0x1 | 0x10 | 0x100  # RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
+_SIOCGIFFLAGS, _IFF_RUNNING = 0x8913, 0x40
+
+
+def clock() -> float:
+    """This host's own clock: it counts while the machine sleeps, and nobody sets it."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _fresh() -> int:
+    """Larger than any number that a keeper of this host has counted to."""
+    return int(time.time() * 1000)
+
+
+def watcher(namespace: str) -> socket.socket:
+    """A socket that wakes up when a device or address of the namespace changes."""
+    with links.entered(namespace):
+        found = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 0)
+    found.bind((0, _LINK_AND_ADDRESSES))
+    return found
+
+
+def drain(source: socket.socket) -> None:
+    """Read away what woke us up."""
+    with contextlib.suppress(BlockingIOError, OSError):
+        while source.recv(65536):
+            pass
+
+
+class HaRouter:
+    """One router. ``kept`` is what the driver wrote for us."""
+
+    def __init__(self, host: str, host_namespace: str, kept: Kept) -> None:
+        self.kept, self.host_namespace = kept, host_namespace
+        self.gate = Gate(kept.namespace)
+        now = clock()
+        self.seat = Seat(host, others=tuple(sorted(kept.peers)), up=kept.up, term=_fresh(), seq=_fresh())
+        self._control = self._host_socket()
+        if self.gate.is_open():  # our predecessor opened it: it stays open while somebody confirms it in time
+            self.seat.opened = True
+            self.seat.lease_until = now + 0.3
+            self.seat.told = self._remembered()
+        else:
+            self.seat.quiet_until = now + PROMISE_S * 1.03 + 0.02
+        self.udp = self._udp()
+        self.watch = watcher(kept.namespace)
+        self._renewed = self._asked = self._dressed = 0.0
+        self._announce: list[float] = []
+        self._standing: int | None = None
+        self._needed: list[str] | None = None
+        self._held: Held | None = None
+        self._naked_since: float | None = None
+        self.look()
+
+    def _host_socket(self) -> socket.socket:
+        with links.entered(self.host_namespace):
+            return socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+
+    def _udp(self) -> socket.socket:
+        with links.entered(self.kept.namespace):
+            found = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            found.setsockopt(socket.IPPROTO_IP, 15, 1)  # IP_FREEBIND
+            found.setsockopt(socket.IPPROTO_IP, 6, 0xC0)  # IP_TOS: network control
+        found.bind((self.kept.address, PORT))
+        return found
+
+    def change(self, kept: Kept) -> None:
+        """The driver wrote something new."""
+        self.kept = kept
+        self.seat.up = kept.up
+        self._dressed = 0.0
+        self.look()
+
+    def _remembered(self) -> dict[int, tuple[str, ...]]:
+        """Whose promises our predecessor needed; {} when nobody knows: then only the control plane counts."""
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            known = json.loads(Path(self.kept.run_dir, NEEDED).read_text())
+            return {0: tuple(str(host) for host in known)}
+        return {}
+
+    def _remember(self) -> None:
+        """Leave a successor word whose promises are needed, before anybody relies on fewer or others."""
+        needed = sorted(self.seat.needed())
+        if self.seat.opened and self.seat.told and needed != self._needed:
+            with contextlib.suppress(OSError):
+                fresh = Path(self.kept.run_dir, NEEDED).with_suffix(".new")
+                fresh.write_text(json.dumps(needed))
+                fresh.replace(Path(self.kept.run_dir, NEEDED))
+                self._needed = needed
+
+    def end(self) -> None:
+        """The router is taken away: close, and let go."""
+        self._shut("it is taken away")
+        self._unhold()
+        for one in (self.udp, self.watch, self._control):
+            one.close()
+        self.gate.close_socket()
+
+    # --- reading the kernel
+
+    def look(self) -> None:
+        """Who is VRRP master, whether the links are there."""
+        drain(self.watch)
+        with contextlib.suppress(TryAgain, OSError), links.opened(self.kept.namespace) as net:
+            device = net.device(self.kept.device)
+            self.seat.master = device is not None and self.kept.vip in net.addresses(device.index)
+        self.carriers()
+        self._dressed = 0.0
+
+    def carriers(self) -> None:
+        """Whether the host's links are there."""
+        self.seat.fit = all(self._running(name) for name in self.kept.carriers)
+
+    def _running(self, name: str) -> bool:
+        try:
+            got = fcntl.ioctl(self._control, _SIOCGIFFLAGS, struct.pack("16sH14x", name.encode(), 0))
+        except OSError:
+            return False
+        return bool(struct.unpack_from("16xH", got)[0] & _IFF_RUNNING)
+
+    # --- what is due
+
+    def tick(self, now: float) -> bool:
+        """Do what is due; returns whether the control plane should be told at once."""
+        seat, before = self.seat, (self.seat.opened, self.seat.ready)
+        if seat.must_close(now):
+            self._shut("its lease ran out" if not seat.give_back else "it is moved")
+        elif seat.opened:
+            self._renew(now)
+        elif seat.may_open(now):
+            self._open(now)
+        if seat.prepare and not seat.opened:
+            self._prepare(now)
+        elif self._held is not None and not seat.opened:
+            self._unhold()
+        if (seat.opened or seat.master or seat.ready) and now - self._dressed > 2.0:
+            self._dress(now)
+        self._undress_when_done(now)
+        while self._announce and now >= self._announce[0]:
+            self._announce.pop(0)
+            self._announce_all()
+        self._remember()
+        self._ask(now)
+        self._write_standing()
+        return before != (seat.opened, seat.ready)
+
+    def _remaining(self) -> float:
+        return min(self.seat.deadline() - clock(), TTL_S)
+
+    def _open(self, now: float) -> None:
+        self._dress(now)
+        left = self._remaining()
+        if left <= 0 or not self.gate.open(min(left, 0.1)):
+            return
+        self.seat.open()
+        self._renewed = 0.0
+        self._renew(now)
+        if self._held is not None:
+            count = self._held.release()
+            self._unhold()
+            log.info("router %s: %d frames had waited for the lease", self.kept.router_id, count)
+        self._announce_all()
+        self._announce = [now + later for later in AGAIN_S]
+        log.info("router %s: open, epoch %d", self.kept.router_id, self.seat.epoch)
+
+    def _renew(self, now: float) -> None:
+        """Extend the kernel's own timeout; it never lasts longer than what we may have."""
+        for _ in range(3):
+            before = clock()
+            left = min(self.seat.deadline() - before, TTL_S)
+            if left <= 0:
+                self._shut("its lease ran out")
+                return
+            if now - self._renewed < 0.08 and left < FOREVER:
+                return
+            if not self.gate.renew(left):
+                log.warning("router %s: the gate had closed before it could be renewed", self.kept.router_id)
+                self.gate.close()
+                self.seat.close()
+                return
+            if clock() - before < 0.02:  # not put aside meanwhile: the timeout is right
+                self._renewed = now
+                return
+        self._renewed = now
+
+    def _shut(self, why: str) -> None:
+        was = self.seat.opened
+        for _ in range(3):
+            if self.gate.close():
+                break
+        else:  # nobody can tell: it closes by itself
+            if not links.namespace_exists(self.kept.namespace):
+                self.seat.close()
+                return
+            time.sleep(TTL_S)
+        self.seat.close()
+        self._announce.clear()
+        if was:
+            log.info("router %s: closed, %s", self.kept.router_id, why)
+
+    # --- addresses
+
+    def _dress(self, now: float) -> None:
+        """Have the addresses and routes of a router that forwards, or is about to."""
+        self._dressed = now
+        try:
+            with links.opened(self.kept.namespace) as net:
+                for device in self.kept.devices:
+                    found = net.device(device.name)
+                    if found is None:
+                        continue
+                    present = net.addresses(found.index)
+                    for address in sorted(device.addresses, key=lambda a: int(a.rpartition("/")[2])):
+                        if links.normal_interface(address) not in present:
+                            net.add_address(found.index, address)
+                for said in net.set_routes(self.kept.routes):
+                    log.warning("router %s: %s", self.kept.router_id, said)
+        except (TryAgain, OSError) as e:
+            log.warning("router %s: %s", self.kept.router_id, e)
+            self._dressed = now - 1.8  # again soon
+
+    def _undress_when_done(self, now: float) -> None:
+        """A standby has no addresses: keepalived takes them away, and if it cannot, we do."""
+        seat = self.seat
+        if seat.opened or seat.master or seat.prepare:
+            self._naked_since = None
+            return
+        if self._naked_since is None:
+            self._naked_since = now + 0.5
+        if now < self._naked_since:
+            return
+        self._naked_since = now + 2.0
+        with contextlib.suppress(TryAgain, OSError), links.opened(self.kept.namespace) as net:
+            for device in self.kept.devices:
+                found = net.device(device.name)
+                if found is not None:
+                    present = net.addresses(found.index)
+                    for address in device.addresses:
+                        if links.normal_interface(address) in present:
+                            net.remove_address(found.index, address)
+
+    def _announce_all(self) -> None:
+        for device in self.kept.devices:
+            with contextlib.suppress(TryAgain, OSError):
+                announce(self.kept.namespace, device.name, device.mac, device.addresses)
+
+    # --- a planned move
+
+    def _prepare(self, now: float) -> None:
+        """We are about to get the lease: have everything, draw the traffic here, and keep it until then."""
+        try:
+            if self._held is None:
+                self._dress(now)
+                devices = {device.mac: device.name for device in self.kept.devices}
+                outer = {device.name: device.outer for device in self.kept.devices}
+                self._held = Held(self.kept.namespace, self.host_namespace, devices, outer)
+                self.gate.hold(1.0)
+                self._announce_all()
+                self._drawn = now
+            self.gate.hold(1.0)
+            if now - self._drawn > 0.03:
+                self.seat.ready = True
+        except (TryAgain, OSError) as e:
+            log.warning("router %s cannot be moved here: %s", self.kept.router_id, e)
+
+    def _unhold(self) -> None:
+        if self._held is not None:
+            with contextlib.suppress(TryAgain, OSError):
+                self.gate.end_hold()
+                self._held.end()
+            self._held = None
+        self.seat.ready = False
+
+    # --- the other hosts
+
+    def _ask(self, now: float) -> None:
+        term = self.seat.asks()
+        if term is None or now - self._asked < ASK_S:
+            return
+        self._asked = now
+        for host in self.seat.needed():
+            address = self.kept.peers.get(host)
+            if address:
+                self._send(address, {"ask": self.kept.router_id, "from": self.seat.me, "term": term, "sent": now})
+
+    def _send(self, address: str, message: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError):
+            self.udp.sendto(json.dumps(message).encode(), (address, PORT))
+
+    def heard(self, now: float) -> None:
+        """Messages of the other hosts have arrived."""
+        known = {address: host for host, address in self.kept.peers.items()}
+        while True:
+            try:
+                data, (address, *_) = self.udp.recvfrom(2048)
+            except OSError:
+                return
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                message = json.loads(data)
+                host = known.get(address)
+                if host is None or message["from"] != host:
+                    continue
+                if message.get("ask") == self.kept.router_id:
+                    if self.seat.asked(host, int(message["term"]), clock()):
+                        answer = {"promise": self.kept.router_id, "from": self.seat.me}
+                        self._send(address, {**answer, "term": message["term"], "sent": message["sent"]})
+                elif message.get("promise") == self.kept.router_id:
+                    self.seat.promise(host, int(message["term"]), float(message["sent"]))
+
+    def _write_standing(self) -> None:
+        standing = self.seat.standing()
+        if standing == self._standing:
+            return
+        with contextlib.suppress(OSError):
+            path = Path(self.kept.run_dir, ha_daemons.STANDING)
+            path.write_text(f"{standing}\n")
+            self._standing = standing
+
+
+def sockets(routers: Iterable[HaRouter]) -> dict[int, tuple[HaRouter, str]]:
+    """File number -> (router, "udp" or "watch")."""
+    out: dict[int, tuple[HaRouter, str]] = {}
+    for one in routers:
+        out[one.udp.fileno()] = (one, "udp")
+        out[one.watch.fileno()] = (one, "watch")
+    return out

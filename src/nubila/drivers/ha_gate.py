@@ -1,0 +1,233 @@
+"""The gate of a highly available router: nothing enters or leaves its networks while its host has no lease (ADR 7).
+
+One nft table in the router's namespace hooks the ingress and egress of every ``qr-`` and ``qg-`` device. Both drop
+everything (forwarded packets, answers to ARP, gratuitous ARP, router advertisements, also what was sent by packet
+sockets) unless the set ``lease`` has its one element, and that element has a timeout: when whoever renews it dies,
+hangs or loses the lease, the kernel closes the gate by itself. A renewal deletes the element and adds it in one
+transaction, so it fails as a whole when the gate has closed meanwhile: a process that was stopped for a while and goes
+on cannot open what ran out.
+
+In a planned move the next host holds what arrives (the set ``hold``) until it has the lease: see ``hold``.
+Source: nft(8), netdev family; netlink messages as in linux/netfilter/nf_tables.h.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import struct
+from collections.abc import Iterable, Sequence
+
+from nubila.core.ports import TryAgain
+from nubila.drivers import links, nft, programs
+
+TABLE = "nubila-ha"
+LEASE, HOLD = "lease", "hold"
+_NETDEV = 5  # NFPROTO_NETDEV
+_ETHER = struct.pack("=H", 1)  # ARPHRD_ETHER: true of every packet on these devices
+_SUBSYS, _NEWSETELEM, _DELSETELEM = 10, 12, 14  # NFNL_SUBSYS_NFTABLES, NFT_MSG_*
+_BATCH_BEGIN, _BATCH_END = 0x10, 0x11
+_REQUEST, _ACK, _CREATE = 1, 4, 0x400
+_HOLD_IN, _HOLD_OUT = "hold-in", "hold-out"
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def _chains(device: str) -> str:
+    return (
+        f'  chain in-{device} {{\n    type filter hook ingress device "{device}" priority -500; policy drop;\n'
+        f"    iiftype @{LEASE} accept\n  }}\n"
+        f'  chain out-{device} {{\n    type filter hook egress device "{device}" priority 500; policy drop;\n'
+        f"    oiftype @{LEASE} accept\n"
+        f"    oiftype @{HOLD} ether type arp accept\n"
+        f"    oiftype @{HOLD} icmpv6 type nd-neighbor-advert accept\n  }}\n"
+    )
+
+
+def _present(text: str) -> set[str]:
+    return set(re.findall(r"chain in-(\S+) {", text))
+
+
+def gated() -> set[str]:
+    """The devices that have gates in the namespace this thread is in."""
+    return _present(programs.run(["nft", "list", "table", "netdev", TABLE], package="nftables", check=False))
+
+
+def ensure(devices: Iterable[str]) -> None:
+    """Gates for these devices of the namespace this thread is in, closed at first; open ones stay open."""
+    sets = "".join(f"  set {name} {{ type iface_type; flags timeout; }}\n" for name in (LEASE, HOLD))
+    listed = programs.run(["nft", "list", "table", "netdev", TABLE], package="nftables", check=False)
+    have, wanted = _present(listed), set(devices)
+    lines = [f"table netdev {TABLE} {{\n{sets}{''.join(_chains(d) for d in sorted(wanted - have))}}}\n"]
+    for gone in sorted(have - wanted):
+        lines += [f"delete chain netdev {TABLE} {way}-{gone}\n" for way in ("in", "out")]
+    if wanted != have or not listed:
+        nft.load("".join(lines))
+
+
+def forget(device: str) -> None:
+    """Remove a device's chains (the device is gone, or is about to be made anew)."""
+    listed = programs.run(["nft", "list", "table", "netdev", TABLE], package="nftables", check=False)
+    if device in _present(listed):
+        nft.load("".join(f"delete chain netdev {TABLE} {way}-{device}\n" for way in ("in", "out")))
+
+
+# --- the lease --------------------------------------------------------------------------------------------------------
+
+
+def _attribute(kind: int, data: bytes) -> bytes:
+    return struct.pack("=HH", len(data) + 4, kind) + data + b"\0" * (-len(data) % 4)
+
+
+def _nested(kind: int, *parts: bytes) -> bytes:
+    return _attribute(kind | 0x8000, b"".join(parts))
+
+
+def _message(kind: int, flags: int, sequence: int, family: int, resource: int, body: bytes = b"") -> bytes:
+    data = struct.pack("=BB", family, 0) + struct.pack("!H", resource) + body
+    return struct.pack("=IHHII", len(data) + 16, kind, flags, sequence, 0) + data
+
+
+def _element(kind: int, set_name: str, sequence: int, timeout_ms: int | None) -> bytes:
+    key = _nested(1, _attribute(1, _ETHER))  # NFTA_SET_ELEM_KEY, NFTA_DATA_VALUE
+    timeout = b"" if timeout_ms is None else _attribute(4, struct.pack("!Q", timeout_ms))  # NFTA_SET_ELEM_TIMEOUT
+    body = _attribute(1, TABLE.encode() + b"\0") + _attribute(2, set_name.encode() + b"\0")
+    body += _nested(3, _nested(1, key, timeout))  # NFTA_SET_ELEM_LIST_ELEMENTS, NFTA_LIST_ELEM
+    flags = _REQUEST | _ACK | (_CREATE if kind == _NEWSETELEM else 0)
+    return _message(_SUBSYS << 8 | kind, flags, sequence, _NETDEV, 0, body)
+
+
+class Gate:
+    """The gate of one namespace, as its keeper holds it: a netlink socket that lives there."""
+
+    def __init__(self, namespace: str) -> None:
+        self.namespace = namespace
+        with links.entered(namespace):
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 12)
+        self._socket.bind((0, 0))
+        self._socket.settimeout(0.5)
+        self._sequence = 1
+
+    def close_socket(self) -> None:
+        """Let go of the namespace."""
+        self._socket.close()
+
+    def _batch(self, steps: Sequence[tuple[int, str, int | None]]) -> bool:
+        first = self._sequence
+        parts = [_message(_BATCH_BEGIN, _REQUEST, first, 0, _SUBSYS)]
+        for i, (kind, name, timeout_ms) in enumerate(steps, 1):
+            parts.append(_element(kind, name, first + i, timeout_ms))
+        last = first + len(steps)
+        parts.append(_message(_BATCH_END, _REQUEST, last + 1, 0, _SUBSYS))
+        self._sequence = last + 2
+        self._socket.send(b"".join(parts))
+        waiting, good = set(range(first + 1, last + 1)), True
+        while waiting:
+            try:
+                data = self._socket.recv(65536)
+            except (TimeoutError, OSError):
+                return False
+            while len(data) >= 20:
+                length, kind, _, sequence, _, error = struct.unpack_from("=IHHIIi", data)
+                if kind == 2 and sequence >= first:  # NLMSG_ERROR; 0 is an acknowledgement
+                    good = good and error == 0
+                    waiting.discard(sequence)
+                    if error:
+                        waiting.clear()
+                data = data[(length + 3) & ~3 :]
+        return good
+
+    def open(self, timeout_s: float) -> bool:
+        """Open it for so long, whatever it was; and end holding."""
+        ms = max(1, int(timeout_s * 1000))
+        add = (_NEWSETELEM, LEASE, ms)
+        return self._batch([add, (_DELSETELEM, LEASE, None), add])
+
+    def renew(self, timeout_s: float) -> bool:
+        """Keep it open for so long from now; False when it had closed: it stays closed."""
+        return self._batch([(_DELSETELEM, LEASE, None), (_NEWSETELEM, LEASE, max(1, int(timeout_s * 1000)))])
+
+    def close(self) -> bool:
+        """Close it; closed already is success, False when nobody can tell."""
+        add = (_NEWSETELEM, LEASE, 1)
+        return self._batch([add, (_DELSETELEM, LEASE, None)])
+
+    def is_open(self) -> bool:
+        """Whether it is open now."""
+        with links.entered(self.namespace):
+            argv = ["nft", "list", "set", "netdev", TABLE, LEASE]
+            return "elements" in programs.run(argv, package="nftables", check=False)
+
+    def hold(self, timeout_s: float) -> bool:
+        """Keep what arrives for so long; needs ``begin_hold``."""
+        add = (_NEWSETELEM, HOLD, max(1, int(timeout_s * 1000)))
+        return self._batch([add, (_DELSETELEM, HOLD, None), add])
+
+    def end_hold(self) -> bool:
+        """Stop keeping what arrives."""
+        return self._batch([(_NEWSETELEM, HOLD, 1), (_DELSETELEM, HOLD, None)])
+
+
+# --- holding ----------------------------------------------------------------------------------------------------------
+
+
+class Held:
+    """What arrives for a router on the host that is about to get the lease.
+
+    Frames that the gate would drop are sent into a pair of devices, whose far end nobody reads: they wait in our
+    packet socket. ``release`` puts those for the router itself back in front of its devices (their outer ends are in
+    the host's namespace), in the order in which they came; broadcasts are not worth it, they are sent again.
+    """
+
+    def __init__(self, namespace: str, host_namespace: str, devices: dict[str, str], outer: dict[str, str]) -> None:
+        self.namespace, self.host_namespace, self.outer = namespace, host_namespace, outer
+        self.devices = devices  # MAC -> device; ``outer`` says how its other end is called
+        with links.opened(namespace) as net:
+            net.remove(_HOLD_IN)
+            net.add_pair(_HOLD_IN, _HOLD_OUT)
+            for name in (_HOLD_IN, _HOLD_OUT):
+                links.sysctl(f"net/ipv6/conf/{name}/disable_ipv6", "1")
+                net.change(net.must(name), up=True, arp=False)
+            self._tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0003))
+        self._tap.bind((_HOLD_OUT, 0x0003))
+        self._tap.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_RCVBUFFORCE", 33), 16 << 20)
+        self._tap.setblocking(False)
+        rules = [f'insert rule netdev {TABLE} in-{d} iiftype @{HOLD} fwd to "{_HOLD_IN}"\n' for d in devices.values()]
+        rules += [f"insert rule netdev {TABLE} in-{d} iiftype @{LEASE} accept\n" for d in devices.values()]
+        with links.entered(namespace):
+            nft.load("".join(rules))
+
+    def release(self) -> int:
+        """Let everything go on its way; returns how many frames there were."""
+        senders: dict[str, socket.socket] = {}
+        count = 0
+        with links.entered(self.host_namespace):
+            for device in self.devices.values():
+                with contextlib.suppress(OSError):
+                    senders[device] = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+                    senders[device].bind((self.outer[device], 0))
+        while True:
+            try:
+                frame, where = self._tap.recvfrom(65536)
+            except OSError:
+                break
+            device = self.devices.get(frame[:6].hex(":"), "")
+            if device in senders and where[2] != 4:  # PACKET_OUTGOING
+                with contextlib.suppress(OSError):
+                    senders[device].send(frame)
+                    count += 1
+        for sender in senders.values():
+            sender.close()
+        return count
+
+    def end(self) -> None:
+        """Remove the devices and the rules."""
+        self._tap.close()
+        with contextlib.suppress(TryAgain), links.opened(self.namespace) as net:
+            for device in self.devices.values():
+                text = f"flush chain netdev {TABLE} in-{device}\nadd rule netdev {TABLE} in-{device} "
+                with contextlib.suppress(TryAgain):
+                    nft.load(f"{text}iiftype @{LEASE} accept\n")
+            net.remove(_HOLD_IN)
