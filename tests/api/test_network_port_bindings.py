@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from test_network import Net
 
+from nubila.services.network import hosting
 from nubila.testing.cloud import TestCloud
 
 Json = dict[str, Any]
@@ -107,3 +108,18 @@ def test_only_servers_ports_have_several_bindings(cloud: TestCloud, demo: Net) -
     port = demo.make("port", network_id=net["id"])
     got = Net(cloud, "admin").refused("GET", f"ports/{port['id']}/bindings")
     assert got == (409, "UnsupportedPortDeviceOwner")
+
+
+def test_a_dhcp_port_that_is_switched_off_serves_nobody(cloud: TestCloud, demo: Net) -> None:
+    net, _ = demo.network()
+    cloud.settle()
+    port = demo.ok("GET", "ports", network_id=net["id"], device_owner="network:dhcp")["ports"][0]
+    assert port["status"] == "ACTIVE"
+    for up, status in ((False, "DOWN"), (True, "ACTIVE")):
+        demo.ok("PUT", f"ports/{port['id']}", {"port": {"admin_state_up": up}})
+        cloud.settle()
+        assert demo.ok("GET", f"ports/{port['id']}")["port"]["status"] == status
+        with cloud.cloud.store.read() as r:
+            spec = hosting.describe_network(cloud.cloud, r, net["id"], "host1")
+        assert spec is not None
+        assert (spec.dhcp is not None) is up

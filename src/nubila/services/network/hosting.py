@@ -191,7 +191,7 @@ def _dhcp(cloud: Cloud, reader: Reader, net: Row, subnets: list[Row], host: str)
     port_id = reader.scalar(_DHCP_PORT, {"network": net["id"], "host": host})
     port = look.row(reader, Port, port_id) if port_id else None
     served = {s["id"]: addresses.network(s["cidr"]).prefixlen for s in subnets if s["enable_dhcp"]}
-    if port is None or not served or not net["admin_state_up"]:
+    if port is None or not served or not (net["admin_state_up"] and port["admin_state_up"]):
         return None
     ips: dict[str, list[FixedIp]] = {}
     for owner, subnet, ip in reader.rows(_IPS_ON_NETWORK, {"network": net["id"]}):
@@ -232,7 +232,8 @@ def observe_network(cloud: Cloud, tx: Tx, id: str, host: str, observed: Mapping[
     status = observed.get("status")
     port_id = tx.scalar(_DHCP_PORT, {"network": id, "host": host})
     if port_id is not None and status in ("ACTIVE", "DOWN", "ERROR"):
-        _set_port(tx, port_id, host, "ACTIVE" if status == "ACTIVE" else "DOWN")
+        up = status == "ACTIVE" and look.need(tx, Port, port_id)["admin_state_up"]
+        _set_port(tx, port_id, host, "ACTIVE" if up else "DOWN")
     return _note(observed)
 
 
