@@ -30,6 +30,7 @@ from nubila.core.ports import (
 log = logging.getLogger("nubila.agent")
 ORDER = ("network", "address_set", "security_group", "port", "router", "guest", "query")
 OPERATOR_AGAIN_S = 60.0
+COUNTS_S = 30.0
 
 
 @dataclass
@@ -101,7 +102,10 @@ def _ensure(
     elif kind == "address_set":
         state = drivers.network.ensure_address_set(msgspec.convert(spec, AddressSetSpec))
     elif kind == "router":
-        state = drivers.network.ensure_router(msgspec.convert(spec, RouterSpec))
+        wish = msgspec.convert(spec, RouterSpec)
+        state = drivers.network.ensure_router(wish)
+        if wish.labels:  # what it has counted is told every now and then
+            return {"observed": msgspec.to_builtins(state), "note": f"{state.status}", "again_s": COUNTS_S}
     elif kind == "guest":
         return _guest(drivers, msgspec.convert(spec, GuestSpec), tries, waits_for)
     elif kind == "query":
@@ -132,4 +136,6 @@ def _answer(drivers: Drivers, question: Mapping[str, Any]) -> dict[str, Any]:
             return {"output": drivers.hypervisor.console_log(str(question["guest"]), lines)}
         except FileNotFoundError:
             return {"output": ""}
+    if question.get("kind") == "trace":
+        return drivers.network.trace(question)
     return {"error": f"this host cannot answer {question.get('kind')}"}

@@ -299,6 +299,7 @@ class RouterPort(Struct, frozen=True, kw_only=True):
     mtu: int = 1500
     qos: QosSpec | None = None  # of all that passes the device
     hops: tuple[str, ...] = ()  # of a further gateway: next hops out of its subnets
+    alias_mac: str = ""  # of a distributed interface, which every host has: what it goes by away from this host
 
 
 class FloatingSpec(Struct, frozen=True, kw_only=True):
@@ -346,6 +347,30 @@ class HaSpec(Struct, frozen=True, kw_only=True):
     advert_s: float = 0.1  # VRRP version 3 advertises in hundredths of a second
 
 
+class LabelRule(Struct, frozen=True, kw_only=True):
+    """What a metering label counts or leaves out: packets coming in by a gateway, or going out by one."""
+
+    direction: Literal["ingress", "egress"]
+    source: str | None = None  # CIDR, as seen inside
+    destination: str | None = None
+    excluded: bool = False
+
+
+class LabelSpec(Struct, frozen=True, kw_only=True):
+    """A metering label in one router; its counter lives as long as the router has it."""
+
+    id: str
+    rules: tuple[LabelRule, ...] = ()
+
+
+class MeterCount(Struct, frozen=True, kw_only=True):
+    """What a router has counted for a label since it has it."""
+
+    label_id: str
+    packets: int
+    bytes: int
+
+
 class RouterSpec(Struct, frozen=True, kw_only=True):
     """A router in namespace ``qrouter-<id>`` with ``qr-``/``qg-`` devices and one nft table."""
 
@@ -365,8 +390,11 @@ class RouterSpec(Struct, frozen=True, kw_only=True):
     helpers: tuple[HelperSpec, ...] = ()
     ndp_proxy: bool = False  # IPv6 comes in from outside for ``proxies`` only, which the gateway answers for
     proxies: tuple[str, ...] = ()  # IPv6 addresses
+    labels: tuple[LabelSpec, ...] = ()  # what is counted
     gateway_qos: QosSpec | None = None  # of the gateway's own address: what is translated to it, not floating IPs
     ha: HaSpec | None = None  # highly available: several hosts have it, the holder of its lease forwards
+    way_out: tuple[str, ...] = ()  # distributed: next hops to the part that translates, on its host
+    central: RouterSpec | None = None  # distributed: that part, on this host, in namespace ``snat-<id>``
 
 
 class NetworkState(Struct, frozen=True, kw_only=True):
@@ -375,6 +403,7 @@ class NetworkState(Struct, frozen=True, kw_only=True):
     id: str
     status: Literal["ACTIVE", "DOWN", "ERROR"] = "ACTIVE"
     fault: str = ""
+    counts: tuple[MeterCount, ...] = ()  # of a router
 
 
 class MetadataAnswer(Protocol):
@@ -425,6 +454,10 @@ class NetworkDriver(Protocol):
         address_sets: Iterable[str] | None = None,
     ) -> list[str]: ...
     def serve_metadata(self, answer: MetadataAnswer) -> None: ...
+    def trace(self, question: Mapping[str, object]) -> dict[str, object]:
+        """One leg of a packet's way through this host, on paper: steps, where it leaves, why it stops."""
+        ...
+
     def drift(self, known: Mapping[str, set[str]], spec: Callable[[str, str], object]) -> list[tuple[str, str]]:
         """What of ``known`` (kind -> ids) is not as it was made, found by a quick look; ``spec``: its last spec."""
         ...

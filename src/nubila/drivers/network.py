@@ -33,7 +33,7 @@ from nubila.core.ports import (
     SubnetSpec,
     TryAgain,
 )
-from nubila.drivers import dhcp, ha, links, metadata, metering, nft, router
+from nubila.drivers import dhcp, ha, links, metadata, metering, nft, router, trace
 from nubila.drivers.bridge_switch import LinuxBridge
 from nubila.drivers.dhcp import Dhcp
 from nubila.drivers.drift import Drift
@@ -142,7 +142,7 @@ class RealNetwork:
         """Ids of routers that have anything here."""
         with self._lock:
             owners = {port.owner for port in self.switch.plugged() if port.kind == "router"}
-            named = {id for _, kind, id in self._namespaces() if kind == "router"}
+            named = {id for _, kind, id in self._namespaces() if kind in ("router", "snat")}
             return sorted((owners | named) - {""})
 
     def dhcp_namespace(self, network_id: str) -> str:
@@ -157,6 +157,12 @@ class RealNetwork:
         """What of ``known`` somebody took away or changed by hand, as far as a quick look shows (drift.py)."""
         with self._lock:
             return self._drift.look(known, spec)
+
+    def trace(self, question: Mapping[str, object]) -> dict[str, object]:
+        """Follow a packet through a switch, a router or DHCP of this host, on paper (trace.py)."""
+        with self._lock:
+            self.switch.ready()
+            return trace.answer(self, question)
 
     def host_bridges(self) -> list[tuple[str, str]]:
         """(network id, device) of external networks on which the host itself has an address."""
@@ -452,6 +458,8 @@ class RealNetwork:
             self.stop()
             self._metadata = MetadataServer(answer)
             for name, kind, id in self._namespaces():
+                if kind == "snat":
+                    continue
                 doors = self._router_doors(id) if kind == "router" else self._dhcp_doors(name, id)
                 with contextlib.suppress(TryAgain):  # its next ``ensure`` opens it
                     self._metadata.keep(name, doors)
@@ -466,7 +474,7 @@ class RealNetwork:
         found = []
         seen = {}
         for name in links.namespaces():
-            if not name.startswith(("qdhcp-", "qrouter-")):
+            if not name.startswith(("qdhcp-", "qrouter-", "snat-")):
                 continue
             with contextlib.suppress(FileNotFoundError):  # another cloud's, removed just now
                 # A mark never changes; reading one takes a millisecond, and there may be hundreds.

@@ -69,6 +69,11 @@ def _attribute(data: bytes, wanted: int) -> str:
     return ""
 
 
+def listing(arguments: list[str], timeout_s: float = 10.0) -> str:
+    """``nft list`` as JSON, in the namespace this thread is in."""
+    return _nft(["-j", "list", *arguments], "", timeout_s)
+
+
 def has_chain(family: str, table: str, chain: str, timeout_s: float = 10.0) -> bool:
     """Whether the namespace this thread is in has this chain."""
     lines = _nft(["list", "chains", family], "", timeout_s).splitlines()

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
+from msgspec import Struct
 
 from nubila.core.ports import ForwardSpec, HostPlace, RouterPort, RouterSpec, SubnetSpec, TryAgain
 from nubila.drivers import advertise, ha, links, metering, nft, router_nft, routes, shaping
@@ -34,19 +35,37 @@ _ETH_P_ARP = 0x0806
 _ICMPV6 = 58
 
 
-def namespace(place: HostPlace, router_id: str) -> str:
+class Names(Struct, frozen=True, kw_only=True):
+    """What the namespace and the devices of a router, or of a part of one, begin with."""
+
+    space: str = "qrouter-"
+    inside: str = "qr-"
+    outside: str = "qg-"
+
+
+WHOLE = Names()
+LOCAL = Names(outside="fg-")  # a distributed router on one of its hosts; outside, only floating addresses live
+CENTRAL = Names(space="snat-", inside="sg-")  # its part that translates for all hosts
+
+
+def namespace(place: HostPlace, router_id: str, names: Names = WHOLE) -> str:
     """A router's namespace; hosts played by namespaces add their own name."""
-    return f"qrouter-{router_id}" + (f".{place.namespace}" if place.namespace else "")
+    return f"{names.space}{router_id}" + (f".{place.namespace}" if place.namespace else "")
 
 
-def inside_device(port: RouterPort) -> str:
+def inside_device(port: RouterPort, names: Names = WHOLE) -> str:
     """The device of an interface to a project's network."""
-    return f"qr-{port.port_id[:11]}"
+    return f"{names.inside}{port.port_id[:11]}"
 
 
-def outside_device(port: RouterPort) -> str:
+def outside_device(port: RouterPort, names: Names = WHOLE) -> str:
     """The device of the gateway."""
-    return f"qg-{port.port_id[:11]}"
+    return f"{names.outside}{port.port_id[:11]}"
+
+
+def is_distributed(spec: RouterSpec) -> bool:
+    """Whether other hosts have the same router."""
+    return any(port.alias_mac for port in spec.interfaces)
 
 
 class Routers:
@@ -66,45 +85,62 @@ class Routers:
             said = ha.ensure(self, spec, subnets, _routes(spec))
             return [said] if said else []
         ha.remove(self, spec.id)  # it was highly available until now
+        central = spec.central
+        wanted = [p for one in (spec, central) if one for p in (*one.interfaces, *gateways_of(one))]
+        self.remove_ports(spec.id, [port.port_id for port in wanted] if spec.admin_state_up else [])
+        where = namespace(self.place, spec.id)
+        refused = self._make(spec, LOCAL if is_distributed(spec) else WHOLE, where)
+        self.advertise(spec.id, where, spec.interfaces if spec.admin_state_up else (), subnets)
+        if central is not None:
+            return refused + self._make(central, CENTRAL, namespace(self.place, spec.id, CENTRAL))
+        links.remove_namespace(namespace(self.place, spec.id, CENTRAL))
+        return refused
+
+    def _make(self, spec: RouterSpec, names: Names, where: str) -> list[str]:
+        """Everything in one namespace of a router."""
         up = spec.admin_state_up
         interfaces = spec.interfaces if up else ()
         gateways = gateways_of(spec) if up else ()
-        where = namespace(self.place, spec.id)
-        links.ensure_namespace(where, mark(self.place, "router", spec.id))
+        links.ensure_namespace(where, mark(self.place, "snat" if names is CENTRAL else "router", spec.id))
         with links.entered(where):
             links.sysctl("net/ipv4/ip_forward", "1")
             links.sysctl("net/ipv6/conf/all/forwarding", "1")
             # Translation comes before the devices: nothing may leave with an inside address.
-            refused = self.rules(spec, interfaces, spec.gateway if up else None)
-        self.remove_ports(spec.id, [port.port_id for port in (*interfaces, *gateways)])
+            refused = self.rules(spec, interfaces, spec.gateway if up else None, names)
         gone: set[str] = set()
         for port in interfaces:
-            own = [*_addresses(port), f"{METADATA_ADDRESS_6}/64", *_floating(spec, port, first=False)]
-            gone |= self._plug(spec, port, inside_device(port), own)
+            own = [*_addresses(port), *_floating(spec, port, first=False)]
+            if names is not CENTRAL:
+                own.append(f"{METADATA_ADDRESS_6}/64")
+            gone |= self._plug(spec, port, inside_device(port, names), where, own)
         for port in gateways:
             own = [*_addresses(port), *_floating(spec, port, first=port is gateways[0])]
-            gone |= self._plug(spec, port, outside_device(port), own)
+            gone |= self._plug(spec, port, outside_device(port, names), where, own)
         with links.opened(where) as net:
-            refused += routes.apply(net, _routes(spec) if up else [], _ways(spec) if up else [])
+            refused += routes.apply(net, _routes(spec) if up else [], _ways(spec, names) if up else [])
             for address in gone:
                 nft.forget_connections(address)
-            self._proxies(spec, net, where, gateways)
-        self._forget_forwardings(spec, where)
-        self.advertise(spec.id, where, interfaces, subnets)
+            self._proxies(spec, net, where, [] if names is LOCAL else gateways)
+        if names is not LOCAL:
+            self._forget_forwardings(spec, where)
         return refused
 
     def rules(
-        self, spec: RouterSpec, interfaces: Sequence[RouterPort], gateway: RouterPort | None
+        self,
+        spec: RouterSpec,
+        interfaces: Sequence[RouterPort],
+        gateway: RouterPort | None,
+        names: Names = WHOLE,
     ) -> list[str]:
         """Translation and rate limits, in the namespace this thread is in; sentences about what cannot be had here."""
-        inside = [inside_device(port) for port in interfaces]
-        outside = outside_device(gateway) if gateway else None
+        inside = [inside_device(port, names) for port in interfaces]
+        outside = outside_device(gateway, names) if gateway else None
         here = msgspec.structs.replace(
             spec, interfaces=tuple(interfaces), gateway=gateway, more_gateways=spec.more_gateways if gateway else ()
         )
         without = router_nft.lacking(spec.helpers)
-        nft.load(router_nft.script(here, inside, doors(here), without))
-        devices = [*zip(inside, interfaces, strict=True), *((outside_device(p), p) for p in gateways_of(here))]
+        nft.load(router_nft.script(here, inside, doors(here, names), without))
+        devices = [*zip(inside, interfaces, strict=True), *((outside_device(p, names), p) for p in gateways_of(here))]
         shaping.ensure(spec, devices, outside)
         metering.ensure(spec.labels, [outside_device(port) for port in gateways_of(here)])
         return [f"This host's kernel has no conntrack helper {name}." for name in dict.fromkeys(without)]
@@ -136,7 +172,8 @@ class Routers:
         ha.remove(self, router_id)
         self.stop_advertising(router_id)
         self.remove_ports(router_id, [])
-        links.remove_namespace(namespace(self.place, router_id))
+        for names in (WHOLE, CENTRAL):
+            links.remove_namespace(namespace(self.place, router_id, names))
         shutil.rmtree(self.run_dir(router_id), ignore_errors=True)
 
     def tend(self) -> None:
@@ -165,9 +202,8 @@ class Routers:
 
     # --- ports
 
-    def _plug(self, spec: RouterSpec, port: RouterPort, device: str, addresses: list[str]) -> set[str]:
+    def _plug(self, spec: RouterSpec, port: RouterPort, device: str, where: str, addresses: list[str]) -> set[str]:
         """A port of the router with its addresses; returns those that left it."""
-        where = namespace(self.place, spec.id)
         before: set[str] = set()
         with links.opened(where) as net:
             present = net.device(device)
@@ -183,8 +219,9 @@ class Routers:
             mac=port.mac,
             mtu=port.mtu,
             addresses=addresses,
+            shared_as=port.alias_mac,
         )
-        if new:
+        if new and not port.alias_mac:
             announce(where, device, port.mac, new)
         kept = {links.normal_interface(address) for address in addresses}
         return {address.partition("/")[0] for address in before - kept}
@@ -215,16 +252,16 @@ def gateways_of(spec: RouterSpec) -> tuple[RouterPort, ...]:
     return (spec.gateway, *spec.more_gateways) if spec.gateway else ()
 
 
-def doors(spec: RouterSpec) -> list[Door]:
+def doors(spec: RouterSpec, names: Names = WHOLE) -> list[Door]:
     """The router's devices on external networks: gateways, and interfaces where floating addresses live."""
     gateways = gateways_of(spec)
     found = [
-        Door(device=outside_device(port), port=port, mark=_mark(number) if len(gateways) > 1 else 0)
+        Door(device=outside_device(port, names), port=port, mark=_mark(number) if len(gateways) > 1 else 0)
         for number, port in enumerate(gateways)
     ]
     used = {port for _, port in _led(spec)}
     found += [
-        Door(device=inside_device(port), port=port, gateway=False) for port in spec.interfaces if port.port_id in used
+        Door(device=inside_device(port, names), port=port, gateway=False) for port in spec.interfaces if port.port_id in used
     ]
     return found
 
@@ -246,9 +283,15 @@ def _floating(spec: RouterSpec, port: RouterPort, *, first: bool) -> list[str]:
     return sorted({f"{address}/32" for address, where in _led(spec) if where in owners})
 
 
-def _ways(spec: RouterSpec) -> list[Way]:
-    """With several gateways: answers go back by the one a connection came in by, floating IPs leave by their own."""
+def _ways(spec: RouterSpec, names: Names) -> list[Way]:
+    """With several gateways: answers go back by the one a connection came in by, floating IPs leave by their own.
+
+    Of a distributed router: what has a floating IP on this host leaves here, the rest by the central part.
+    """
     gateways = gateways_of(spec)
+    if names is LOCAL and spec.gateway:
+        sources = tuple(f"{one.fixed_ip}/32" for one in spec.floating_ips)
+        return [Way(hops=spec.gateway_ips, device=outside_device(spec.gateway, names), sources=sources)]
     if len(gateways) < 2:
         return []
     ways = []
@@ -257,7 +300,7 @@ def _ways(spec: RouterSpec) -> list[Way]:
         ways.append(
             Way(
                 hops=port.hops if number else spec.gateway_ips,
-                device=outside_device(port),
+                device=outside_device(port, names),
                 mark=_mark(number),
                 sources=tuple(f"{one.fixed_ip}/32" for one in spec.floating_ips if one.port_id in own),
             )
@@ -308,6 +351,8 @@ def _addresses(port: RouterPort) -> list[str]:
 def _routes(spec: RouterSpec) -> list[tuple[str, str]]:
     """Extra routes, and the default ones by the first gateway or by all of them."""
     found = list(spec.routes)
+    if is_distributed(spec):
+        return found + [routes.default(hop) for hop in spec.way_out]
     for number, port in enumerate(gateways_of(spec)):
         if number == 0 or spec.ecmp:
             found += [routes.default(hop) for hop in (port.hops if number else spec.gateway_ips)]

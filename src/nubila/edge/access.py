@@ -50,8 +50,13 @@ class Metrics:
                 lines.append(f'nubila_http_request_seconds_bucket{{service="{service}",le="{edge}"}} {total:g}')
             lines.append(f'nubila_http_request_seconds_sum{{service="{service}"}} {slot[-1]:.6f}')
             lines.append(f'nubila_http_request_seconds_count{{service="{service}"}} {total:g}')
+        said = ""
         for name, value in {**gauges, "nubila_start_time_seconds": self.started}.items():
-            lines += [f"# TYPE {name.partition('{')[0]} gauge", f"{name} {value:g}"]
+            plain = name.partition("{")[0]
+            if plain != said:
+                lines.append(f"# TYPE {plain} {'counter' if plain.endswith('_total') else 'gauge'}")
+            said = plain
+            lines.append(f"{name} {int(value) if float(value).is_integer() else format(value, 'g')}")
         return "\n".join(lines) + "\n"
 
 

@@ -412,7 +412,11 @@ class Edge:
     def _gauges(self) -> dict[str, float]:
         debts = work.pending(self.cloud.store)
         failing = sum(1 for d in debts if d["tries"])
-        return {"nubila_work_pending": len(debts), "nubila_work_failing": failing}
+        found: dict[str, float] = {"nubila_work_pending": len(debts), "nubila_work_failing": failing}
+        with self.cloud.store.read() as reader:
+            for service in self.cloud.services:
+                found |= service.gauges(self.cloud, reader) if service.gauges else {}
+        return found
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         async def flush() -> None:
