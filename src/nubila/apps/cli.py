@@ -61,6 +61,7 @@ def main() -> None:
 @click.option("--tls-client-required", is_flag=True, default=None, help="Refuse clients without one.")
 @click.option("--public-url", metavar="URL", help="Fixed base of the URLs in the catalogue.")
 @click.option("--tunnel-ip", metavar="ADDR", help="This host's address for tunnels to other hosts.")
+@click.option("--switch", type=click.Choice(["openvswitch", "linuxbridge"]), help="What joins guests to networks here.")
 @click.option("--classic-ports", is_flag=True, default=None, help="Also listen on 8774, 8778, 9292, 9696.")
 @click.option("--simulated-hosts", type=int, help="How many hosts the simulated gear shows.")
 @click.option("--boot-s", "simulated_boot_s", type=float, help="Seconds a simulated guest takes to boot.")

@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -118,12 +119,14 @@ def make_agent(root: Path, config: HostConfig) -> Agent:
     return Agent(api, place, drivers(config, place, api), roles=config.roles, sweep_s=config.sweep_s)
 
 
-def default_config(state: Path, host: str, cloud: str, gear: str, tunnel_ip: str, **more: object) -> HostConfig:
+def default_config(
+    state: Path, host: str, cloud: str, gear: str, tunnel_ip: str, *, physical: Sequence[str] = (), **more: object
+) -> HostConfig:
     """The configuration of the local host's agent."""
     bridge = "br-ex" if cloud == "nubila" else f"br-ex-{cloud}"[:15]
     return HostConfig(
         host=host, cloud=cloud, gear=gear, url=f"unix:{state / 'run' / 'host.sock'}", tunnel_ip=tunnel_ip,
-        bridges={"physnet1": bridge}, **more,  # type: ignore[arg-type]
+        bridges=dict(one.split("=", 1) for one in physical) or {"physnet1": bridge}, **more,  # type: ignore[arg-type]
     )  # fmt: skip
 
 

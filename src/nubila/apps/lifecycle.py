@@ -228,6 +228,7 @@ def _write_agents(state: Path, settings: config.Settings, gear: str, hosts: list
         made = default_config(
             state, host, settings.name, gear, tunnel_ip(settings) if i == 0 else f"127.0.0.{i + 1}",
             sweep_s=settings.sweep_s, boot_s=settings.simulated_boot_s, switch=settings.switch,
+            physical=settings.physical_devices,
         )  # fmt: skip
         first.write_private(root / "agent.json", msgspec.json.encode(made).decode())
 

@@ -149,6 +149,11 @@ class Settings:
     switch: str = setting(
         "openvswitch", "What joins guests to networks on this host: openvswitch or linuxbridge (kernel bridges)."
     )
+    physical_devices: tuple[str, ...] = setting(
+        (),
+        "Device of each physical network on this host, as NETWORK=DEVICE: an Open vSwitch bridge, or with linuxbridge "
+        "the network card; empty: physnet1 is a bridge of its own.",
+    )
     tunnel_ip: str = setting(
         "127.0.0.1", "Address of this host for tunnels between hosts; a loopback one means that of host_listen."
     )
@@ -200,6 +205,11 @@ class Settings:
             re.compile(self.password_regex)
         except re.error as e:
             raise BadSetting(f"setting password_regex is no regular expression: {e}") from None
+        if self.switch not in SWITCHES:
+            raise BadSetting(f"setting switch must be one of {', '.join(SWITCHES)}, not {self.switch!r}")
+        wrong = [one for one in self.physical_devices if not re.fullmatch(r"[^=\s]{1,64}=[^=\s/]{1,15}", one)]
+        if wrong:
+            raise BadSetting(f"setting physical_devices: {wrong[0]!r} is not NETWORK=DEVICE, e.g. physnet1=eth1")
         if self.limit_model not in LIMIT_MODELS:
             raise BadSetting(f"setting limit_model must be one of {', '.join(LIMIT_MODELS)}, not {self.limit_model!r}")
         if self.password_hash_algorithm not in PASSWORD_ALGORITHMS:
@@ -213,6 +223,7 @@ _NOT_NEGATIVE = (
     "lockout_failure_attempts", "lockout_duration", "disable_user_account_days_inactive", "password_expires_days",
     "unique_last_password_count", "minimum_password_age", "totp_included_previous_windows", "login_failures_per_minute",
 )  # fmt: skip
+SWITCHES = ("openvswitch", "linuxbridge")
 LIMIT_MODELS = ("flat", "strict_two_level")
 PASSWORD_ALGORITHMS = ("bcrypt", "bcrypt_sha256", "scrypt", "pbkdf2_sha512")
 

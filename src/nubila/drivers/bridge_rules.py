@@ -28,8 +28,9 @@ from nubila.drivers.ovs_security import PROTOCOLS
 
 BINARY = "neutron-linuxbri"
 LEFT, ENTERED = 0x1, 0x2  # connection mark: judged and let through by the opener's, by the receiver's filter
-SENDER, RECEIVER = 0xFFFF0000, 0xFFFF  # packet mark: numbers of the guests' ports
-MAX_NUMBER = 0xFFFF
+SENDER, RECEIVER = 0x7FFF0000, 0x7FFF  # packet mark: numbers of the guests' ports
+CLOSED = 0x80000000  # packet mark: a frame for the host itself, from a network it is not on
+MAX_NUMBER = 0x7FFF
 _PORTED = {6: "tcp", 17: "udp", 33: "dccp", 132: "sctp", 136: "udplite"}
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -67,7 +68,7 @@ table bridge {name} {{
     iifname vmap @sources
   }}
   chain forward {{ type filter hook forward priority -200; oifname vmap @targets; }}
-  chain input {{ type filter hook input priority 0; iifgroup {GROUP} drop; }}
+  chain input {{ type filter hook input priority 0; iifgroup {GROUP} meta mark set {CLOSED:#x}; }}
   chain postrouting {{ type filter hook postrouting priority 300; oifname @ways meta mark set 0; }}
 }}
 table inet {name} {{
@@ -81,6 +82,7 @@ table inet {name} {{
   }}
   chain {BINARY}-FORWARD {{
     type filter hook forward priority filter;
+    iifname "brq*" meta mark {CLOSED:#x} drop
     iifname "brq*" meta mark & {SENDER:#x} vmap @egress
   }}
   chain {BINARY}-local {{
@@ -89,6 +91,7 @@ table inet {name} {{
   }}
   chain {BINARY}-INPUT {{
     type filter hook input priority filter;
+    iifname "brq*" meta mark {CLOSED:#x} drop
     iifname "brq*" meta mark & {SENDER:#x} vmap @egress
   }}
   chain {BINARY}-OUTPUT {{

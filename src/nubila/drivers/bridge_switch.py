@@ -118,7 +118,8 @@ class LinuxBridge:
             card = net.device(card_name) if card_name else None
             bridge, zone, new = self._bridge(net, spec, card)
             way = self._way_out(net, spec, bridge, card)
-            hosted = bool(spec.host_address or spec.masquerade or (card and net.addresses(bridge.index)))
+            own = net.addresses(bridge.index) | (net.addresses(card.index) if card is not None else set())
+            hosted = bool(spec.host_address or spec.masquerade or own)
         part = bridge_rules.network_part(self.tables.name, bridge.name, zone, hosted, [way.name] if way else [])
         self.tables.put("network", spec.id, part)
         with links.opened(self.place.namespace) as net:
