@@ -104,6 +104,16 @@ NEEDS: dict[str, Callable[[World, str], dict[str, Any]]] = {
         "service_id": w.post("/v3/services", {"service": {"type": "t"}})["service"]["id"], "interface": "public",
         "url": f"http://127.0.0.1/{next(w.n)}"},
     "region": lambda w, who: {"id": f"region{next(w.n)}"},
+    "trunk": lambda w, who: {
+        "port_id": w.post("/network/v2.0/ports", {"port": {"network_id": w.network(who)}}, who)["port"]["id"],
+        "sub_ports": [],
+    },
+    "metering_label_rule": lambda w, who: {
+        "direction": "ingress", "remote_ip_prefix": f"10.{next(w.n) % 250}.0.0/24",
+        "metering_label_id": w.post("/network/v2.0/metering-labels", {"metering_label": {  # administrators make them
+            "project_id": w.post("/network/v2.0/networks", {"network": {}}, who)["network"]["project_id"],
+        }})["metering_label"]["id"],
+    },
     "credential": lambda w, who: {"user_id": w.users.get(who, w.users["owner"]), "type": "cert", "blob": "{}"},
 }  # fmt: skip
 
