@@ -97,7 +97,8 @@ def test_a_port_is_told_to_its_host_and_to_dhcp(play: Play) -> None:
     assert play.status(port["id"]) == "ACTIVE"
     second = play.plug(net, other)
     assert play.debts() == {
-        ("port", second["id"], other), ("network", net, serving), ("security_group", group, ""),
+        ("port", second["id"], other), ("network", net, serving), ("group_members", group, ""),
+        ("security_group", group, other), ("address_set", group, other),
     }  # fmt: skip  # the network was there already: only DHCP has to learn of it
 
 

@@ -73,6 +73,10 @@ def static_flows() -> list[str]:
         "icmp6,icmp_type=137",
     ):
         flows.append(f"table=10,priority=200,{match} actions=drop")
+    # Neighbour discovery is never fragmented (RFC 6980), and the first fragment shows what it is part of (RFC 7112).
+    hidden = [f"icmp6,nw_frag=first,icmp_type={kind}" for kind in range(133, 138)]
+    hidden += ["icmp6,icmp_type=0", *(f"{kind},nw_frag=first,tp_src=0,tp_dst=0" for kind in ("tcp6", "udp6"))]
+    flows += [f"table=10,priority=210,{match} actions=drop" for match in hidden]
     # What reaches a filtered guest without being tracked: address resolution, router discovery, DHCP answers.
     out = "resubmit(,60)"
     flows.append("table=60,priority=0 actions=output:NXM_NX_REG7[]")

@@ -32,6 +32,7 @@ from nubila.drivers.ovs_db import Operation, Row
 
 CLOUD, KIND, ID, NETWORK, OWNER = "nubila-cloud", "nubila-kind", "nubila-id", "nubila-network", "nubila-owner"
 MACS, OPEN, UP, FLOWS, INDEX = "nubila-macs", "nubila-open", "nubila-up", "nubila-flows", "nubila-ifindex"
+ALIAS, SHARED = "nubila-alias", "nubila-shared"  # of interfaces that are on other hosts as well
 _SWITCH, _NET, _LAST = "nubila-switch", "net:", "nubila-last-number"
 _SHARED = {"security_group": "group:", "address_set": "set:"}
 _LOCAL_PORT = 65534
@@ -469,6 +470,8 @@ class Switch:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.01)
+        # First fragments show their ports; else rogue DHCP or advertisements in fragments would look like anything.
+        self.daemons.openflow("set-frags", self.bridge, "nx-match")
         for interface in self.view().interfaces.values():
             ovs_qos.ensure(self.daemons, self.bridge, ovs_qos.remembered(interface.ids), {})
         lines = []
@@ -628,6 +631,8 @@ def members(view: View, network_id: str) -> list[ovs_flows.Member]:
                     macs=tuple(json.loads(ids.get(MACS, "[]"))),
                     trusted=interface.kind != "guest",
                     open=ids.get(OPEN) == "1",
+                    alias=ids.get(ALIAS, ""),
+                    addresses=tuple(json.loads(ids.get(SHARED, "[]"))),
                 )
             )
     return found
