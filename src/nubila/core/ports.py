@@ -299,6 +299,7 @@ class RouterPort(Struct, frozen=True, kw_only=True):
     mtu: int = 1500
     qos: QosSpec | None = None  # of all that passes the device
     hops: tuple[str, ...] = ()  # of a further gateway: next hops out of its subnets
+    near: tuple[str, ...] = ()  # CIDRs that it reaches directly though it has no address in them
     alias_mac: str = ""  # of a distributed interface, which every host has: what it goes by away from this host
 
 

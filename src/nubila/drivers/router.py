@@ -261,7 +261,9 @@ def doors(spec: RouterSpec, names: Names = WHOLE) -> list[Door]:
     ]
     used = {port for _, port in _led(spec)}
     found += [
-        Door(device=inside_device(port, names), port=port, gateway=False) for port in spec.interfaces if port.port_id in used
+        Door(device=inside_device(port, names), port=port, gateway=False)
+        for port in spec.interfaces
+        if port.port_id in used
     ]
     return found
 
@@ -291,7 +293,8 @@ def _ways(spec: RouterSpec, names: Names) -> list[Way]:
     gateways = gateways_of(spec)
     if names is LOCAL and spec.gateway:
         sources = tuple(f"{one.fixed_ip}/32" for one in spec.floating_ips)
-        return [Way(hops=spec.gateway_ips, device=outside_device(spec.gateway, names), sources=sources)]
+        door = spec.gateway
+        return [Way(hops=spec.gateway_ips, device=outside_device(door, names), near=door.near, sources=sources)]
     if len(gateways) < 2:
         return []
     ways = []

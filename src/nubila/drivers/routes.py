@@ -22,7 +22,7 @@ from nubila.drivers.links import Device, Net
 MAIN, FIRST_TABLE, LAST_TABLE = 254, 100, 199
 MARK_MASK = 0xFF00  # of fwmark and of the connection mark: which way a connection came in by
 _NEAR, _MARKED, _FROM = 1000, 1001, 1002  # our priorities
-_ONLINK, _RTN_UNICAST, _NTF_PROXY = 4, 1, 8
+_ONLINK, _RTN_UNICAST, _NTF_PROXY, _LINK = 4, 1, 8, 253
 _ANYWHERE = {4: "0.0.0.0/0", 6: "::/0"}
 _FAMILIES = {socket.AF_INET: 4, socket.AF_INET6: 6}
 _GONE = (errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.EADDRNOTAVAIL)
@@ -33,6 +33,7 @@ class Way(Struct, frozen=True, kw_only=True):
 
     hops: tuple[str, ...]
     device: str = ""  # named: the hop is reached by it though no subnet says so
+    near: tuple[str, ...] = ()  # destinations that ``device`` reaches directly
     mark: int = 0  # connections that came in by this way; 0 = none are marked
     sources: tuple[str, ...] = ()  # addresses whose traffic leaves by it
 
@@ -54,6 +55,8 @@ def apply(net: Net, routes: Iterable[tuple[str, str]], ways: Sequence[Way] = ())
             hops = tuple(sorted(h for h in way.hops if (":" in h) == (version == 6)))
             if hops:
                 wanted[FIRST_TABLE + number, _ANYWHERE[version]] = (hops, way.device)
+        for to in way.near:
+            wanted[FIRST_TABLE + number, str(ipaddress.ip_network(to, strict=False))] = ((), way.device)
     refused = _routes(net, wanted)
     _rules(net, ways)
     return refused
@@ -63,6 +66,8 @@ def _routes(net: Net, wanted: Mapping[tuple[int, str], tuple[tuple[str, ...], st
     present = _present(net)
     for key in present.keys() - wanted.keys():
         table, to = key
+        if not present[key]:
+            _gone_is_fine(lambda to=to, table=table: net.route.route("del", dst=to, table=table))
         for hop in present[key]:  # IPv6 forgets the hops of one destination one by one
             _gone_is_fine(lambda to=to, hop=hop, table=table: net.route.route("del", dst=to, gateway=hop, table=table))
             if ":" not in hop and len(present[key]) > 1:
@@ -73,6 +78,9 @@ def _routes(net: Net, wanted: Mapping[tuple[int, str], tuple[tuple[str, ...], st
         if present.get((table, to)) == hops:
             continue
         more: dict[str, Any] = {"table": table}
+        if not hops:
+            net.route.route("replace", dst=to, oif=net.must(device).index, scope=_LINK, **more)
+            continue
         if device:
             more.update(oif=net.must(device).index, flags=_ONLINK)
         try:
@@ -95,7 +103,7 @@ def _present(net: Net) -> dict[tuple[int, str], tuple[str, ...]]:
             hops = {message.get_attr("RTA_GATEWAY")}
             hops |= {one.get_attr("RTA_GATEWAY") for one in message.get_attr("RTA_MULTIPATH") or ()}
             hops.discard(None)
-            if hops:
+            if hops or table != MAIN:
                 to = message.get_attr("RTA_DST")
                 to = f"{to}/{message['dst_len']}" if to else _ANYWHERE[version]
                 found.setdefault((table, to), set()).update(hops)
