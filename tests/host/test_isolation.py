@@ -51,7 +51,12 @@ SEGMENTS = {
         Segment(network_type="vlan", physical_network="physnet1", segmentation_id=102),
     ),
 }
-SWITCHES = {"openvswitch": tuple(SEGMENTS)}
+BRIDGED = "flat beside vxlan"
+SEGMENTS[BRIDGED] = (SEGMENTS["flat"][0], Segment(network_type="vxlan", segmentation_id=9))
+SWITCHES = {
+    "openvswitch": tuple(kind for kind in SEGMENTS if kind != BRIDGED),
+    "linuxbridge": ("vxlan", "local", BRIDGED),  # VLANs need 802.1Q devices, which not every kernel has
+}
 """Which kinds of segments each switch can make here."""
 V6 = "2001:db8::"
 GATEWAY, GATEWAY6, VICTIM_MAC, NOBODY = "10.0.0.1", "fe80::1", "fa:16:3e:aa:aa:aa", "fa:16:3e:bb:bb:bb"

@@ -216,6 +216,8 @@ def _egress(spec: PortSpec) -> list[str]:
         "meta nfproto ipv4 udp sport 67 udp dport 68 drop",
         "meta nfproto ipv6 udp sport 547 udp dport 546 drop",
         "icmpv6 type { 134, 137 } drop",
+        # Fragments have been put together by now, but for a first one without its headers (RFC 8200 section 4.5).
+        "exthdr frag exists drop",
     ]
     for net, mac in sorted(claims(spec), key=str):
         if net.version == 6:
