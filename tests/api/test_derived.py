@@ -110,7 +110,8 @@ NEEDS: dict[str, Callable[[World, str], dict[str, Any]]] = {
     },
     "metering_label_rule": lambda w, who: {
         "direction": "ingress", "remote_ip_prefix": f"10.{next(w.n) % 250}.0.0/24",
-        "metering_label_id": w.post("/network/v2.0/metering-labels", {"metering_label": {  # administrators make them
+        # Administrators make labels.
+        "metering_label_id": w.post("/network/v2.0/metering/metering-labels", {"metering_label": {
             "project_id": w.post("/network/v2.0/networks", {"network": {}}, who)["network"]["project_id"],
         }})["metering_label"]["id"],
     },

@@ -14,6 +14,7 @@ from nubila.services.network import metering
 from nubila.testing.cloud import TestCloud
 
 Json = dict[str, Any]
+LABELS, RULES = "metering/metering-labels", "metering/metering-label-rules"
 
 
 @pytest.fixture
@@ -34,11 +35,11 @@ def play(tmp_path: Path) -> Any:
 
 
 def label(net: Net, **values: Any) -> Json:
-    return net.make("metering_label", "metering-labels", **values)
+    return net.make("metering_label", LABELS, **values)
 
 
 def rule(net: Net, label: Json, **values: Any) -> Json:
-    return net.make("metering_label_rule", "metering-label-rules", metering_label_id=label["id"], **values)
+    return net.make("metering_label_rule", RULES, metering_label_id=label["id"], **values)
 
 
 @pytest.mark.req("C/MTR-02")
@@ -52,11 +53,11 @@ def test_labels_and_rules_are_made_shown_and_deleted(admin: Net) -> None:
     }  # fmt: skip
     both = rule(admin, one, direction="egress", source_ip_prefix="10.0.1.7", destination_ip_prefix="0.0.0.0/0")
     assert both["source_ip_prefix"] == "10.0.1.7/32"
-    assert len(admin.ok("GET", "metering-label-rules", metering_label_id=one["id"])["metering_label_rules"]) == 2
+    assert len(admin.ok("GET", RULES, metering_label_id=one["id"])["metering_label_rules"]) == 2
 
     def refused(**values: Any) -> tuple[int, str]:
         body = {"metering_label_rule": {"metering_label_id": one["id"], "direction": "ingress", **values}}
-        return admin.refused("POST", "metering-label-rules", body)
+        return admin.refused("POST", RULES, body)
 
     assert refused(remote_ip_prefix="10.0.0.0/16") == (409, "MeteringLabelRuleOverlaps")
     assert refused()[0] == 400
@@ -67,9 +68,9 @@ def test_labels_and_rules_are_made_shown_and_deleted(admin: Net) -> None:
     assert refused(remote_ip_prefix="10.9.0.0/16", metering_label_id="00000000-0000-0000-0000-000000000000")[0] == 404
     rule(admin, one, direction="ingress", remote_ip_prefix="10.0.1.9/32", excluded=True)
     rule(admin, one, direction="ingress", remote_ip_prefix="fd03::/64")
-    admin.ok("DELETE", f"metering-label-rules/{both['id']}")
-    admin.ok("DELETE", f"metering-labels/{one['id']}")
-    assert admin.ok("GET", "metering-label-rules")["metering_label_rules"] == []
+    admin.ok("DELETE", f"metering/metering-label-rules/{both['id']}")
+    admin.ok("DELETE", f"metering/metering-labels/{one['id']}")
+    assert admin.ok("GET", RULES)["metering_label_rules"] == []
     used = admin.ok("GET", f"quotas/{one['project_id']}/details")["quota"]
     assert (used["metering_label"]["used"], used["metering_label_rule"]["used"]) == (0, 0)
 
@@ -79,19 +80,19 @@ def test_members_make_none_and_see_only_their_projects(admin: Net, demo: Net) ->
     own = demo.make("network")["project_id"]
     theirs, mine = label(admin, name="theirs"), label(admin, name="mine", project_id=own)
     other = rule(admin, theirs, direction="ingress", remote_ip_prefix="10.0.0.0/8")
-    assert [x["id"] for x in demo.ok("GET", "metering-labels")["metering_labels"]] == [mine["id"]]
-    assert demo.ok("GET", "metering-label-rules")["metering_label_rules"] == []
-    for path in (f"metering-labels/{theirs['id']}", f"metering-label-rules/{other['id']}"):
+    assert [x["id"] for x in demo.ok("GET", LABELS)["metering_labels"]] == [mine["id"]]
+    assert demo.ok("GET", RULES)["metering_label_rules"] == []
+    for path in (f"metering/metering-labels/{theirs['id']}", f"metering/metering-label-rules/{other['id']}"):
         assert demo.refused("GET", path)[0] == 404
         assert demo.refused("DELETE", path)[0] == 404
-    assert demo.refused("POST", "metering-labels", {"metering_label": {"name": "x"}})[0] == 403
+    assert demo.refused("POST", LABELS, {"metering_label": {"name": "x"}})[0] == 403
     body = {"metering_label_id": theirs["id"], "direction": "ingress", "remote_ip_prefix": "11.0.0.0/8"}
-    assert demo.refused("POST", "metering-label-rules", {"metering_label_rule": body})[0] == 404
+    assert demo.refused("POST", RULES, {"metering_label_rule": body})[0] == 404
     body["metering_label_id"] = mine["id"]
-    assert demo.refused("POST", "metering-label-rules", {"metering_label_rule": body})[0] == 403
+    assert demo.refused("POST", RULES, {"metering_label_rule": body})[0] == 403
     admin.ok("PUT", f"quotas/{own}", {"quota": {"metering_label": 1}})
     full = {"metering_label": {"name": "more", "project_id": own}}
-    assert admin.refused("POST", "metering-labels", full) == (409, "OverQuota")
+    assert admin.refused("POST", LABELS, full) == (409, "OverQuota")
 
 
 @pytest.mark.req("C/MTR-01")
@@ -102,14 +103,14 @@ def test_routers_count_for_their_project_and_shared_labels_and_sums_last(play: P
     play.put(f"routers/{router}/add_router_interface", {"subnet_id": subnet})
     play.test.settle()
     host = play.scalar("select host from router")
-    own = play.post("metering-labels", "metering_label", "admin", name="own", project_id=play.project)["id"]
-    shared = play.post("metering-labels", "metering_label", "admin", name="all", shared=True)["id"]
-    play.post("metering-labels", "metering_label", "admin", name="not here")
+    own = play.post(LABELS, "metering_label", "admin", name="own", project_id=play.project)["id"]
+    shared = play.post(LABELS, "metering_label", "admin", name="all", shared=True)["id"]
+    play.post(LABELS, "metering_label", "admin", name="not here")
     assert ("metering", play.project, "") in play.debts()
     for direction in ("egress", "ingress"):
-        play.post("metering-label-rules", "metering_label_rule", "admin", metering_label_id=own, direction=direction,
+        play.post(RULES, "metering_label_rule", "admin", metering_label_id=own, direction=direction,
                   remote_ip_prefix="10.0.0.0/24")  # fmt: skip
-    play.post("metering-label-rules", "metering_label_rule", "admin", metering_label_id=own, direction="egress",
+    play.post(RULES, "metering_label_rule", "admin", metering_label_id=own, direction="egress",
               source_ip_prefix="10.0.0.9", destination_ip_prefix="9.9.9.0/24", excluded=True)  # fmt: skip
     play.test.settle()
     spec = {one.id: set(one.rules) for one in play.spec("router", router, host).labels}
@@ -137,7 +138,7 @@ def test_routers_count_for_their_project_and_shared_labels_and_sums_last(play: P
     text = play.test.request("GET", "/metrics").body.decode()
     assert f'nubila_metering_bytes_total{{label="{own}",project="{play.project}"}} 1100' in text
     assert text.count("# TYPE nubila_metering_packets_total counter") == 1
-    play.delete(f"metering-labels/{own}", "admin")
+    play.delete(f"metering/metering-labels/{own}", "admin")
     assert said(host, 9, 900) == []
     play.test.settle()
     assert [one.id for one in play.spec("router", router, host).labels] == [shared]

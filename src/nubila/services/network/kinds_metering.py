@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 from typing import Any
 
 import sqlalchemy as sa
 
 from nubila.core import clock
-from nubila.core.declare import METADATA, Attr, Resource
+from nubila.core.declare import METADATA, Attr, Resource, Rest
 from nubila.core.types import Enum, LooseBool, Str, Type, Uuid
 from nubila.services.network.kinds import OwnerId, rest
 
@@ -22,11 +23,16 @@ Prefix = Type(
 )  # fmt: skip
 
 
+def _rest(item: str) -> Rest:
+    made = rest(item, f"{item}s", verbs=frozenset({"list", "show", "create", "delete"}))
+    return dataclasses.replace(made, path=made.path.replace("/v2.0/", "/v2.0/metering/"))
+
+
 class MeteringLabel(Resource):
     """A name under which packets and bytes are counted in every router of its project, or of all projects."""
 
     kind, service, quota = "metering_label", "network", "metering_label"
-    rest = rest("metering_label", "metering_labels", verbs=frozenset({"list", "show", "create", "delete"}))
+    rest = _rest("metering_label")
     id = Attr(Uuid, "Identifier.", key=True, default=clock.new_id, filter="eq", sort=True)
     project_id = Attr(OwnerId, "Project that owns it.", alias=("tenant_id",), write="c", default="", filter="eq",
                       sort=True, index=True)  # fmt: skip
@@ -40,7 +46,7 @@ class MeteringLabelRule(Resource):
     """Which packets a label counts, or leaves out."""
 
     kind, service, quota = "metering_label_rule", "network", "metering_label_rule"
-    rest = rest("metering_label_rule", "metering_label_rules", verbs=frozenset({"list", "show", "create", "delete"}))
+    rest = _rest("metering_label_rule")
     id = Attr(Uuid, "Identifier.", key=True, default=clock.new_id, filter="eq", sort=True)
     project_id = Attr(OwnerId, "Owner of the label.", api="project_id", default="", hidden=True, index=True)
     metering_label_id = Attr(Uuid, "Label it belongs to.", write="c", ref="metering_label.id", filter="eq", sort=True)

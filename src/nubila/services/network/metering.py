@@ -120,10 +120,10 @@ def rule_prepare(call: Call, values: Row) -> None:
     versions = {":" in values[name] for name in given}
     if len(versions) > 1:
         raise _refuse("'source_ip_prefix' and 'destination_ip_prefix' must be of one IP version.")
-    prefix = values.get("remote_ip_prefix")
+    prefix = str(values.get("remote_ip_prefix") or "")
     where = {"label": values["metering_label_id"], "direction": values["direction"], "excluded": values["excluded"]}
     for other in call.tx.all(_BESIDE, where) if prefix else ():
-        there = other["remote_ip_prefix"]
+        there = str(other["remote_ip_prefix"])
         if (":" in prefix) == (":" in there) and addresses.overlap(prefix, there):
             text = f"Metering label rule with remote_ip_prefix '{prefix}' overlaps another."
             raise conflict(text, "MeteringLabelRuleOverlaps")
@@ -221,7 +221,9 @@ FEATURE = Feature(
     ),
     reconcilers={"metering": item},
     quotas={"metering_label": 100, "metering_label_rule": 1000},
-    resources={"metering-labels": "metering_label", "metering-label-rules": "metering_label_rule"},
+    resources={
+        "metering/metering-labels": "metering_label", "metering/metering-label-rules": "metering_label_rule",
+    },
     extensions={
         "metering": ("Neutron Metering", "Counters of projects' traffic.", "2013-06-12"),
         "metering_source_and_destination_fields": (

@@ -46,7 +46,7 @@ def listing(more: Mapping[str, str]) -> Callable[[Call], Row]:
     def resources(call: Call) -> Row:
         return {
             "resources": [
-                {"name": item, "collection": items.replace("-", "_"),
+                {"name": item, "collection": items.rpartition("/")[2].replace("-", "_"),
                  "links": [{"rel": "self", "href": f"{call.base}/v2.0/{items}"}]}
                 for items, item in {**RESOURCES, **more}.items()
             ]

@@ -24,7 +24,7 @@ from nubila.services.network.policies import ADMIN, READER
 
 Row = dict[str, Any]
 _P, _N, _R, _F = Port.table.c, Network.table.c, Router.table.c, FloatingIP.table.c
-_ID = sa.bindparam("policy")
+_ID: Any = sa.bindparam("policy")
 _USERS = (
     ("Network", sa.select(_N.id, _N.project_id).where(_N.qos_policy_id == _ID).order_by(_N.id)),
     ("Port", sa.select(_P.id, _P.project_id).where(_P.qos_policy_id == _ID).order_by(_P.id)),

@@ -73,7 +73,8 @@ def _sees(call: Call, id: str) -> bool:
 
 def default(reader: Reader, project_id: str) -> str | None:
     """The default policy of a project."""
-    return reader.scalar(_DEFAULT, {"project": project_id})
+    found: str | None = reader.scalar(_DEFAULT, {"project": project_id})
+    return found
 
 
 # --- what policies say ------------------------------------------------------------------------------------------------
