@@ -82,7 +82,7 @@ def test_nobody_shares_what_is_not_his_or_with_everybody(demo: Net, admin: Net) 
     assert refused(demo, target_tenant=None)[0] == 400
     assert refused(demo, target_tenant="everybody") == (400, "InvalidInput")
     assert refused(demo, object_type="port") == (400, "InvalidInput")
-    assert refused(demo, action="access_as_owner") == (400, "InvalidInput")
+    assert refused(demo, action="access_as_owner") == (400, "InvalidActionForType")
     assert refused(demo, object_type="subnetpool") == (400, "InvalidInput")
     policy = share(demo, "network", mine["id"], other)
     assert refused(demo) == (409, "DuplicateRbacPolicy")

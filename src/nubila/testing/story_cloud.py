@@ -186,7 +186,13 @@ class Cloud:
     def _host_names(self) -> Iterator[tuple[str, str]]:
         if "compute" not in self.bases:
             return
-        for hypervisor in self.ask("GET", "compute:/v2.1/os-hypervisors/detail")["hypervisors"]:
+        try:
+            found = self.ask("GET", "compute:/v2.1/os-hypervisors/detail")["hypervisors"]
+        except StoryError:  # in the catalogue, and not running where only Networking is recorded
+            for agent in self.ask("GET", "network:/v2.0/agents")["agents"]:
+                yield agent["host"], "host"
+            return
+        for hypervisor in found:
             yield hypervisor["hypervisor_hostname"], "hypervisor"
             yield hypervisor["service"]["host"], "host"
         for service in self.ask("GET", "compute:/v2.1/os-services")["services"]:

@@ -40,6 +40,7 @@ _IDS = re.compile(
     r"|(?P<mac>\b(?:[0-9a-f]{2}:){5}[0-9a-f]{2}\b(?!:))"
 )
 _GENERATED = [
+    (re.compile(r"\bhost(?:-\d{1,3}){4}(?![\w-])|\bhost-[0-9a-f]{1,4}(?:-[0-9a-f]{0,4}){2,7}(?![\w-])"), "host-<ip>"),
     (re.compile(r"\br-[a-z0-9]{8}\b"), "<reservation>"),
     (re.compile(r"\binstance-[0-9a-f]{8}\b"), "instance-<number>"),
 ]

@@ -34,7 +34,9 @@ TYPES = (
 _SPACE = "neutron.services.l3_router.service_providers"
 PROVIDERS: dict[str, tuple[str, Row]] = {
     # name -> (driver, what a router with it is)
-    "single_node": (f"{_SPACE}.single_node.SingleNodeDriver", {}),
+    "single_node": (f"{_SPACE}.single_node.SingleNodeDriver", {"ha": False, "distributed": False}),
+    "dvr": (f"{_SPACE}.dvr.DvrDriver", {"ha": False, "distributed": True}),
+    "ha": (f"{_SPACE}.ha.HaDriver", {"ha": True, "distributed": False}),
 }
 BINDING = sa.Table(
     "network_flavor_profile",
@@ -118,7 +120,7 @@ def _bind(call: Call, flavor: str, profile: str) -> None:
 def prepare(call: Call, values: Row) -> None:
     if values["service_type"] not in TYPES:
         text = f"Invalid input for service_type. Reason: '{values['service_type']}' is not a valid service type: use "
-        raise bad_request(f"{text}one of {', '.join(TYPES)}.", "HTTPBadRequest")
+        raise bad_request(f"{text}one of {', '.join(TYPES)}.", "InvalidServiceType")
     values["_profiles"] = [_profile(call, id) for id in dict.fromkeys(values.get("service_profiles") or ())]
 
 
@@ -183,8 +185,7 @@ def bind(call: Call) -> Row:
     if not isinstance(body, dict) or set(body) - {"id", "project_id", "tenant_id"} or "id" not in body:
         raise bad_request('The body must be {"service_profile": {"id": ...}}.', "HTTPBadRequest")
     _bind(call, row["id"], _profile(call, body["id"]))
-    present(call, [row])
-    return {"service_profile": row}
+    return {"service_profile": {"id": row["id"]}}  # the flavor's, as Neutron answers
 
 
 def unbind(call: Call) -> None:

@@ -147,7 +147,7 @@ def _prefixes(given: Any) -> list[str]:
     try:
         parsed = [str(addresses.network(t)) for t in texts]
     except ValueError as e:
-        raise refuse(f"Invalid input for prefixes: {e}.", "InvalidInput") from None
+        raise refuse(f"Invalid input for prefixes: {e}.", "HTTPBadRequest") from None
     if len({addresses.network(p).version for p in parsed}) > 1:
         raise refuse("Cannot mix IPv4 and IPv6 prefixes in a subnet pool.", "PrefixVersionMismatch")
     return addresses.compact(parsed)
@@ -188,7 +188,7 @@ def _scope(call: Call, row: Row) -> None:
         raise look.missing(AddressScope, scope_id)
     if scope["ip_version"] != row["ip_version"]:
         text = f"Illegal subnetpool association: its IP version differs from address scope {scope_id}'s."
-        raise refuse(text, "IllegalSubnetPoolIpVersionAssociation")
+        raise refuse(text, "IllegalSubnetPoolIpVersionAssociationToAddressScope")
     if row["shared"] and not scope["shared"]:
         raise refuse("A shared subnetpool needs a shared address scope.", "IllegalSubnetPoolAssociationToAddressScope")
     if call.tx.one(_STRAYS, {"pool": row["id"], "version": row["ip_version"]}) is not None:

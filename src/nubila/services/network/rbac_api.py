@@ -60,7 +60,7 @@ class _Policies:
             raise bad_request(f"Invalid input for operation: {text}", "InvalidInput")
         if values["action"] not in one.uses:
             text = f"'{values['action']}' is not an action on a {one.kind.kind}; use {' or '.join(one.uses)}."
-            raise bad_request(f"Invalid input for operation: {text}", "InvalidInput")
+            raise bad_request(f"Invalid input for operation: {text}", "InvalidActionForType")
         values["target"] = _target(values["target"])
         row = self._owned(call, one, values)
         self._single(call, values)
