@@ -18,15 +18,16 @@ connection is marked (ct_mark 1) and its replies stop as well. Replies and relat
 Protocols that the userspace conntrack cannot track arrive as ``+inv`` and are judged by their addresses and protocol
 alone, as are all packets of stateless ports.
 
-The userspace conntrack puts fragments together to judge them and then hands on the fragments; the later ones have no
-ports of their own, so rules match them by the connection they belong to. Stateless ports get no later fragments unless
-a rule lets the whole protocol through.
+The userspace conntrack puts fragments together to judge them and then hands on the fragments, of which the later ones
+show no ports (the kernel's hands on whole packets). Those of a new connection go along to be committed, where conntrack
+waits until all of them are there: when the first was refused, they never leave. Those of a connection that was let
+through pass with it. Stateless ports get later fragments only by rules for whole protocols.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from nubila.core.ports import AddressSetSpec, PortSpec, RuleSpec, SecurityGroupSpec
 
@@ -65,6 +66,14 @@ def static_flows(send: str, receive: str) -> list[str]:
             f"table={table},priority=65090,ct_state=+trk+rel,ct_mark=0 actions={accept}",
             f"table={table},priority=65080,ct_state=+trk+rpl actions=drop",
             f"table={verdict},priority=20,reg9=1 actions={accept}",
+        ]
+        flows += [
+            f"table={table},priority=65070,ct_state=+trk+est,ct_mark=0,{family},nw_frag=later actions={accept}"
+            for family in ("ip", "ipv6")
+        ]
+        flows += [
+            f"table={table + 2},priority=45,ct_state=+trk-inv-rpl,{family},nw_frag=later actions=set_field:1->reg9"
+            for family in ("ip", "ipv6")
         ]
         for family in ("ip", "ipv6"):
             flows += [
@@ -152,7 +161,7 @@ def _remote(network: _Network, end: str) -> str:
 
 
 def rule_matches(rule: RuleSpec) -> list[str]:
-    """One security group rule as OpenFlow matches: remote addresses times port masks, whole packets and fragments.
+    """One security group rule as OpenFlow matches: remote addresses times port masks.
 
     A rule that OpenFlow cannot express (ports of a protocol without them) matches nothing: refusing is the safe side.
     """
@@ -165,22 +174,14 @@ def rule_matches(rule: RuleSpec) -> list[str]:
         networks = [ipaddress.ip_network(cidr, strict=False) for cidr in rule.remote]
         kept = [network for network in networks if network.version == version]
         remotes = [f",{field}={network}" if network.prefixlen else "" for network in kept]
-    ip = "ip" if version == 4 else "ipv6"
-    family = ip
+    family = "ip" if version == 4 else "ipv6"
     if protocol is not None:
         family += f",nw_proto={protocol}"
         if protocol in _PORTED:
             family = _PORTED[protocol] + ("6" if version == 6 else "")
         elif protocol in (1, 58):
             family = "icmp" if protocol == 1 else "icmp6"
-    found = []
-    for remote in remotes:
-        for whole, later in _ports(rule, protocol):
-            found.append(f"{family}{remote}{whole}")
-            # A later fragment of IPv4 still says its protocol, one of IPv6 does not.
-            if later or (version == 6 and protocol in (6, 17, 58)):
-                found.append(f"{ip}{remote},nw_frag=later,ct_state=+trk-inv,ct_nw_proto={protocol}{later}")
-    return found
+    return [f"{family}{remote}{ports}" for remote in remotes for ports in _ports(rule, protocol)]
 
 
 def _protocol(name: str | None, version: int) -> int | None:
@@ -192,25 +193,18 @@ def _protocol(name: str | None, version: int) -> int | None:
     return number or None  # 0 means any, as in the API
 
 
-def _ports(rule: RuleSpec, protocol: int | None) -> Sequence[tuple[str, str]]:
-    """The rule's ports or ICMP type as matches of a whole packet, and of the connection of a later fragment."""
+def _ports(rule: RuleSpec, protocol: int | None) -> list[str]:
     low, high = rule.port_min, rule.port_max
     if low is None and high is None:
-        return [("", "")]
+        return [""]
     if protocol in (1, 58):
-        whole, later = "", ""
-        if low is not None:
-            whole, later = f",icmp_type={low}", f",ct_tp_src={low}"
-        if high is not None:
-            whole, later = f"{whole},icmp_code={high}", f"{later},ct_tp_dst={high}"
-        return [(whole, later)]
+        kind = f",icmp_type={low}" if low is not None else ""
+        return [kind + (f",icmp_code={high}" if high is not None else "")]
     if protocol not in _PORTED:
         return []
     low = low if low is not None else 0
     high = high if high is not None else (low if rule.port_min is not None else 65535)
-    tracked = protocol in (6, 17)
-    masks = port_masks(low, high)
-    return [(f",tp_dst={m}" if m else "", f",ct_tp_dst={m}" if m and tracked else "") for m in masks]
+    return [f",tp_dst={mask}" if mask else "" for mask in port_masks(low, high)]
 
 
 def port_masks(low: int, high: int) -> list[str]:
