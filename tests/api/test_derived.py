@@ -45,7 +45,8 @@ class World:
             user = self.post("/v3/users", {"user": {"name": who, "password": "pw"}})["user"]["id"]
             self.cloud.request("PUT", f"/v3/projects/{project}/users/{user}/roles/{roles['member']}")
             self.tokens[who], self.users[who] = self.cloud.login(who, "pw", who), user
-            free = dict.fromkeys(("network", "subnet", "port", "router", "floatingip", "security_group"), -1)
+            counted = ("network", "subnet", "port", "router", "floatingip", "security_group", "rbac_policy")
+            free = dict.fromkeys(counted, -1)
             got = self.cloud.request("PUT", f"/network/v2.0/quotas/{project}", {"quota": free})
             assert got.status == 200, got.body
         networks = self.get("/network/v2.0/networks?router:external=true")["networks"]
@@ -97,6 +98,13 @@ NEEDS: dict[str, Callable[[World, str], dict[str, Any]]] = {
         "direction": "ingress", "protocol": "tcp", "port_range_min": next(w.n), "port_range_max": 60000,
         "security_group_id": w.post("/network/v2.0/security-groups", {"security_group": {"name": "g"}}, who)[
             "security_group"]["id"],
+    },
+    "rbac_policy": lambda w, who: {
+        "object_type": "network", "object_id": w.network(who), "action": "access_as_shared",
+        "target_tenant": clock.new_hex(),
+    },
+    "network_segment_range": lambda w, who: {
+        "network_type": "geneve", "minimum": (n := 10**6 + 10 * next(w.n)), "maximum": n + 3,
     },
     "address_scope": lambda w, who: {"ip_version": 4},
     "subnetpool": lambda w, who: {"prefixes": [f"10.{next(w.n) % 250}.0.0/16"]},
@@ -151,7 +159,10 @@ def body_of(world: World, kind: Kind, who: str) -> dict[str, Any]:
     return {**values, **NEEDS.get(kind.cls.kind, lambda w, who: {})(world, who)}
 
 
-SOMETIMES = {"network": ("is_default",)}  # shown on creation and of external networks, as Neutron does
+SOMETIMES = {  # shown of some only, as Neutron does: external networks, ports of trunks
+    "network": ("is_default",),
+    "port": ("trunk_details",),
+}
 
 
 def make(world: World, kind: Kind, who: str = "") -> tuple[dict[str, Any], str]:
