@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from contract_network import Bench, NetworkContract
-from network_world import Host, ask_in
+from contract_network import EGRESS, PING, WEB, Bench, NetworkContract, external, network, port, replace
+from frames import Ear, ipv4, send, udp
+from network_world import Host, ask_in, await_line
 
-from nubila.core.ports import NetworkSpec, RouterSpec
+from nubila.core.ports import AddressSetSpec, NetworkSpec, RouterSpec, RuleSpec, SecurityGroupSpec
+from nubila.drivers import nft
 from nubila.drivers.network import RealNetwork
 
 pytestmark = pytest.mark.host
@@ -35,3 +37,125 @@ def bench(host: Host) -> Bench:
 
 class TestLinuxBridge(NetworkContract):
     """The contract."""
+
+
+# --- security groups ----------------------------------------------------------------------------------------------
+
+
+def loads(host: Host, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """From now on: every script that is given to nft."""
+    seen: list[str] = []
+    load = nft.load
+
+    def counted(script: str, timeout_s: float = 10.0) -> None:
+        seen.append(script)
+        load(script, timeout_s)
+
+    monkeypatch.setattr(nft, "load", counted)
+    return seen
+
+
+def test_groups_and_sets_change_in_place_by_one_load(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = network(dhcp=False)
+    host.driver.ensure_network(net)
+    friends = replace(PING, remote_set="friends")
+    host.driver.ensure_security_group(SecurityGroupSpec(id="web", rules=(*EGRESS, friends)))
+    web, other = (host.guest(port(net, n, rules=(), groups=("web",))).configure() for n in (3, 4))
+    assert not other.pings(web.ip), "a set that nobody told of is empty"
+    seen = loads(host, monkeypatch)
+    members = AddressSetSpec(id="friends", addresses=(f"{web.ip}/32", f"{other.ip}/32"))
+    host.driver.ensure_address_set(members)
+    host.driver.ensure_address_set(members)
+    assert len(seen) == 1
+    assert other.pings(web.ip)
+    assert web.pings(other.ip)
+    stream = other.spawn("ping", "-i", "0.05", "-O", web.ip)
+    await_line(stream.stdout, "icmp_seq=1 ")
+    host.driver.ensure_security_group(SecurityGroupSpec(id="web", rules=(*EGRESS, friends, WEB)))
+    assert len(seen) == 2, "one load, however many ports"
+    assert not [line for line in (stream.stdout.readline() for _ in range(8)) if "no answer" in line]  # type: ignore[union-attr]
+    host.driver.ensure_address_set(replace(members, addresses=(f"{web.ip}/32",)))
+    assert len(seen) == 3
+    await_line(stream.stdout, "no answer")
+    assert not other.pings(web.ip), "and nothing that it let in goes on"
+    assert web.pings(other.ip)
+    assert host.driver.security_groups() == ["web"]
+    assert host.driver.address_sets() == ["friends"]
+    for guest in (web, other):
+        host.driver.remove_port(guest.spec.id)
+    host.driver.remove_security_group("web")
+    host.driver.remove_address_set("friends")
+    left = host.run("nft", "list", "table", "inet", "linuxbridge-nubila")
+    assert "web" not in left
+    assert "friends" not in left
+
+
+def test_stateless_ports_are_judged_packet_by_packet(host: Host) -> None:
+    net = network(dhcp=False)
+    host.driver.ensure_network(net)
+    web = host.guest(port(net, 3, PING, WEB)).configure()
+    web.serve(80, "hello")
+    host.driver.ensure_security_group(SecurityGroupSpec(id="plain", rules=EGRESS))
+    plain = host.guest(port(net, 4, rules=(), groups=("plain",), stateful=False)).configure()
+    assert plain.reads(web.ip, 80) == ""
+    back = RuleSpec(direction="ingress", protocol="tcp", port_min=1024, port_max=65535, remote=(f"{web.ip}/32",))
+    host.driver.ensure_security_group(SecurityGroupSpec(id="plain", rules=(*EGRESS, back)))
+    assert plain.reads(web.ip, 80) == "hello"
+    assert not plain.pings(web.ip)
+
+
+def test_an_open_port_cannot_forge_what_lets_answers_in(host: Host) -> None:
+    """A connection's entry is shared by both guests: one made by others must not open a third one's filter."""
+    net = network(dhcp=False)
+    host.driver.ensure_network(net)
+    victim = host.guest(port(net, 3)).configure()
+    open_a, open_b = (host.guest(port(net, n, port_security=False, rules=())).configure() for n in (4, 5))
+    question = ipv4(victim.spec.mac, open_b.spec.mac, victim.ip, open_b.ip, 17, udp(victim.ip, open_b.ip, (7, 8), b"?"))
+    answer = ipv4(open_b.spec.mac, victim.spec.mac, open_b.ip, victim.ip, 17, udp(open_b.ip, victim.ip, (8, 7), b"!"))
+    ear = Ear(victim)
+    try:
+        send(open_a, [question])
+        send(open_b, [answer])
+        ear.listen(None, 0.3)
+        assert not ear.has(answer)
+        victim.pings(open_b.ip)  # its address is learned at its own place again
+        send(victim, [question])
+        send(open_b, [answer])
+        assert ear.listen(answer, 5.0), "what it asked itself is answered"
+    finally:
+        ear.close()
+
+
+def test_an_address_that_changes_hands_brings_no_connections_along(host: Host) -> None:
+    net = network(dhcp=False)
+    host.driver.ensure_network(net)
+    peer = host.guest(port(net, 3, RuleSpec(direction="ingress", protocol="udp"))).configure()
+    first = host.guest(port(net, 4)).configure()
+    send(first, [ipv4(first.spec.mac, peer.spec.mac, first.ip, peer.ip, 17, udp(first.ip, peer.ip, (7, 8), b"?"))])
+    host.driver.remove_port(first.spec.id)
+    first.close()
+    host.guests.remove(first)
+    heir = host.guest(port(net, 4)).configure()
+    answer = ipv4(peer.spec.mac, heir.spec.mac, peer.ip, heir.ip, 17, udp(peer.ip, heir.ip, (8, 7), b"!"))
+    ear = Ear(heir)
+    try:
+        send(peer, [answer])
+        ear.listen(None, 0.3)
+        assert not ear.has(answer)
+    finally:
+        ear.close()
+
+
+def test_masquerading_leaves_bridged_packets_of_the_same_addresses_alone(host: Host) -> None:
+    outside = external("172.24.4.0/24", masquerade=True)
+    host.driver.ensure_network(outside)
+    net = network("172.24.4.0/24", dhcp=False)
+    host.driver.ensure_network(net)
+    a, b = (host.guest(port(net, n, RuleSpec(direction="ingress", protocol="udp"))).configure() for n in (3, 4))
+    frame = ipv4(a.spec.mac, b.spec.mac, a.ip, b.ip, 17, udp(a.ip, b.ip, (1000, 2000), b"as it is"))
+    ear = Ear(b)
+    try:
+        send(a, [frame])
+        assert ear.listen(frame, 5.0)
+    finally:
+        ear.close()

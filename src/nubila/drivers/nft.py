@@ -154,7 +154,8 @@ def host_table(cloud: str, masquerades: Iterable[Masquerade]) -> str:
     for masquerade in masquerades:
         network = ipaddress.ip_network(masquerade.cidr, strict=False)
         family = "ip" if network.version == 4 else "ip6"
-        post.append(f'{family} saddr {network} oifname != "{masquerade.bridge}" masquerade')
+        # Frames that stay in a project's bridge pass here too (br_netfilter), in that network's zone.
+        post.append(f'ct zone 0 {family} saddr {network} oifname != "{masquerade.bridge}" masquerade')
     return replace(
         "inet",
         host_table_name(cloud),
