@@ -21,12 +21,14 @@ from nubila.agent.ha_seat import FOREVER, PROMISE_S, Seat
 from nubila.core.ports import TryAgain
 from nubila.drivers import ha_daemons, links
 from nubila.drivers.ha import Kept
-from nubila.drivers.ha_gate import Gate, Held
+from nubila.drivers.ha_gate import Gate, Held, Injector
 from nubila.drivers.router import announce
 
 log = logging.getLogger("nubila.keeper")
-PORT = 3781
-"""UDP on the HA network: asking for promises."""
+PORT, FRAMES_PORT = 3781, 3782
+"""UDP on the HA network: promises; frames that arrived on the host that has just been left."""
+RELAY_S = 1.5
+MOST_WAITING = 4096
 NEEDED = "needed.json"
 TTL_S = 0.6
 ASK_S = 0.12
@@ -76,13 +78,16 @@ class HaRouter:
             self.seat.told = self._remembered()
         else:
             self.seat.quiet_until = now + PROMISE_S * 1.03 + 0.02
-        self.udp = self._udp()
+        self.udp, self.frames = self._udp(PORT), self._udp(FRAMES_PORT)
         self.watch = watcher(kept.namespace)
         self._renewed = self._asked = self._dressed = 0.0
         self._announce: list[float] = []
         self._standing: int | None = None
         self._needed: list[str] | None = None
-        self._held: Held | None = None
+        self.held: Held | None = None
+        self._relay_until = 0.0
+        self._injector: Injector | None = None
+        self._waiting: list[tuple[float, bytes]] = []
         self._naked_since: float | None = None
         self.look()
 
@@ -90,13 +95,13 @@ class HaRouter:
         with links.entered(self.host_namespace):
             return socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
 
-    def _udp(self) -> socket.socket:
+    def _udp(self, port: int) -> socket.socket:
         with links.entered(self.kept.namespace):
             found = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
             found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             found.setsockopt(socket.IPPROTO_IP, 15, 1)  # IP_FREEBIND
             found.setsockopt(socket.IPPROTO_IP, 6, 0xC0)  # IP_TOS: network control
-        found.bind((self.kept.address, PORT))
+        found.bind((self.kept.address, port))
         return found
 
     def change(self, kept: Kept) -> None:
@@ -126,8 +131,8 @@ class HaRouter:
     def end(self) -> None:
         """The router is taken away: close, and let go."""
         self._shut("it is taken away")
-        self._unhold()
-        for one in (self.udp, self.watch, self._control):
+        self._end_relay()
+        for one in (self.udp, self.frames, self.watch, self._control):
             one.close()
         self.gate.close_socket()
 
@@ -159,15 +164,21 @@ class HaRouter:
         """Do what is due; returns whether the control plane should be told at once."""
         seat, before = self.seat, (self.seat.opened, self.seat.ready)
         if seat.must_close(now):
-            self._shut("its lease ran out" if not seat.give_back else "it is moved")
+            if seat.give_back:
+                self._give_back(now)
+            else:
+                self._shut("its lease ran out")
         elif seat.opened:
             self._renew(now)
         elif seat.may_open(now):
             self._open(now)
         if seat.prepare and not seat.opened:
             self._prepare(now)
-        elif self._held is not None and not seat.opened:
-            self._unhold()
+        elif not seat.opened:
+            seat.ready = False
+        if self.held is not None and now > self._relay_until:
+            self._end_relay()
+        self._inject(now)
         if (seat.opened or seat.master or seat.ready) and now - self._dressed > 2.0:
             self._dress(now)
         self._undress_when_done(now)
@@ -183,20 +194,19 @@ class HaRouter:
         return min(self.seat.deadline() - clock(), TTL_S)
 
     def _open(self, now: float) -> None:
-        self._dress(now)
+        if now - self._dressed > 1.0:
+            self._dress(now)
         left = self._remaining()
         if left <= 0 or not self.gate.open(min(left, 0.1)):
             return
         self.seat.open()
         self._renewed = 0.0
         self._renew(now)
-        if self._held is not None:
-            count = self._held.release()
-            self._unhold()
-            log.info("router %s: %d frames had waited for the lease", self.kept.router_id, count)
         self._announce_all()
         self._announce = [now + later for later in AGAIN_S]
-        log.info("router %s: open, epoch %d", self.kept.router_id, self.seat.epoch)
+        waited = len(self._waiting)
+        self._inject(now)
+        log.info("router %s: open, epoch %d, %d frames had waited", self.kept.router_id, self.seat.epoch, waited)
 
     def _renew(self, now: float) -> None:
         """Extend the kernel's own timeout; it never lasts longer than what we may have."""
@@ -282,29 +292,62 @@ class HaRouter:
     # --- a planned move
 
     def _prepare(self, now: float) -> None:
-        """We are about to get the lease: have everything, draw the traffic here, and keep it until then."""
-        try:
-            if self._held is None:
-                self._dress(now)
-                devices = {device.mac: device.name for device in self.kept.devices}
-                outer = {device.name: device.outer for device in self.kept.devices}
-                self._held = Held(self.kept.namespace, self.host_namespace, devices, outer)
-                self.gate.hold(1.0)
-                self._announce_all()
-                self._drawn = now
-            self.gate.hold(1.0)
-            if now - self._drawn > 0.03:
-                self.seat.ready = True
-        except (TryAgain, OSError) as e:
-            log.warning("router %s cannot be moved here: %s", self.kept.router_id, e)
+        """We are about to get the lease: have everything but the lease."""
+        if not self.seat.ready:
+            self._dress(now)
+            self._open_injector()
+            self.seat.ready = True
 
-    def _unhold(self) -> None:
-        if self._held is not None:
+    def _give_back(self, now: float) -> None:
+        """Close for the next host; what still arrives here is handed on to it for a while."""
+        try:
+            self.held = Held(self.kept.namespace, {device.mac: device.name for device in self.kept.devices})
+            self.gate.hold(RELAY_S)
+            self._relay_until = now + RELAY_S
+        except (TryAgain, OSError) as e:
+            log.warning("router %s: what still arrives is lost: %s", self.kept.router_id, e)
+        self._shut("it is moved")
+
+    def relay(self) -> None:
+        """Hand on what has arrived since we closed."""
+        address = self.kept.peers.get(self.seat.to)
+        if self.held is None or address is None:
+            return
+        for frame in self.held.frames():
+            with contextlib.suppress(OSError):
+                self.frames.sendto(frame, (address, FRAMES_PORT))
+
+    def _end_relay(self) -> None:
+        if self.held is not None:
             with contextlib.suppress(TryAgain, OSError):
-                self.gate.end_hold()
-                self._held.end()
-            self._held = None
-        self.seat.ready = False
+                self.held.end()
+            self.held = None
+
+    def _open_injector(self) -> None:
+        if self._injector is None:
+            self._injector = Injector(self.host_namespace, {d.mac: d.outer for d in self.kept.devices})
+
+    def relayed(self, now: float) -> None:
+        """The last host hands on what arrived there: at once when we are open, else once we are."""
+        senders = set(self.kept.peers.values())
+        while True:
+            try:
+                frame, (address, *_) = self.frames.recvfrom(65536)
+            except OSError:
+                break
+            if address in senders and len(self._waiting) < MOST_WAITING:
+                self._waiting.append((now, frame))
+        self._inject(now)
+
+    def _inject(self, now: float) -> None:
+        if not self._waiting or not self.seat.opened:
+            self._waiting = [one for one in self._waiting if now - one[0] < RELAY_S]
+            return
+        self._open_injector()
+        assert self._injector is not None
+        for _, frame in self._waiting:
+            self._injector.put(frame)
+        self._waiting.clear()
 
     # --- the other hosts
 
@@ -353,9 +396,12 @@ class HaRouter:
 
 
 def sockets(routers: Iterable[HaRouter]) -> dict[int, tuple[HaRouter, str]]:
-    """File number -> (router, "udp" or "watch")."""
+    """File number -> (router, what it is)."""
     out: dict[int, tuple[HaRouter, str]] = {}
     for one in routers:
         out[one.udp.fileno()] = (one, "udp")
+        out[one.frames.fileno()] = (one, "frames")
+        if one.held is not None:
+            out[one.held.tap.fileno()] = (one, "held")
         out[one.watch.fileno()] = (one, "watch")
     return out

@@ -46,6 +46,7 @@ class Seat:
     seq: int = 0  # of the last claim
     holder: str = ""  # who the control plane says holds it
     give_back: bool = False
+    to: str = ""  # who gets it when we give it back
     prepare: bool = False
     ready: bool = False
 
@@ -111,6 +112,8 @@ class Seat:
         self.holder = str(answer["holder"])
         self.give_back = bool(answer["give_back"])
         self.prepare = bool(answer["prepare"])
+        if self.give_back:
+            self.to = str(answer["to"])
         term, until = self.given.get(str(answer["freed"]), (0, NEVER))
         if until > NEVER and term <= int(answer["freed_term"]):
             del self.given[str(answer["freed"])]

@@ -86,6 +86,10 @@ class Keeper:
                 one, kind = by_file[number]
                 if kind == "udp":
                     one.heard(now)
+                elif kind == "frames":
+                    one.relayed(now)
+                elif kind == "held":
+                    one.relay()
                 else:
                     before = one.seat.master
                     one.look()

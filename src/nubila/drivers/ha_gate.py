@@ -7,7 +7,7 @@ hangs or loses the lease, the kernel closes the gate by itself. A renewal delete
 transaction, so it fails as a whole when the gate has closed meanwhile: a process that was stopped for a while and goes
 on cannot open what ran out.
 
-In a planned move the next host holds what arrives (the set ``hold``) until it has the lease: see ``hold``.
+In a planned move the last host hands on what still arrives after it closed (the set ``hold``): see :class:`Held`.
 Source: nft(8), netdev family; netlink messages as in linux/netfilter/nf_tables.h.
 """
 
@@ -30,6 +30,7 @@ _SUBSYS, _NEWSETELEM, _DELSETELEM = 10, 12, 14  # NFNL_SUBSYS_NFTABLES, NFT_MSG_
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _REQUEST, _ACK, _CREATE = 1, 4, 0x400
 _HOLD_IN, _HOLD_OUT = "hold-in", "hold-out"
+_SO_RCVBUFFORCE, _PACKET_OUTGOING = 33, 4
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -41,8 +42,7 @@ def _chains(device: str) -> str:
         f"    iiftype @{LEASE} accept\n  }}\n"
         f'  chain out-{device} {{\n    type filter hook egress device "{device}" priority 500; policy drop;\n'
         f"    oiftype @{LEASE} accept\n"
-        f"    oiftype @{HOLD} ether type arp accept\n"
-        f"    oiftype @{HOLD} icmpv6 type nd-neighbor-advert accept\n  }}\n"
+        "  }\n"
     )
 
 
@@ -161,7 +161,7 @@ class Gate:
             return "elements" in programs.run(argv, package="nftables", check=False)
 
     def hold(self, timeout_s: float) -> bool:
-        """Keep what arrives for so long; needs ``begin_hold``."""
+        """Keep what arrives for so long; needs :class:`Held`."""
         add = (_NEWSETELEM, HOLD, max(1, int(timeout_s * 1000)))
         return self._batch([add, (_DELSETELEM, HOLD, None), add])
 
@@ -174,60 +174,74 @@ class Gate:
 
 
 class Held:
-    """What arrives for a router on the host that is about to get the lease.
+    """What still arrives at a router on the host that has just given the lease to another, in a planned move.
 
-    Frames that the gate would drop are sent into a pair of devices, whose far end nobody reads: they wait in our
-    packet socket. ``release`` puts those for the router itself back in front of its devices (their outer ends are in
-    the host's namespace), in the order in which they came; broadcasts are not worth it, they are sent again.
+    Frames that the gate would drop go into a pair of devices whose far end only our packet socket reads. Those for
+    the router itself are handed to the next host (see :class:`Injector`); broadcasts are not worth it, they are sent
+    again.
     """
 
-    def __init__(self, namespace: str, host_namespace: str, devices: dict[str, str], outer: dict[str, str]) -> None:
-        self.namespace, self.host_namespace, self.outer = namespace, host_namespace, outer
-        self.devices = devices  # MAC -> device; ``outer`` says how its other end is called
+    def __init__(self, namespace: str, devices: dict[str, str]) -> None:
+        self.namespace = namespace
+        self.devices = devices  # MAC -> device
         with links.opened(namespace) as net:
             net.remove(_HOLD_IN)
             net.add_pair(_HOLD_IN, _HOLD_OUT)
             for name in (_HOLD_IN, _HOLD_OUT):
                 links.sysctl(f"net/ipv6/conf/{name}/disable_ipv6", "1")
                 net.change(net.must(name), up=True, arp=False)
-            self._tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0003))
-        self._tap.bind((_HOLD_OUT, 0x0003))
-        self._tap.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_RCVBUFFORCE", 33), 16 << 20)
-        self._tap.setblocking(False)
+            self.tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.htons(0x0003))
+        self.tap.bind((_HOLD_OUT, 0x0003))
+        self.tap.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 16 << 20)
         rules = [f'insert rule netdev {TABLE} in-{d} iiftype @{HOLD} fwd to "{_HOLD_IN}"\n' for d in devices.values()]
         rules += [f"insert rule netdev {TABLE} in-{d} iiftype @{LEASE} accept\n" for d in devices.values()]
         with links.entered(namespace):
             nft.load("".join(rules))
 
-    def release(self) -> int:
-        """Let everything go on its way; returns how many frames there were."""
-        senders: dict[str, socket.socket] = {}
-        count = 0
-        with links.entered(self.host_namespace):
-            for device in self.devices.values():
-                with contextlib.suppress(OSError):
-                    senders[device] = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-                    senders[device].bind((self.outer[device], 0))
+    def frames(self) -> list[bytes]:
+        """The frames that have arrived for the router."""
+        found: list[bytes] = []
         while True:
             try:
-                frame, where = self._tap.recvfrom(65536)
+                frame, where = self.tap.recvfrom(65536)
             except OSError:
-                break
-            device = self.devices.get(frame[:6].hex(":"), "")
-            if device in senders and where[2] != 4:  # PACKET_OUTGOING
-                with contextlib.suppress(OSError):
-                    senders[device].send(frame)
-                    count += 1
-        for sender in senders.values():
-            sender.close()
-        return count
+                return found
+            if where[2] != _PACKET_OUTGOING and frame[:6].hex(":") in self.devices:
+                found.append(frame)
 
     def end(self) -> None:
         """Remove the devices and the rules."""
-        self._tap.close()
+        self.tap.close()
         with contextlib.suppress(TryAgain), links.opened(self.namespace) as net:
             for device in self.devices.values():
                 text = f"flush chain netdev {TABLE} in-{device}\nadd rule netdev {TABLE} in-{device} "
                 with contextlib.suppress(TryAgain):
                     nft.load(f"{text}iiftype @{LEASE} accept\n")
             net.remove(_HOLD_IN)
+
+
+class Injector:
+    """Puts frames in front of a router's devices, as if they had just arrived: at their outer ends."""
+
+    def __init__(self, host_namespace: str, outer: dict[str, str]) -> None:
+        self._senders: dict[str, socket.socket] = {}  # by MAC
+        with links.entered(host_namespace):
+            for mac, device in outer.items():
+                with contextlib.suppress(OSError):
+                    sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+                    sender.bind((device, 0))
+                    self._senders[mac] = sender
+
+    def put(self, frame: bytes) -> bool:
+        """One frame; False when it is for nobody here."""
+        sender = self._senders.get(frame[:6].hex(":"))
+        if sender is None:
+            return False
+        with contextlib.suppress(OSError):
+            sender.send(frame)
+        return True
+
+    def end(self) -> None:
+        """Let go of the devices."""
+        for sender in self._senders.values():
+            sender.close()

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from nubila.core.call import Call, Reply, Route
 from nubila.core.faults import Fault, bad_request, conflict
-from nubila.services.network import agents, ha_place, look, networks, placing, router_views
+from nubila.services.network import agents, dvr_hosts, ha_place, look, networks, placing, router_views
 from nubila.services.network.agents import DHCP, L3
 from nubila.services.network.kinds import Network, Router
 from nubila.services.network.tables import DHCP_BINDING
@@ -134,7 +134,8 @@ def routers_of(call: Call) -> Row:
     rows = call.tx.all(_ROUTED, {"host": agent["host"]}) if agent["binary"] == L3 else []
     rows = [r for r in rows if not r["ha"]]
     if agent["binary"] == L3:
-        rows += [look.need(call.tx, Router, id) for id in ha_place.routers_on(call.tx, agent["host"])]
+        more = [*ha_place.routers_on(call.tx, agent["host"]), *dvr_hosts.on(call.tx, agent["host"])]
+        rows += [look.need(call.tx, Router, id) for id in more if id not in [r["id"] for r in rows]]
     if rows:
         router_views.present(call, rows)
     return {"routers": [_plain(Router, row) for row in rows]}
@@ -168,7 +169,7 @@ def remove_router(call: Call) -> None:
     look.lock(call.tx, Router, id)
     row = look.need(call.tx, Router, id)
     if row["ha"] and agent["host"] in ha_place.staying(call.tx, id):
-        ha_place.take(call.cloud, call.tx, row, agent["host"])
+        ha_place.take_by_operator(call.cloud, call.tx, row, agent["host"])
         return
     if row["ha"] or row["host"] != agent["host"]:
         raise conflict(f"The router {id} is not hosted by L3 agent {agent['id']}.", "RouterNotHostedByL3Agent")
@@ -179,6 +180,7 @@ def agents_of_router(call: Call) -> Row:
     call.enforce("get_l3-agents")
     row = look.need(call.tx, Router, call.params["id"])
     where = ha_place.views(call.tx, row["id"]) if row["ha"] else {row["host"]: None}
+    where = {**where, **dict.fromkeys(dvr_hosts.of(call.tx, row["id"]))}
     return {
         "agents": [
             {**a, "ha_state": where[a["host"]]}

@@ -67,6 +67,7 @@ class Answer:
     freed_term: int = 0
     prepare: bool = False  # get ready: the lease is coming
     give_back: bool = False  # close, and say so
+    to: str = ""  # who gets it then
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ def decide(lease: Lease, claim: Claim, me: str, now: float, scene: Scene) -> tup
         freed_term=lease.freed_term,
         prepare=lease.to == me and lease.holder != me,
         give_back=mine and bool(lease.to) and lease.ready,
+        to=lease.to,
     )
 
 

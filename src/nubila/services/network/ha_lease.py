@@ -90,7 +90,7 @@ def claims(cloud: Cloud, tx: Tx, host: str, asked: Mapping[str, Any]) -> dict[st
     rows = tx.all(_MINE, {"host": host, "routers": sorted(parsed)})
     if not rows:
         return {}
-    at = float(tx.scalar(_NOW))
+    at = now_in(tx)
     settled = _clock_is_settled(cloud, at)
     beside: dict[str, list[Row]] = {}
     for one in tx.all(_HOSTS, {"routers": [r["router_id"] for r in rows]}):
@@ -142,6 +142,11 @@ def _clock_is_settled(cloud: Cloud, at: float) -> bool:
     return mono >= float(known["until"])
 
 
+def now_in(reader: Reader) -> float:
+    """The clock that leases go by."""
+    return float(reader.scalar(_NOW))
+
+
 # --- what operators and other services do with a lease ----------------------------------------------------------------
 
 
@@ -150,7 +155,7 @@ def move(tx: Tx, router_id: str, to: str) -> None:
     row = tx.one(_LOCKED, {"router": router_id})
     if row is not None:
         before = lease_of(row)
-        _write(tx, router_id, before, ha_grant.move(before, to, float(tx.scalar(_NOW))))
+        _write(tx, router_id, before, ha_grant.move(before, to, now_in(tx)))
 
 
 def given_up(tx: Tx, router_id: str, host: str) -> None:
@@ -158,5 +163,5 @@ def given_up(tx: Tx, router_id: str, host: str) -> None:
     row = tx.one(_LOCKED, {"router": router_id})
     if row is not None and row["holder"] == host:
         before = lease_of(row)
-        gone = Lease(**{**vars(before), "holder": "", "until": float(tx.scalar(_NOW)), "freed": "", "freed_term": 0})
+        gone = Lease(**{**vars(before), "holder": "", "until": now_in(tx), "freed": "", "freed_term": 0})
         _write(tx, router_id, before, gone)

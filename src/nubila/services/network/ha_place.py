@@ -18,7 +18,7 @@ from nubila.core.ports import FixedIp, HaPeer, HaSpec, RouterPort
 from nubila.core.work import Item
 from nubila.services.network import addresses, agents, allocate, asks, ha_lease, look, networks, place, ports, subnets
 from nubila.services.network.asks import ROUTER_OWNERS
-from nubila.services.network.ha_tables import HA_HOST, HA_NETWORK, HA_ROUTER
+from nubila.services.network.ha_tables import HA_AWAY, HA_HOST, HA_NETWORK, HA_ROUTER
 from nubila.services.network.kinds import Network, Router
 from nubila.services.network.kinds_port import Port
 from nubila.services.network.tables import IP_ALLOCATION
@@ -34,7 +34,15 @@ _NETWORK = sa.select(_N.network_id).where(_N.project_id == sa.bindparam("project
 _USED = sa.select(_R.vrid).where(_R.network_id == sa.bindparam("network"))
 _TAKEN = sa.select(_A.ip_address).where(_A.network_id == sa.bindparam("network"))
 _LOAD = sa.select(_H.host, sa.func.count()).group_by(_H.host)
+_COUNTS = sa.select(_R.router_id, sa.func.count(_H.host)).outerjoin(HA_HOST, _H.router_id == _R.router_id).group_by(
+    _R.router_id
+)  # fmt: skip
 _HERE = sa.select(_H.router_id).where(_H.host == sa.bindparam("host")).order_by(_H.router_id)
+_AWAY = sa.select(HA_AWAY.c.host).where(HA_AWAY.c.router_id == sa.bindparam("router"))
+_BACK = sa.delete(HA_AWAY).where(
+    HA_AWAY.c.router_id == sa.bindparam("b_router"), HA_AWAY.c.host == sa.bindparam("b_host")
+)
+_ALL_BACK = sa.delete(HA_AWAY).where(HA_AWAY.c.router_id == sa.bindparam("b_router"))
 _ALL = sa.select(_R.router_id).order_by(_R.router_id)
 _PORTS = sa.select(Port.table).where(_P.device_id == sa.bindparam("router"), _P.device_owner.in_(ROUTER_OWNERS))
 _HA_PORTS = (
@@ -88,6 +96,12 @@ def routers_on(reader: Reader, host: str) -> list[str]:
 def every(cloud: Cloud, reader: Reader) -> list[str]:
     """All highly available routers."""
     return [id for (id,) in reader.rows(_ALL)]
+
+
+def wanting(cloud: Cloud, reader: Reader) -> list[str]:
+    """Highly available routers that would like more hosts than they have."""
+    most = cloud.settings.max_l3_agents_per_router
+    return [id for id, n in reader.rows(_COUNTS) if not most or n < most]
 
 
 def networks_on(reader: Reader, host: str) -> set[str]:
@@ -187,6 +201,7 @@ def unmade(tx: Tx, row: Row) -> None:
         return
     for one in on(tx, row["id"]):
         _drop(tx, row["id"], one)
+    tx.execute(_ALL_BACK, {"b_router": row["id"]})
     tx.execute(_DROP_ROUTER, {"b_router": row["id"]})
     _forget_network(tx, found["network_id"])
 
@@ -215,6 +230,13 @@ def add(cloud: Cloud, tx: Tx, row: Row, host: str) -> None:
     _tell(tx, row["id"])
 
 
+def take_by_operator(cloud: Cloud, tx: Tx, row: Row, host: str) -> None:
+    """An operator takes the router from an L3 agent: it does not come back by itself."""
+    tx.execute(_BACK, {"b_router": row["id"], "b_host": host})
+    tx.insert(HA_AWAY, {"router_id": row["id"], "host": host})
+    take(cloud, tx, row, host)
+
+
 def take(cloud: Cloud, tx: Tx, row: Row, host: str) -> None:
     """Take the router from a host: at once when it is a standby, else as soon as another host forwards."""
     lease = ha_lease.of(tx, row["id"])
@@ -239,6 +261,7 @@ def add_by_operator(cloud: Cloud, tx: Tx, row: Row, agent: Row) -> None:
     if most and len(staying(tx, row["id"])) >= most:
         text = f"The router {row['id']} is on {most} L3 agents already, the most a router may be on."
         raise conflict(text, "RouterHostedByL3Agent")
+    tx.execute(_BACK, {"b_router": row["id"], "b_host": host})
     if host in have:
         tx.execute(_LEAVE, {"b_router": row["id"], "b_host": host, "b_leaving": False})
     else:
@@ -291,7 +314,7 @@ def keep(cloud: Cloud, tx: Tx, row: Row, *, tell_all: bool = True) -> str | None
     if len(stay) < n:
         load = dict(tx.rows(_LOAD))
         hints = row["availability_zone_hints"]
-        present = {h["host"] for h in on(tx, id)}
+        present = {h["host"] for h in on(tx, id)} | {host for (host,) in tx.rows(_AWAY, {"router": id})}
         for name in place.choose(_usable(tx), load, n - len(stay), zones=hints, have=present):
             add(cloud, tx, row, name)
     _bind(tx, row)
@@ -330,15 +353,16 @@ def item(cloud: Cloud, store: Store, work: Item) -> None:
         keep(cloud, tx, row, tell_all=False)
         leaving = [h for h in on(tx, work.id) if h["leaving"]]
         stay = staying(tx, work.id)
+        now = ha_lease.now_in(tx)
         for one in leaving:
-            if one["host"] != lease.holder or not stay:
+            if not stay or (one["host"] != lease.holder and now > lease.to_until):  # it may be handing on packets
                 _drop(tx, work.id, one)
             elif not lease.to:
                 able = [h["host"] for h in on(tx, work.id) if h["able"] and not h["leaving"]]
                 if able:
                     ha_lease.move(tx, work.id, able[0])
-        if any(one["host"] == lease.holder for one in leaving) and stay:
-            tx.settle(f"moving the router away from {lease.holder}", again=0.5)
+        if leaving and stay:
+            tx.settle(f"moving the router away from {leaving[0]['host']}", again=0.5)
         elif not stay:
             tx.settle("waiting for network hosts to run the router", again=RETRY_S)
         else:

@@ -45,3 +45,11 @@ HA_HOST = sa.Table(
     sa.Column("seen", sa.Double, nullable=False),  # when it said so last, to the second
 )
 """On which hosts a highly available router is."""
+
+HA_AWAY = sa.Table(
+    "router_ha_away",
+    METADATA,
+    sa.Column("router_id", sa.String(36), sa.ForeignKey("router.id"), primary_key=True),
+    sa.Column("host", sa.String(64), primary_key=True),
+)
+"""Hosts that an operator took a router from: it is not put there again unless an operator says so."""

@@ -24,8 +24,8 @@ from nubila.core.cloud import Cloud
 from nubila.core.db import Reader, Store, Tx
 from nubila.core.faults import Fault
 from nubila.core.work import Item
-from nubila.services.network import agents, allocate, asks, fixed, l2pop, look, place, ports, segment_ranges
-from nubila.services.network.asks import DHCP, ROUTER_OWNERS
+from nubila.services.network import agents, allocate, asks, dvr, fixed, l2pop, look, place, ports, segment_ranges
+from nubila.services.network.asks import DHCP, INTERFACES, ROUTER_OWNERS
 from nubila.services.network.ha_tables import HA_HOST
 from nubila.services.network.kinds import FloatingIP, Network, Router, Subnet
 from nubila.services.network.kinds_port import Port
@@ -34,6 +34,7 @@ from nubila.services.network.tables import DHCP_BINDING
 Row = dict[str, Any]
 RETRY_S = 5.0
 SLOW_S = 30.0
+NOWHERE = ""  # what ``router`` says of one that needs no single host
 TAKEN = ""  # router.host: an operator took it from its host (NULL: it has none yet)
 _D, _P = DHCP_BINDING.c, Port.table.c
 STANDIN, AWAY = "standin", "taken"  # dhcp_binding.state
@@ -102,6 +103,11 @@ def on_host(cloud: Cloud, tx: Tx, host: Row) -> None:
         for id in routers:
             tx.ask("router_place", id)
         for (id,) in tx.rows(_HA_HERE, {"host": host["name"]}):
+            tx.ask("router_ha", id)
+    elif "network" in host["roles"]:
+        from nubila.services.network import ha_place
+
+        for id in ha_place.wanting(cloud, tx):
             tx.ask("router_ha", id)
 
 
@@ -295,7 +301,12 @@ def router(cloud: Cloud, tx: Tx, router_id: str, *, tell: bool = True) -> str | 
     if host is not None and host not in _staying(tx):
         tx.ask("router", router_id, host)
         host = None
-    if host is None and mine:
+    if row["distributed"]:
+        needed = dvr.needs_host(tx, router_id)
+        mine = [port for port in mine if port["device_owner"] not in INTERFACES]
+    else:
+        needed = bool(mine)
+    if host is None and needed:
         found = place.choose(
             usable(tx, agents.L3), dict(tx.rows(_ROUTER_LOAD)), 1, zones=row["availability_zone_hints"]
         )
@@ -307,6 +318,9 @@ def router(cloud: Cloud, tx: Tx, router_id: str, *, tell: bool = True) -> str | 
     for port in mine:
         if port["bound_host"] != (host or ""):
             ports.bind(tx, port, host or "")
+    if row["distributed"]:
+        dvr.kept(cloud, tx, {**row, "host": host}, tell=tell)
+        return host or (NOWHERE if not needed else None)
     return host
 
 
@@ -345,7 +359,7 @@ def router_item(cloud: Cloud, store: Store, item: Item) -> None:
             return
         host = router(cloud, tx, item.id, tell=False)
         if host is not None:
-            tx.settle(f"the router is on {host}")
+            tx.settle(f"the router is on {host}" if host else "the router is where its networks are")
         elif tx.rows(_ROUTER_PORTS, {"router": item.id}):
             tx.settle("waiting for a network host to run the router", again=RETRY_S)
         else:

@@ -1,0 +1,178 @@
+"""The L3HA scenario of the documentation, replayed on five machines with real Open vSwitch, keepalived and packets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ha_stage import Stage, Stream
+from machines import until
+
+pytestmark = [pytest.mark.host]
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    made = Stage(tmp_path_factory.mktemp("l3ha"))
+    try:
+        made.build()
+        until(made.active, "one host forwards")
+        made.guest("compute1")
+        until(lambda: made.pings(made.floating), "the floating IP answers")
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.mark.req("C/L3HA-07", "C/L3HA-09", "C/L3HA-10")
+def test_agents(stage: Stage) -> None:
+    agents = stage.call("GET", "/agents")["agents"]
+    found = sorted((a["agent_type"], a["host"], a["alive"], a["admin_state_up"], a["binary"]) for a in agents)
+    expected = [("Open vSwitch agent", f"{kind}{i}", True, True, "neutron-openvswitch-agent")
+                for kind in ("compute", "network") for i in (1, 2)]  # fmt: skip
+    for type_, binary in (("DHCP", "dhcp"), ("L3", "l3"), ("Metadata", "metadata")):
+        expected += [(f"{type_} agent", f"network{i}", True, True, f"neutron-{binary}-agent") for i in (1, 2)]
+    assert found == sorted(expected)
+
+
+@pytest.mark.req("C/L3HA-16", "C/L3HA-17", "C/L3HA-23", "C/L3HA-24", "C/L3HA-25")
+def test_networks_agents_and_ports_of_the_router(stage: Stage) -> None:
+    project = stage.call("GET", f"/routers/{stage.router}")["router"]["project_id"]
+    names = {n["name"]: n for n in stage.call("GET", "/networks")["networks"]}
+    hidden = names[f"HA network tenant {project}"]
+    cidrs = [s["cidr"] for s in stage.call("GET", "/subnets", network_id=hidden["id"])["subnets"]]
+    assert cidrs == ["169.254.192.0/18"]
+    assert {"ext-net", "demo-net"} <= set(names)
+    seen = {n["name"] for n in stage.call("GET", "/networks", who="demo")["networks"]}
+    assert not [name for name in seen if name.startswith("HA network")]
+    assert sorted(stage.states_of().items()) in (
+        [("network1", "active"), ("network2", "standby")],
+        [("network1", "standby"), ("network2", "active")],
+    )
+    ports = stage.call("GET", "/ports", device_id=stage.router)["ports"]
+    ha = [p for p in ports if p["name"] == f"HA port tenant {project}"]
+    assert sorted(p["fixed_ips"][0]["ip_address"] for p in ha) == ["169.254.192.1", "169.254.192.2"]
+    others = {p["fixed_ips"][0]["ip_address"] for p in ports if p not in ha}
+    assert others == {"192.168.1.1", stage.outside}
+    assert all(p["mac_address"].startswith("fa:16:3e:") for p in ports)
+
+
+@pytest.mark.req("C/L3HA-26", "C/L3HA-27", "C/L3HA-28", "C/L3HA-29", "C/L3HA-41")
+def test_namespaces_and_addresses_on_master_and_backup(stage: Stage) -> None:
+    active, standby = stage.active(), stage.standby()
+    for host in stage.network_hosts:
+        assert f"qrouter-{stage.router}" in stage.machines[host].run("ip", "netns").stdout
+        ha_id = next(
+            p["id"]
+            for p in stage.call("GET", "/ports", device_id=stage.router)["ports"]
+            if p["name"].startswith("HA port") and p["binding:host_id"] == host
+        )
+        text = stage.inside(host, "ip", "addr", "show", f"ha-{ha_id[:11]}")
+        assert re.search(r"inet 169\.254\.192\.[12]/18 brd 169\.254\.255\.255 scope global", text)
+    master, backup = stage.addresses(active), stage.addresses(standby)
+    name = {kind: next(d for d in master if d.startswith(kind)) for kind in ("qr-", "qg-")}
+    assert {d for d in master if not d.startswith("ha-")} == {d for d in backup if not d.startswith("ha-")}
+    assert "192.168.1.1/24" in master[name["qr-"]]
+    assert f"{stage.outside}/24" in master[name["qg-"]]
+    for device in name.values():
+        assert not [a for a in backup[device] if "." in a]
+        assert [a for a in backup[device] if a.startswith("fe80::f816:3eff:")]
+        for host in (active, standby):
+            line = stage.inside(host, "ip", "-o", "link", "show", device)
+            assert "<BROADCAST,MULTICAST,UP,LOWER_UP>" in line
+            assert "qdisc noqueue" in line
+            assert "link/ether fa:16:3e:" in line
+    text = stage.inside(active, "ip", "addr", "show", name["qg-"])
+    assert f"inet {stage.outside}/24 scope global" in text, "as keepalived puts it there: no broadcast address"
+
+
+@pytest.mark.req("C/L3HA-30", "C/L3HA-34")
+def test_advertisements_come_from_the_master_alone(stage: Stage) -> None:
+    active = stage.active()
+    own = next(a for d, found in stage.addresses(active).items() if d.startswith("ha-") for a in found)
+    for host in stage.network_hosts:
+        device = next(d for d in stage.addresses(host) if d.startswith("ha-"))
+        said = stage.inside(host, "timeout", "10", "tcpdump", "-lnpi", device, "-c", "5", "proto", "112", check=False)
+        lines = [line for line in said.splitlines() if "Advertisement" in line]
+        assert len(lines) == 5
+        wanted = rf"IP {own.partition('/')[0]} > 224\.0\.0\.18: VRRPv3, Advertisement, vrid 1, prio 50, intvl 10cs"
+        assert all(re.search(wanted, line) for line in lines), lines
+        assert "keepalived" in " ".join(stage.machines[host].processes().values())
+
+
+@pytest.mark.req("C/L3HA-35", "C/L3HA-37", "C/L3HA-43")
+def test_gateway_and_floating_ip_answer(stage: Stage) -> None:
+    for address, ttl in ((stage.outside, 64), (stage.floating, 63)):
+        got = stage.from_outside("ping", "-c", "4", "-i", "0.2", address).stdout
+        assert "4 received" in got
+        assert f"ttl={ttl}" in got
+    assert stage.guests["demo-instance1"].pings("192.168.1.1")
+    assert stage.guests["demo-instance1"].pings("203.0.113.1")
+
+
+@pytest.mark.req("C/L3HA-01", "C/L3HA-04", "C/L3HA-24", "C/L3HA-31", "C/L3HA-32", "C/L3HA-38")
+def test_fail_over_both_ways_with_an_established_connection(stage: Stage) -> None:
+    guest = stage.guests["demo-instance1"]
+    server = "import socket\ns=socket.create_server(('',7000))\nc,_=s.accept()\nwhile d:=c.recv(99): c.sendall(d)"
+    child = guest.machine.spawn("ip", "netns", "exec", guest.namespace, "python3", "-c", server)
+    until(lambda: ":7000" in guest.run("busybox", "netstat", "-ltn").stdout, "the server listens")
+    with stage.external.machine.network():
+        import socket
+
+        connection = socket.create_connection((stage.floating, 7000), timeout=5)
+    connection.settimeout(5)
+
+    def echo(text: bytes) -> bool:
+        connection.sendall(text)
+        return connection.recv(99) == text
+
+    assert echo(b"before")
+    for _ in range(2):
+        first, second = stage.active(), stage.standby()
+        stream = Stream(stage, stage.floating)
+        until(lambda: stage.pings(stage.floating), "packets flow")
+        stage.tunnels.cut(stage.machines[first])
+        stage.management.cut(stage.machines[first])
+        stage.external.cut(stage.machines[first])
+        until(lambda second=second: stage.active() == second, "the other host is active", 20)  # type: ignore[misc]
+        _, _, hole = stream.stop(1.0)
+        assert hole <= 1.5, f"{hole} s without an answer"
+        assert echo(b"and after"), "the connection goes on"
+        for wire in (stage.tunnels, stage.management, stage.external):
+            wire.mend(stage.machines[first])
+        until(lambda: sorted(stage.states_of().values()) == ["active", "standby"], "both are there")
+        until(lambda first=first: stage.cloud.hosts()[first]["alive"], f"{first} is back")  # type: ignore[misc]
+        assert stage.active() == second, "who comes back does not take over"
+    connection.close()
+    child.kill()
+
+
+def test_a_planned_move_loses_nothing(stage: Stage) -> None:
+    first, second = stage.active(), stage.standby()
+    agents = {a["host"]: a["id"] for a in stage.call("GET", "/agents", agent_type="L3 agent")["agents"]}
+    stream = Stream(stage, stage.floating)
+    until(lambda: stage.pings(stage.floating), "packets flow")
+    stage.call("DELETE", f"/agents/{agents[first]}/l3-routers/{stage.router}")
+    until(lambda: stage.states_of() == {second: "active"}, "it moved")
+    sent, lost, hole = stream.stop(1.0)
+    assert (lost, hole) == (0, 0.0), f"{lost} of {sent}"
+    stage.call("POST", f"/agents/{agents[first]}/l3-routers", {"router_id": stage.router})
+    until(lambda: sorted(stage.states_of().values()) == ["active", "standby"], "both are there")
+
+
+@pytest.mark.req("C/L3HA-03")
+def test_agents_and_the_control_plane_may_die(stage: Stage) -> None:
+    active = stage.active()
+    stream = Stream(stage, stage.floating)
+    until(lambda: stage.pings(stage.floating), "packets flow")
+    for host in stage.network_hosts:
+        pids = [pid for pid, args in stage.machines[host].processes().items() if "apps.process agent" in args]
+        stage.machines[host].run("kill", "-9", *map(str, pids))
+    stage.management.cut(stage.machines["controller"])
+    _, lost, hole = stream.stop(4.0)
+    stage.management.mend(stage.machines["controller"])
+    assert hole == 0.0, f"{lost} lost"
+    until(lambda: all(stage.cloud.hosts()[h]["alive"] for h in stage.network_hosts), "they are back")
+    assert stage.active() == active
