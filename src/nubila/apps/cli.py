@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from nubila import __version__
-from nubila.apps import identity_cli, policy_cli
+from nubila.apps import identity_cli, net_cli, policy_cli
 
 
 class _Main(click.Group):
@@ -366,6 +366,7 @@ def completion(shell: str) -> None:
 
 main.add_command(identity_cli.identity)
 main.add_command(identity_cli.key)
+main.add_command(net_cli.net)
 main.add_command(policy_cli.policy)
 
 if __name__ == "__main__":

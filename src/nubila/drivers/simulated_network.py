@@ -196,6 +196,10 @@ class SimulatedNetwork:
         if wishes:
             claims(wishes)
 
+    def trace(self, question: Mapping[str, object]) -> dict[str, object]:
+        """Nothing to follow."""
+        return {"error": "simulated networks carry no packets"}
+
     def drift(self, known: Mapping[str, set[str]], spec: Callable[[str, str], object]) -> list[tuple[str, str]]:
         """Files that somebody deleted."""
         return [(kind, id) for kind in _FOLDERS for id in sorted(known.get(kind, set()) - set(self._ids(kind)))]

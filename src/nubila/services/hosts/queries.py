@@ -56,6 +56,20 @@ async def answer(cloud: Cloud, id: str, timeout_s: float = 10.0) -> dict[str, An
     return result
 
 
+def look(cloud: Cloud, id: str) -> dict[str, Any] | None:
+    """The answer if it is there, fetched once; None while the host has not answered. For commands, which may wait."""
+    with cloud.store.read() as reader:
+        row = reader.one(_ONE, {"id": id})
+    if row is None:
+        return {"error": "the host forgot the question"}
+    if row["answer"] is None:
+        return None
+    with cloud.store.write() as tx:
+        tx.execute(sa.delete(QUERY).where(QUERY.c.id == id))
+    found: dict[str, Any] = row["answer"]
+    return found
+
+
 def _describe(cloud: Cloud, reader: Reader, id: str, host: str) -> Any:
     row = reader.one(_ONE, {"id": id})
     return None if row is None or row["host"] != host or row["answer"] is not None else row["question"]
