@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from computing import image
 from test_network import Net
 from test_network_hosting import Play
 
 from nubila.core import work
+from nubila.core.faults import Fault
 from nubila.core.ports import QosSpec
-from nubila.services.network import qos
+from nubila.services.network import plug, qos, qos_guarantees
+from nubila.services.placement import reading
 from nubila.testing.cloud import TestCloud
 
 Json = dict[str, Any]
@@ -282,3 +285,78 @@ def test_routers_carry_the_limits_of_gateways_and_floating_addresses(play: Play)
     spec = play.spec("router", router["id"], host)
     assert (spec.gateway_qos, spec.floating_ips[0].qos) == (None, None)
     play.delete(f"qos/policies/{p['id']}", "admin")
+
+
+def inventory(play: Play, host: str, **totals: int) -> None:
+    """What an operator says a host's uplinks carry."""
+    id = play.scalar(f"select id from host where name = '{host}'")
+    headers = {"openstack-api-version": "placement 1.20"}
+    path = f"/placement/resource_providers/{id}/inventories"
+    got = play.test.request("GET", path, headers=headers).json
+    for name, total in totals.items():
+        got["inventories"][name] = {"total": total}
+    assert play.test.request("PUT", path, got, headers=headers).status == 200
+
+
+def test_guarantees_take_room_on_the_host_and_never_more_than_it_has(play: Play) -> None:
+    inventory(play, "host1", NET_BW_EGR_KILOBIT_PER_SEC=1000)
+    inventory(play, "host2", NET_BW_EGR_KILOBIT_PER_SEC=1000)
+    net, _ = play.network()
+    p = play.post("qos/policies", "policy", "admin", name="p", shared=True)
+    base = f"qos/policies/{p['id']}/minimum_bandwidth_rules"
+    rule = play.post(base, "minimum_bandwidth_rule", "admin", min_kbps=600)["id"]
+    ports = [play.post("ports", "port", network_id=net, qos_policy_id=p["id"])["id"] for _ in range(3)]
+
+    def attach(port: str, host: str) -> None:
+        with play.cloud.store.write() as tx:
+            plug.attach_port(play.cloud, tx, port, device_id="guest", device_owner="compute:nova", host=host)
+
+    def held() -> dict[str, Any]:
+        with play.cloud.store.read() as r:
+            assert qos_guarantees.wrong(play.cloud, r) == []
+            return reading.held(r, "PORT")
+
+    attach(ports[0], "host1")
+    with pytest.raises(Fault) as full:
+        attach(ports[1], "host1")
+    assert (full.value.status, full.value.type) == (409, "QosPlacementAllocationConflict")
+    with pytest.raises(Fault):
+        attach(ports[1], "host3")  # has no bandwidth to give
+    attach(ports[1], "host2")
+    assert set(held()) == {ports[0], ports[1]}
+    more = {"minimum_bandwidth_rule": {"min_kbps": 1001}}
+    got = play.test.request("PUT", f"/network/v2.0/{base}/{rule}", more)
+    assert got.status == 409, "a port on a host would have more than there is"
+    more["minimum_bandwidth_rule"]["min_kbps"] = 300
+    play.put(f"{base}/{rule}", more, "admin")
+    assert sorted(n for one in held().values() for room in one.values() for n in room.values()) == [300, 300]
+    attach(ports[2], "host1")
+    play.put(f"ports/{ports[2]}", {"port": {"qos_policy_id": None}})
+    play.put(f"networks/{net}", {"network": {"qos_policy_id": p["id"]}})
+    assert set(held()) == set(ports)
+    with play.cloud.store.read() as r:
+        assert plug.guaranteed(r, ports[:1], [net]) == {"NET_BW_EGR_KILOBIT_PER_SEC": 600}
+    play.delete(f"{base}/{rule}", "admin")
+    assert held() == {}
+
+
+def test_servers_go_where_their_ports_have_room(cloud: TestCloud) -> None:
+    play = Play(cloud)
+    net, _ = play.network()
+    p = play.post("qos/policies", "policy", "admin", name="p", shared=True)
+    play.post(f"qos/policies/{p['id']}/minimum_packet_rate_rules", "minimum_packet_rate_rule", "admin", min_kpps=5,
+              direction="any")  # fmt: skip
+    flavor = "42"
+    tiny = image(cloud)
+
+    def server() -> str:
+        port = play.post("ports", "port", network_id=net, qos_policy_id=p["id"])["id"]
+        body = {"server": {"name": "s", "flavorRef": flavor, "imageRef": tiny, "networks": [{"port": port}]}}
+        got = cloud.request("POST", "/compute/v2.1/servers", body, token=cloud.token("demo"))
+        assert got.status == 202, got.body
+        cloud.settle()
+        return str(cloud.request("GET", f"/compute/v2.1/servers/{got.json['server']['id']}").json["server"]["status"])
+
+    assert server() == "ERROR"
+    inventory(play, str(play.scalar("select name from host")), NET_PACKET_RATE_KILOPACKET_PER_SEC=7)
+    assert [server(), server()] == ["ACTIVE", "ERROR"]

@@ -6,6 +6,7 @@ What the host does with the guest is hosting.py's to describe and to take in.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import Any
 
@@ -18,6 +19,7 @@ from nubila.core.faults import Fault
 from nubila.core.work import Item
 from nubila.services.compute import history, nics, place, quotas, rows, zones
 from nubila.services.compute.kinds import GROUP, SERVER, SERVER_TAG
+from nubila.services.network import plug
 from nubila.services.placement import claims, reading
 
 Row = dict[str, Any]
@@ -81,14 +83,15 @@ def _place(cloud: Cloud, tx: Tx, row: Row, tries: int) -> None:
         tx.one(_LOCK_GROUP if tx.dialect != "sqlite" else _GROUP, {"id": row["group_id"]})
     seen = views_of(tx)
     wish = wish_of(tx, row)
-    for host in place.candidates(seen, wish):
+    whole = dataclasses.replace(wish, amounts={**wish.amounts, **_guaranteed(tx, row)})
+    for host in place.candidates(seen, whole):
         try:
             claims.claim(tx, row["id"], row["project_id"], row["user_id"], {host.provider_id: wish.amounts})
         except claims.NoRoom:
             continue  # somebody was faster, or units do not fit: the next best
         break
     else:
-        raise _Refused(NO_HOST, details=place.explain(seen, wish))
+        raise _Refused(NO_HOST, details=place.explain(seen, whole))
     try:
         plugged = nics.plug_all(cloud, tx, row, host.name, host.zone)
     except Fault as e:
@@ -100,6 +103,16 @@ def _place(cloud: Cloud, tx: Tx, row: Row, tries: int) -> None:
     rows.change(tx, row, host=host.name, zone=host.zone, nics=plugged, host_gone=False)
     tx.ask("guest", row["id"], host.name)
     tx.settle(f"placed on {host.name}; waiting for it to start the guest", again=_left(row))
+
+
+def _guaranteed(reader: Reader, row: Row) -> dict[str, int]:
+    """What the server's ports will take of its host besides; they claim it themselves when they are bound."""
+    try:
+        asked = nics.wanted(reader, row)
+    except Fault:
+        return {}  # plugging says why
+    ports = [nic["port"] for nic in asked if nic.get("port")]
+    return plug.guaranteed(reader, ports, [nic["uuid"] for nic in asked if not nic.get("port")])
 
 
 def _left(row: Row) -> float:

@@ -21,6 +21,7 @@ from nubila.services.network import (
     paging,
     placing,
     ports,
+    qos_guarantees,
     qos_use,
     rbac,
     segments,
@@ -168,6 +169,8 @@ def followed(call: Call, before: Row, after: Row) -> None:
         asks.network(tx, id, external=before["external"] or after["external"])
     if any(before[n] != after[n] for n in ("mtu", "admin_state_up", "qos_policy_id")):
         asks.guests_of(tx, id)
+    if before["qos_policy_id"] != after["qos_policy_id"]:
+        qos_guarantees.network(tx, id)
     if before["mtu"] != after["mtu"]:
         asks.routers_of(tx, id)
 
@@ -257,7 +260,8 @@ def insert(cloud: Any, tx: Tx, values: Row) -> Row:
         "revision_number": 1, "name": "", "admin_state_up": True, "status": "ACTIVE", "shared": False,
         "external": False,
         "is_default": False, "mtu": 0, "network_type": None, "physical_network": None, "segmentation_id": None,
-        "port_security_enabled": True, "dns_domain": "", "host_gateway": False, "qos_policy_id": None, "availability_zone_hints": [],
+        "port_security_enabled": True, "dns_domain": "", "host_gateway": False, "qos_policy_id": None,
+        "availability_zone_hints": [],
         "tags": [], **values,
     }  # fmt: skip
     segments.check(cloud.settings, row)

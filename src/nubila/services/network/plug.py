@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from nubila.core.cloud import Cloud
 from nubila.core.db import Reader, Tx
 from nubila.core.faults import conflict
-from nubila.services.network import addresses, groups, look, ports, rbac
+from nubila.services.network import addresses, groups, look, ports, qos_guarantees, rbac
 from nubila.services.network.asks import DHCP, INTERFACES
 from nubila.services.network.kinds import FloatingIP, Network, Subnet
 from nubila.services.network.kinds_port import Port, SecurityGroup
@@ -108,6 +108,11 @@ def attach_port(
     after = ports.bind(tx, row, host or "", device_id=device_id, device_owner=device_owner)
     after["fixed_ips"] = look.addresses_of(tx, port_id)
     return after
+
+
+def guaranteed(reader: Reader, port_ids: Iterable[str], network_ids: Iterable[str]) -> dict[str, int]:
+    """What a host must have for existing ports, and for ports to be made on networks: resource class -> amount."""
+    return qos_guarantees.needs(reader, port_ids, network_ids)
 
 
 def detach_port(cloud: Cloud, tx: Tx, port_id: str) -> None:

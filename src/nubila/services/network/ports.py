@@ -26,6 +26,7 @@ from nubila.services.network import (
     groups,
     l2pop,
     look,
+    qos_guarantees,
     segments,
     tags,
     trunks_links,
@@ -75,6 +76,7 @@ def made(cloud: Cloud, tx: Tx, row: Row) -> None:
     tags.store(tx, row["id"], row["tags"], fresh=True)
     if row["bound_host"]:
         asks.moved(tx, row, "", row["bound_host"])
+        qos_guarantees.settle(tx, row)
     if row["fixed_ips"]:
         asks.dhcp(tx, row["network_id"])
         asks.members(tx, ids)
@@ -173,7 +175,10 @@ def changed(cloud: Cloud, tx: Tx, before: Row, after: Row) -> None:
     asks.moved(tx, after, before["bound_host"], after["bound_host"])
     if before["host_id"] != after["host_id"]:
         trunks_links.follow(tx, after, bind)
-    wiring = ("mac_address", "admin_state_up", "port_security_enabled", "allowed_address_pairs", "device_owner", "qos_policy_id")
+    if any(before[n] != after[n] for n in ("bound_host", "qos_policy_id", "device_owner")):
+        qos_guarantees.settle(tx, after)
+    wiring = ("mac_address", "admin_state_up", "port_security_enabled", "allowed_address_pairs", "device_owner",
+              "qos_policy_id")  # fmt: skip
     if new_ips != old_ips or after["security_groups"] != old_groups or any(before[n] != after[n] for n in wiring):
         asks.port(tx, after)
     if before["device_owner"] != after["device_owner"] or before["device_id"] != after["device_id"]:
@@ -223,6 +228,8 @@ def bind(tx: Tx, row: Row, host: str, **more: Any) -> Row:
     asks.port(tx, after)
     if row["host_id"] != after["host_id"]:
         trunks_links.follow(tx, after, bind)
+    if any(row[n] != after[n] for n in ("bound_host", "device_owner")):
+        qos_guarantees.settle(tx, after)
     if row["device_owner"] != after["device_owner"]:
         asks.dhcp(tx, row["network_id"])
     return after
@@ -237,6 +244,7 @@ def let_go(tx: Tx, row: Row) -> None:
     row["_groups"] = groups.of_port(tx, id)
     floating_links.port_gone(tx, id)
     trunks_links.port_gone(tx, id, bind)
+    qos_guarantees.release(tx, id)
     allocate.release(tx, id)
     groups.join(tx, id, ())
     tx.execute(_LOSE_DHCP, {"b_port": id})

@@ -15,7 +15,7 @@ from nubila.core.query import ListQuery
 from nubila.core.service import Hooks
 from nubila.core.sql import upsert
 from nubila.core.work import Item
-from nubila.services.network import asks, look, paging, qos_rules, qos_use, rbac, tags
+from nubila.services.network import asks, look, paging, qos_guarantees, qos_rules, qos_use, rbac, tags
 from nubila.services.network.feature import Feature
 from nubila.services.network.kinds import FloatingIP, Network, Router
 from nubila.services.network.kinds_port import Port
@@ -188,7 +188,7 @@ FEATURE = Feature(
     routes=qos_rules.ROUTES,
     rules=RULES,
     reconcilers={"qos_policy": item},
-    invariants=(wrong,),
+    invariants=(wrong, qos_guarantees.wrong),
     quotas={"qos_policy": 100},
     resources={"qos/policies": "policy", "qos/rule-types": "rule_type"},
     shareable=(rbac.Shareable(kind=QosPolicy, uses={rbac.SHARED: users}, strict=True),),
@@ -196,6 +196,11 @@ FEATURE = Feature(
         "port-resource-request": ("Port Resource Request", "What ports need of a host is shown.", "2018-05-08"),
         "port-resource-request-groups": ("Port Resource Request Groups", "In groups of one host.", "2021-08-02"),
         "qos": ("Quality of Service", "Limits and marks for ports and networks.", "2015-06-08"),
+        "qos-bw-minimum-ingress": (
+            "Ingress direction for QoS minimum bandwidth rule", "Guarantees towards guests.", "2018-07-09",
+        ),
+        "qos-pps-minimum": ("QoS minimum packet rate rule", "Guaranteed packets per second.", "2021-07-14"),
+        "qos-pps-minimum-rule-alias": ("QoS minimum packet rate rule alias", "By their own id.", "2021-10-22"),
         "qos-bw-limit-direction": ("Direction for QoS bandwidth limit rule", "To guests and from them.", "2017-04-10"),
         "qos-default": ("QoS default policy", "A policy for networks that name none.", "2017-04-06"),
         "qos-fip": ("Floating IP QoS", "Policies of floating IPs.", "2017-07-20"),

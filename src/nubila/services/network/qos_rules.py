@@ -11,7 +11,7 @@ from nubila.core import checks, clock
 from nubila.core.call import Call, Route, takes
 from nubila.core.faults import Fault, bad_request, conflict, forbidden
 from nubila.core.types import boolean
-from nubila.services.network import allocate, look, qos_use
+from nubila.services.network import allocate, look, qos_guarantees, qos_use
 from nubila.services.network.kinds_qos import (
     ANY,
     BANDWIDTH_LIMIT,
@@ -115,8 +115,11 @@ def _agree(call: Call, policy: Row, wish: Row) -> None:
             raise conflict(f"{text}{policy['id']}.", "QoSRulesConflict")
 
 
-def _changed(call: Call, policy: Row) -> None:
+def _changed(call: Call, policy: Row, kind: RuleType) -> None:
+    guarantees = kind in (MINIMUM_BANDWIDTH, MINIMUM_PACKET_RATE)
     allocate.bump(call.tx, QosPolicy, [policy["id"]], clock.now())
+    if guarantees:
+        qos_guarantees.policy(call.tx, policy["id"])
     call.tx.ask("qos_policy", policy["id"])
 
 
@@ -139,7 +142,7 @@ def _create(kind: RuleType) -> Callable[[Call], Row]:
         }  # fmt: skip
         _agree(call, policy, row)
         call.tx.insert(QOS_RULE, row)
-        _changed(call, policy)
+        _changed(call, policy, kind)
         return {kind.item: qos_use.view(row)}
 
     return handler
@@ -160,7 +163,7 @@ def _update(kind: RuleType, alias: bool) -> Callable[[Call], Row]:
         }  # fmt: skip
         _agree(call, policy, after)
         call.tx.execute(_UPDATE, {f"b_{n}": after[n] for n in ("id", "value", "burst", "direction")})
-        _changed(call, policy)
+        _changed(call, policy, kind)
         return {key: _alias(qos_use.view(after), policy, alias)}
 
     return handler
@@ -185,7 +188,7 @@ def _delete(kind: RuleType, alias: bool) -> Callable[[Call], None]:
         policy, rule = _find(call, kind, alias)
         call.enforce(f"delete_{'alias' if alias else 'policy'}_{kind.item}", _target(policy))
         call.tx.execute(_DELETE, {"b_id": rule["id"]})
-        _changed(call, policy)
+        _changed(call, policy, kind)
 
     return handler
 

@@ -136,7 +136,7 @@ def spec(reader: Reader, policy_id: str | None) -> QosSpec | None:
 
 # --- ports ------------------------------------------------------------------------------------------------------------
 
-_RESOURCES = {
+RESOURCES = {
     (MINIMUM_BANDWIDTH.name, INGRESS): "NET_BW_IGR_KILOBIT_PER_SEC",
     (MINIMUM_BANDWIDTH.name, EGRESS): "NET_BW_EGR_KILOBIT_PER_SEC",
     (MINIMUM_PACKET_RATE.name, INGRESS): "NET_PACKET_RATE_IGR_KILOPACKET_PER_SEC",
@@ -176,7 +176,7 @@ def request(port: Mapping[str, Any], physical_network: str | None, said: list[Ro
         mine = sorted((r for r in said if r["type"] == kind.name), key=lambda r: str(r["id"]))
         if mine:
             name = ":".join(r["id"] for r in mine)
-            resources = {_RESOURCES[r["type"], r["direction"]]: r["value"] for r in mine}
+            resources = {RESOURCES[r["type"], r["direction"]]: r["value"] for r in mine}
             id = str(uuid.uuid5(uuid.UUID(port["id"]), name))
             groups.append({"id": id, "required": required, "resources": resources})
     return {"request_groups": groups, "same_subtree": [g["id"] for g in groups]} if groups else None
