@@ -179,7 +179,7 @@ def remove_router(call: Call) -> None:
 def agents_of_router(call: Call) -> Row:
     call.enforce("get_l3-agents")
     row = look.need(call.tx, Router, call.params["id"])
-    where = ha_place.views(call.tx, row["id"]) if row["ha"] else {row["host"]: None}
+    where: Row = dict(ha_place.views(call.tx, row["id"])) if row["ha"] else {row["host"]: None}
     where = {**where, **dict.fromkeys(dvr_hosts.of(call.tx, row["id"]))}
     return {
         "agents": [

@@ -11,13 +11,14 @@ from nubila.core import clock, hosts, types
 from nubila.core.db import Reader, Tx
 from nubila.core.faults import Fault, bad_request, conflict, not_found
 from nubila.core.sql import upsert
-from nubila.services.network import l2pop
+from nubila.services.network import dvr_hosts, l2pop
 from nubila.services.network.tables import AGENT, DHCP_BINDING
 
 Row = dict[str, Any]
 SPACE = uuid.UUID("7e4a1d2c-0b6f-4b3e-9a53-6c1f2d8e9b70")  # ours; makes agent ids the same on every server
 OVS, DHCP, L3, METADATA, BRIDGE = (
     "neutron-openvswitch-agent", "neutron-dhcp-agent", "neutron-l3-agent", "neutron-metadata-agent",
+    "neutron-linuxbridge-agent",
 )  # fmt: skip
 TYPES = {
     OVS: "Open vSwitch agent", BRIDGE: "Linux bridge agent", DHCP: "DHCP agent", L3: "L3 agent",
@@ -50,18 +51,21 @@ def every(reader: Reader) -> list[Row]:
     changed = {row["id"]: row for row in reader.all(_ALL)}
     networks = dict(reader.rows(_DHCP_COUNT))
     out = []
+    spread = dvr_hosts.everywhere(reader)
     for host in hosts.every(reader):
         binaries = [BRIDGE if l2pop.switch(host) == l2pop.LINUX_BRIDGE else OVS]
         if "network" in host["roles"]:
             binaries += [DHCP, L3, METADATA]
+        elif host["name"] in spread:
+            binaries.append(L3)
         for binary in binaries:
             gone = changed.get(agent_id(host["name"], binary), {}).get("deleted")
             if gone is None or host["seen"] > gone:
-                out.append(_view(host, binary, changed, networks))
+                out.append(_view(host, binary, changed, networks, spread))
     return out
 
 
-def _view(host: Row, binary: str, changed: dict[str, Row], networks: dict[str, int]) -> Row:
+def _view(host: Row, binary: str, changed: dict[str, Row], networks: dict[str, int], spread: set[str]) -> Row:
     id = agent_id(host["name"], binary)
     mine = changed.get(id, {})
     config: Row = {"log_agent_heartbeats": False}
@@ -79,7 +83,8 @@ def _view(host: Row, binary: str, changed: dict[str, Row], networks: dict[str, i
     elif binary == DHCP:
         config |= {"dhcp_driver": "nubila", "dhcp_lease_duration": 86400, "networks": networks.get(host["name"], 0)}
     elif binary == L3:
-        config |= {"agent_mode": "legacy", "handle_internal_only_routers": True, "external_network_bridge": ""}
+        mode = "legacy" if host["name"] not in spread else "dvr_snat" if "network" in host["roles"] else "dvr"
+        config |= {"agent_mode": mode, "handle_internal_only_routers": True, "external_network_bridge": ""}
     seen = clock.at(host["seen"])[:19].replace("T", " ")
     born = host["created_at"][:19].replace("T", " ")
     return {
@@ -163,7 +168,7 @@ def update(tx: Any, id: str, body: Any) -> Row:
     try:
         up = types.boolean(body.get("admin_state_up", agent["admin_state_up"]))
     except ValueError:
-        raise bad_request("Invalid input for admin_state_up: it is true or false.", "HTTPBadRequest") from None
+        raise bad_request("Invalid input for admin_state_up: it is true or false.", "InvalidInput") from None
     text = body.get("description", agent["description"])
     if text is not None and (not isinstance(text, str) or len(text) > 255):
         raise bad_request("Invalid input for description: it is a text of at most 255 characters.", "HTTPBadRequest")

@@ -18,7 +18,8 @@ import sqlalchemy as sa
 
 from nubila.core import hosts
 from nubila.core.db import Reader, Tx
-from nubila.services.network import l2pop
+from nubila.services.network import dvr_hosts, l2pop
+from nubila.services.network.dvr_hosts import DVR_INTERFACE
 from nubila.services.network.ha_tables import HA_HOST
 from nubila.services.network.kinds import Network, Router
 from nubila.services.network.kinds_port import Port, SecurityGroupRule
@@ -28,10 +29,7 @@ Row = Mapping[str, Any]
 INTERFACE, GATEWAY, DHCP, FLOATING = (
     "network:router_interface", "network:router_gateway", "network:dhcp", "network:floatingip",
 )  # fmt: skip
-HA_INTERFACE, DVR_INTERFACE, CENTRAL = (
-    "network:ha_router_replicated_interface", "network:router_interface_distributed",
-    "network:router_centralized_snat",
-)  # fmt: skip
+HA_INTERFACE, CENTRAL = "network:ha_router_replicated_interface", "network:router_centralized_snat"
 INTERFACES = (INTERFACE, HA_INTERFACE, DVR_INTERFACE)  # what connects a router to a project's network
 ROUTER_OWNERS = (*INTERFACES, GATEWAY)
 
@@ -96,8 +94,10 @@ def network_hosts(reader: Reader, network_id: str, *, external: bool = False) ->
     """The hosts where a network has something to do; an external one lives on every network host."""
     found = {host for (host,) in reader.rows(_HOSTS, {"network": network_id})}
     found |= {host for (host,) in reader.rows(_HA_HOSTS_OF_NETWORK, {"network": network_id})}
+    found |= dvr_hosts.of_network(reader, network_id)
     if external:
         found |= {h["name"] for h in hosts.every(reader) if "network" in h["roles"]}
+        found |= dvr_hosts.with_gateway(reader, network_id)
     return found
 
 
@@ -126,6 +126,8 @@ def port(tx: Tx, row: Row, host: str | None = None) -> None:
     where = row["bound_host"] if host is None else host
     if row["device_owner"] in ROUTER_OWNERS:
         router(tx, row["device_id"])
+    elif row["device_owner"] == CENTRAL:
+        router(tx, row["device_id"])
     elif row["device_owner"] == DHCP:
         dhcp(tx, row["network_id"])
     elif where and is_guest(row):
@@ -149,8 +151,11 @@ def moved(tx: Tx, row: Row, old: str, new: str) -> None:
             others |= network_hosts(tx, row["network_id"], external=True)
         for host in (others | {old, new}) - {""}:
             tx.ask("network", row["network_id"], host)
+        dvr_hosts.touched(tx, row["network_id"])
     else:
         l2pop.ask(tx, row["network_id"])
+    if is_guest(row):
+        dvr_hosts.port_moved(tx, row["id"])
 
 
 _PER_HOST = (
@@ -164,9 +169,12 @@ def router(tx: Tx, router_id: str) -> None:
     """The router's interfaces, gateway, routes, NAT or state changed: its host; none yet means choose one."""
     host = tx.scalar(_ROUTER_HOST, {"id": router_id})
     several = tx.rows(_HA_HOSTS, {"router": router_id})
+    spread = dvr_hosts.of(tx, router_id)
     if several:
         for (one,) in several:
             tx.ask("router", router_id, one)
+    elif spread:
+        dvr_hosts.asked(tx, router_id, spread)
     elif host:
         tx.ask("router", router_id, host)
     else:

@@ -21,6 +21,7 @@ from nubila.services.network import (
     addresses,
     allocate,
     asks,
+    dvr,
     fixed,
     floating_links,
     look,
@@ -187,6 +188,9 @@ def _drop(call: Call, row: Row, port: Row) -> None:
         allocate.set_columns(tx, Router, row["id"], {"gw_port_id": row["gw_port_id"]})
     ports.delete(tx, port)
     asks.router(tx, row["id"])
+    if row["distributed"]:
+        dvr.network_changed(tx, row["id"], port["network_id"])
+        dvr.kept(call.cloud, tx, row)
 
 
 # --- several --------------------------------------------------------------------------------------------------------

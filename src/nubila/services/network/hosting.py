@@ -32,6 +32,8 @@ from nubila.services.network import (
     addresses,
     allocate,
     asks,
+    dvr,
+    dvr_hosts,
     ha_place,
     l2pop,
     look,
@@ -41,7 +43,7 @@ from nubila.services.network import (
     segments,
     trunks_links,
 )
-from nubila.services.network.asks import DHCP, FLOATING, GATEWAY, INTERFACES, ROUTER_OWNERS
+from nubila.services.network.asks import CENTRAL, DHCP, FLOATING, GATEWAY, INTERFACES, ROUTER_OWNERS
 from nubila.services.network.kinds import FloatingIP, Network, Router, Subnet
 from nubila.services.network.kinds_port import Port, SecurityGroup
 from nubila.services.network.tables import DHCP_BINDING, IP_ALLOCATION, PORT_GROUP
@@ -85,7 +87,7 @@ _GROUPS = (
 _ROUTER_PORTS = (
     sa.select(_P.id, _P.network_id, _P.mac_address, _P.device_owner, _P.status, _P.qos_policy_id, Network.table.c.mtu)
     .join(Network.table, Network.table.c.id == _P.network_id)
-    .where(_P.device_id == sa.bindparam("router"), _P.device_owner.in_(ROUTER_OWNERS))
+    .where(_P.device_id == sa.bindparam("router"), _P.device_owner.in_((*ROUTER_OWNERS, CENTRAL)))
     .order_by(_P.id)
 )
 _FLOATING = (
@@ -121,6 +123,8 @@ def describe_network(cloud: Cloud, reader: Reader, id: str, host: str) -> Networ
         return None
     here = {h["name"]: h for h in hosts.every(reader)}
     where = asks.network_hosts(reader, id) & set(here)
+    if net["external"]:
+        where |= dvr_hosts.outside(reader, net, here)
     gateway_host = net["external"] and "network" in here.get(host, {}).get("roles", ())
     if host not in where and not gateway_host:
         return None
@@ -240,6 +244,7 @@ def observe_network(cloud: Cloud, tx: Tx, id: str, host: str, observed: Mapping[
 def networks_on(cloud: Cloud, reader: Reader, host: str) -> list[str]:
     """Every network that has something to do on the host."""
     found = {id for (id,) in reader.rows(_NETWORKS_HERE, {"host": host})} | ha_place.networks_on(reader, host)
+    found |= dvr_hosts.networks_on(reader, host)
     row = hosts.get(reader, host)
     if row is not None and "network" in row["roles"]:
         found |= set(asks.external_networks(reader))
@@ -319,10 +324,12 @@ def describe_router(cloud: Cloud, reader: Reader, id: str, host: str) -> RouterS
     """The router on its host: interfaces, gateway, translations, routes."""
     row = look.row(reader, Router, id)
     ha = ha_place.spec(cloud, reader, id, host) if row is not None and row["ha"] else None
-    if row is None or (row["host"] != host or row["ha"]) and ha is None:
+    elsewhere = row is not None and (row["ha"] or row["host"] != host) and ha is None
+    if row is None or (elsewhere and not row["distributed"]):
         return None
     interfaces: list[RouterPort] = []
     gateways: list[RouterPort] = []
+    inner: list[RouterPort] = []
     advertised: list[SubnetSpec] = []
     for p in reader.all(_ROUTER_PORTS, {"router": id}):
         ips, hops = fixed_ips(reader, p["id"])
@@ -330,7 +337,9 @@ def describe_router(cloud: Cloud, reader: Reader, id: str, host: str) -> RouterS
             port_id=p["id"], network_id=p["network_id"], mac=p["mac_address"], fixed_ips=ips, mtu=p["mtu"],
             qos=qos_use.spec(reader, p["qos_policy_id"]),
         )  # fmt: skip
-        if p["device_owner"] == GATEWAY:
+        if p["device_owner"] == CENTRAL:
+            inner.append(port)
+        elif p["device_owner"] == GATEWAY:
             port = msgspec.structs.replace(port, hops=tuple(dict.fromkeys(hops)))
             gateways.insert(0 if p["id"] == row["gw_port_id"] else len(gateways), port)
         else:
@@ -344,7 +353,7 @@ def describe_router(cloud: Cloud, reader: Reader, id: str, host: str) -> RouterS
         return None
     gateway = gateways[0] if gateways else None
     way_in = router_specs.ways_in(gateways, interfaces)
-    return RouterSpec(
+    whole = RouterSpec(
         id=id,
         ha=ha,
         epoch=row["fence"],
@@ -366,6 +375,7 @@ def describe_router(cloud: Cloud, reader: Reader, id: str, host: str) -> RouterS
         labels=metering.labels(reader, row),
         **router_specs.more(reader, row, way_in),
     )
+    return dvr.spec(reader, row, host, whole, inner) if row["distributed"] else whole
 
 
 def observe_router(cloud: Cloud, tx: Tx, id: str, host: str, observed: Mapping[str, Any]) -> str:
@@ -376,8 +386,11 @@ def observe_router(cloud: Cloud, tx: Tx, id: str, host: str, observed: Mapping[s
         ha_place.observed(tx, id, host, str(status))
     if row is not None and (row["ha"] or row["host"] == host):
         metering.observe(tx, id, host, observed.get("counts") or ())
-    if row is None or row["host"] != host or status not in ("ACTIVE", "DOWN", "ERROR"):
+    distributed = row is not None and row["distributed"]
+    if row is None or (row["host"] != host and not distributed) or status not in ("ACTIVE", "DOWN", "ERROR"):
         return _note(observed)
+    if distributed:
+        dvr.observed(tx, row, status)
     up = status == "ACTIVE" or (status == "DOWN" and not row["admin_state_up"])
     wanted = "ACTIVE" if status != "ERROR" else "ERROR"
     if row["status"] != wanted:
@@ -385,7 +398,10 @@ def observe_router(cloud: Cloud, tx: Tx, id: str, host: str, observed: Mapping[s
     for p in tx.all(_ROUTER_PORTS, {"router": id}):
         if p["status"] != ("ACTIVE" if up else "DOWN"):
             _set_port(tx, p["id"], host, "ACTIVE" if up else "DOWN")
+    mine = dvr.floating_here(tx, id, host, row["host"] == host) if distributed else None
     for f in tx.all(_FLOATING, {"router": id}):
+        if mine is not None and f["id"] not in mine and (f["fixed_ip_address"] or row["host"] != host):
+            continue
         now = "ACTIVE" if up else "DOWN" if status == "DOWN" else "ERROR"
         if f["status"] != now:
             tx.execute(_FLOATING_STATUS, {"b_id": f["id"], "b_router": id, "b_status": now})
@@ -395,7 +411,7 @@ def observe_router(cloud: Cloud, tx: Tx, id: str, host: str, observed: Mapping[s
 def routers_on(cloud: Cloud, reader: Reader, host: str) -> list[str]:
     """Every router on the host."""
     plain = [id for (id,) in reader.rows(_ROUTERS_HERE, {"host": host})]
-    return sorted({*plain, *ha_place.routers_on(reader, host)})
+    return sorted({*plain, *ha_place.routers_on(reader, host), *dvr_hosts.on(reader, host)})
 
 
 HOST_ITEMS = {

@@ -231,6 +231,8 @@ class Router(Named):
     host = Attr(Str(64), "Host it runs on; empty: an operator took it from there.", default=None, null=True,
                 hidden=True, index=True)  # fmt: skip
     fence = Attr(Int(), "Grows when it moves to another host.", default=0, hidden=True)
+    distributed = Attr(LooseBool, "Whether every host of its networks has it.", write="cu", default=None, null=True,
+                       see=ADMIN, set=ADMIN, filter="eq", sort=True)  # fmt: skip
     ha = Attr(LooseBool, "Whether it is on several hosts, one of which forwards.", write="cu", default=None, null=True,
               see=ADMIN, set=ADMIN, filter="eq", sort=True)  # fmt: skip
     tags = Attr(Tags, "Labels.", write="c", default=[])

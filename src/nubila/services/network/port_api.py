@@ -13,7 +13,7 @@ from nubila.core.faults import bad_request, conflict, forbidden
 from nubila.core.query import ListQuery
 from nubila.core.service import Hooks
 from nubila.services.network import look, paging, ports, qos_use, rbac, tags, trunks_links
-from nubila.services.network.asks import DHCP, FLOATING, GATEWAY, INTERFACES, ROUTER_OWNERS
+from nubila.services.network.asks import CENTRAL, DHCP, FLOATING, GATEWAY, INTERFACES, ROUTER_OWNERS
 from nubila.services.network.kinds import FloatingIP, Network, Router
 from nubila.services.network.kinds_port import Port
 from nubila.services.network.tables import IP_ALLOCATION, PORT_GROUP
@@ -75,7 +75,7 @@ def _parts(call: Call, verb: str, values: Row, target: Mapping[str, Any]) -> Non
 def _guard_device(call: Call, before: Row, values: Row) -> None:
     """Nobody plugs a port into a router that is not theirs by writing its id into ``device_id``."""
     after = {**before, **values}
-    if before.get("device_owner") in (*ROUTER_OWNERS, DHCP, FLOATING) and before.get("device_id"):
+    if before.get("device_owner") in (*ROUTER_OWNERS, CENTRAL, DHCP, FLOATING) and before.get("device_id"):
         for name in ("device_id", "device_owner"):
             if after[name] != before[name] and look.row(call.tx, Router, before["device_id"]) is not None:
                 text = f"Port {before['id']} belongs to router {before['device_id']}; remove the router interface."

@@ -18,6 +18,7 @@ from nubila.services.network import (
     allocate,
     asks,
     conntrack_helpers,
+    dvr,
     fixed,
     flavors,
     floating_links,
@@ -33,7 +34,8 @@ from nubila.services.network import (
     subnet_checks,
     tags,
 )
-from nubila.services.network.asks import DVR_INTERFACE, HA_INTERFACE, INTERFACE, INTERFACES
+from nubila.services.network.asks import HA_INTERFACE, INTERFACE, INTERFACES
+from nubila.services.network.dvr_hosts import DVR_INTERFACE
 from nubila.services.network.gateways import refuse
 from nubila.services.network.kinds import Router, Subnet
 from nubila.services.network.kinds_l3 import ConntrackHelper
@@ -57,6 +59,7 @@ def prepare(call: Call, values: Row) -> None:
             raise refuse("A router is made of a flavor, or with the attributes ha and distributed, not of both.")
         values.update(flavors.router_kind(call.tx, values["flavor_id"]))
     ha.prepare(call, values)
+    dvr.prepare(call, values)
     for name in ("enable_ndp_proxy", "enable_default_route_ecmp"):
         values[name] = bool(values[name])
     values["_gateway"] = gateways.wish(
@@ -81,6 +84,7 @@ def prepare_update(call: Call, before: Row, values: Row) -> None:
     look.check_revision(call, before)
     look.lock(call.tx, Router, before["id"])
     ha.prepare_update(call, before, values)
+    dvr.prepare_update(call, before, values)
     if "external_gateway_info" in values:
         rule = "update_router:external_gateway_info"
         wish = gateways.wish(call, rule, {**before, **values}, values["external_gateway_info"])
@@ -119,6 +123,7 @@ def updated(call: Call, before: Row, after: Row) -> None:
     after.pop("_gateway", None)
     after.pop("external_gateway_info", None)
     ha.updated(call, before, after)
+    dvr.updated(call, before, after)
     if any(before[n] != after[n] for n in SPEC):
         asks.router(call.tx, before["id"])
 
@@ -130,6 +135,7 @@ def deleting(call: Call, row: Row) -> None:
         raise conflict(f"Router {id} still has ports.", "RouterInUse")
     gateways.clear_all(call, row)
     ha.deleting(call, row)
+    dvr.deleting(call, row)
     for helper in conntrack_helpers.of_router(tx, id):
         nested.remove(ConntrackHelper, tx, helper)
     tags.forget(tx, id)
@@ -172,6 +178,8 @@ def add_interface(call: Call) -> Row:
         port, subnets = _add_subnet(call, row, str(subnet_id))
     if placing.router(call.cloud, call.tx, row["id"]) is None:
         call.tx.ask("router_place", row["id"])
+    if row["distributed"]:
+        dvr.network_changed(call.tx, row["id"], port["network_id"])
     asks.dhcp(call.tx, port["network_id"])
     allocate.bump(call.tx, Router, [row["id"]], clock.now())
     return _interface(row, port, subnets)
@@ -274,6 +282,9 @@ def remove_interface(call: Call) -> Row:
     else:
         ports.delete(tx, port)
     asks.router(tx, row["id"])
+    if row["distributed"]:
+        dvr.network_changed(tx, row["id"], port["network_id"])
+        dvr.kept(call.cloud, tx, row)
     asks.dhcp(tx, port["network_id"])
     allocate.bump(tx, Router, [row["id"]], clock.now())
     return _interface(row, port, [ip["subnet_id"] for ip in going])
