@@ -81,7 +81,6 @@ def crowd(admin: Client, work: Callable[[Connection, int], None]) -> list[BaseEx
     return raised
 
 
-@pytest.mark.req("C/NET-20")
 def test_one_pool_and_many_clients(state: Path) -> None:
     auth = yaml.safe_load((state / "clouds.yaml").read_text())["clouds"]["nubila-admin"]["auth"]
     admin = Client(auth["auth_url"], auth["username"], auth["password"], auth["project_name"])

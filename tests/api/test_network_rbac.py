@@ -33,7 +33,6 @@ def share(who: Net, kind: str, id: str, target: str, action: str = "access_as_sh
     )
 
 
-@pytest.mark.req("C/NET-11")
 def test_a_network_is_shared_with_one_project_only_and_only_as_long_as_nobody_needs_it(demo: Net, admin: Net) -> None:
     net = admin.make("network", name="lent")
     subnet = admin.make("subnet", network_id=net["id"], ip_version=4, cidr="10.9.0.0/24")

@@ -100,7 +100,7 @@ def _convertible(convert: Callable[[Any], Any], name: str, raw: Any) -> None:
     """Refuse what is no boolean, number or CIDR at all: Network words that unlike a value that is out of bounds."""
     try:
         convert(raw)
-    except (ValueError, OverflowError) as e:
+    except (ValueError, OverflowError, TypeError) as e:
         raise bad_request(f"Invalid input for field/attribute {name}: '{str(raw)[:100]}' is {e}.", NO_SUCH) from None
 
 
