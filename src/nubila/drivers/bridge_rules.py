@@ -141,7 +141,7 @@ def port_part(table: str, spec: PortSpec, number: int) -> Part:
     """Everything one guest's port may do."""
     if spec.admin_state_up and not spec.port_security:
         return trusted_part(table, spec.device)
-    spoof, into, out, enter = (chain(letter, spec.id) for letter in "sdoi")
+    spoof, into, out, enter, local = (chain(letter, spec.id) for letter in "sdoil")
     frames = f"bridge {table}"
     packets = f"inet {table}"
     elements = [
@@ -153,7 +153,8 @@ def port_part(table: str, spec: PortSpec, number: int) -> Part:
     chains = [
         (frames, spoof, _claims(spec) if spec.admin_state_up else ["drop"]),
         (frames, into, _addressed(spec, number) if spec.admin_state_up else ["drop"]),
-        (packets, out, _egress(spec)),
+        (packets, local, _link_local(spec)),
+        (packets, out, _egress(spec, local)),
         (packets, enter, _ingress(spec)),
     ]
     add = [f"add chain {packets} {group_chain(id, way, spec.stateful)}" for id in spec.groups for way in "oi"]
@@ -165,7 +166,7 @@ def port_part(table: str, spec: PortSpec, number: int) -> Part:
     add += [f"add element {where} {map} {{ {key} : {verdict} }}" for where, map, key, verdict in elements]
     remove = [_no_sender(table, spec.device)]
     remove += [f"delete element {where} {map} {{ {key} }}" for where, map, key, _ in elements]
-    remove += [f"delete chain {where} {name}" for where, name, _ in chains]
+    remove += [f"delete chain {where} {name}" for where, name, _ in reversed(chains)]
     return _part(add, remove)
 
 
@@ -210,14 +211,26 @@ def _addressed(spec: PortSpec, number: int) -> list[str]:
     ]
 
 
-def _egress(spec: PortSpec) -> list[str]:
-    """What the port may send. Guests are neither DHCP servers nor routers, whatever fragments they hide it in."""
+def _egress(spec: PortSpec, local: str) -> list[str]:
+    """What the port may send."""
+    rules = [
+        # Fragments have been put together by now, but for a first one without its headers (RFC 8200 section 4.5).
+        "meta nfproto ipv6 exthdr frag exists drop",
+        f"meta l4proto {{ udp, ipv6-icmp }} jump {local}",
+        "ip6 saddr :: drop",
+    ]
+    return rules + _judge(spec, "egress", LEFT, ENTERED)
+
+
+def _link_local(spec: PortSpec) -> list[str]:
+    """What is judged without groups: DHCP, neighbours, routers, multicast listeners.
+
+    Guests are neither DHCP servers nor routers, whatever fragments they hide it in.
+    """
     rules = [
         "meta nfproto ipv4 udp sport 67 udp dport 68 drop",
         "meta nfproto ipv6 udp sport 547 udp dport 546 drop",
         "icmpv6 type { 134, 137 } drop",
-        # Fragments have been put together by now, but for a first one without its headers (RFC 8200 section 4.5).
-        "exthdr frag exists drop",
     ]
     for net, mac in sorted(claims(spec), key=str):
         if net.version == 6:
@@ -227,11 +240,10 @@ def _egress(spec: PortSpec) -> list[str]:
         "icmpv6 type 135 ip6 saddr :: ip6 length 32 @th,192,16 0x0e01 accept",  # with a nonce (RFC 7527)
         "icmpv6 type { 135, 136 } drop",
         "icmpv6 type { 131, 132, 133, 143 } accept",
-        "ip6 saddr :: drop",
         "meta nfproto ipv4 udp sport 68 udp dport 67 accept",
         "meta nfproto ipv6 udp sport 546 udp dport 547 accept",
     ]
-    return rules + _judge(spec, "egress", LEFT, ENTERED)
+    return rules
 
 
 def _ingress(spec: PortSpec) -> list[str]:
