@@ -13,7 +13,7 @@ from contract_network import EGRESS, PING, WEB, network, port, replace
 from frames import Ear, ipv4, send, udp
 from network_world import Guest, Host, until
 
-from nubila.core.ports import AddressSetSpec, FixedIp, RuleSpec, SecurityGroupSpec
+from nubila.core.ports import AddressSetSpec, FixedIp, LogSpec, RuleSpec, SecurityGroupSpec
 from nubila.drivers import links, processes
 from nubila.drivers.network import RealNetwork
 
@@ -193,6 +193,39 @@ def test_large_packets_pass_in_fragments(host: Host) -> None:
             assert [ear.has(piece) for piece in pieces] == [number == 53] * 2
     finally:
         ear.close()
+
+
+def test_what_is_let_through_and_what_is_dropped_is_logged(host: Host) -> None:
+    net = network(dhcp=False)
+    host.driver.ensure_network(net)
+    host.driver.ensure_security_group(SecurityGroupSpec(id="ping", rules=(*EGRESS, PING)))
+    host.driver.ensure_security_group(SecurityGroupSpec(id="web", rules=(WEB,)))
+    logs = (LogSpec(id="all-of-ping", group="ping"), LogSpec(id="drops", event="DROP"))
+    spec = port(net, 3, rules=(), groups=("ping", "web"), logs=logs, project_id="p1")
+    web = host.guest(spec).configure()
+    other = host.guest(port(net, 4)).configure()
+    web.serve(80, "hello")
+    file = host.place.root / "log" / "security-groups.log"
+    until(lambda: other.pings(web.ip) and file.is_file() and "action=ACCEPT" in file.read_text(), "the first line")
+    assert other.reads(web.ip, 80) == "hello"
+    assert other.reads(web.ip, 81) == ""
+    until(lambda: "action=DROP" in file.read_text(), "a line about what was dropped")
+    lines = file.read_text().splitlines()
+    accepted = [line for line in lines if "action=ACCEPT" in line]
+    dropped = [line for line in lines if "action=DROP" in line]
+    assert all("['all-of-ping']" in line and "pkt=icmp" in line for line in accepted if "direction=ingress" in line)
+    assert not any("tp_dst=80" in line for line in lines), "the group that let it in is not logged"
+    assert f"project_id=p1 log_resource_ids=['all-of-ping', 'drops'] vm_port={spec.id}" in dropped[0]
+    assert "tp_dst=81" in dropped[0]
+    for _ in range(2):  # flood: the log takes some of it, the guest goes on
+        flood = udp(other.ip, web.ip, (1000, 9), b"")
+        send(other, [ipv4(other.spec.mac, web.spec.mac, other.ip, web.ip, 17, flood)] * 2000)
+    assert other.pings(web.ip)
+    assert file.read_text().count("tp_dst=9,") < 1000
+    host.driver.ensure_port(replace(spec, logs=()))
+    size = len([line for line in file.read_text().splitlines() if "tp_dst=82" in line])
+    assert other.reads(web.ip, 82) == ""
+    assert len([line for line in file.read_text().splitlines() if "tp_dst=82" in line]) == size == 0
 
 
 def test_groups_and_sets_survive_a_killed_switch(host: Host) -> None:

@@ -205,6 +205,14 @@ class Neighbour(Struct, frozen=True, kw_only=True):
     addresses: tuple[str, ...] = ()  # its fixed addresses
 
 
+class Restricted(Struct, frozen=True, kw_only=True):
+    """A port of a private VLAN that does not reach everybody: isolated, or in a community."""
+
+    device: str  # its tap, on the host where it is
+    macs: tuple[str, ...]
+    community: str = ""  # "" = isolated
+
+
 class NetworkSpec(Struct, frozen=True, kw_only=True):
     """A network that has something to do on this host."""
 
@@ -215,6 +223,7 @@ class NetworkSpec(Struct, frozen=True, kw_only=True):
     subnets: tuple[SubnetSpec, ...] = ()
     dhcp: DhcpSpec | None = None
     peers: tuple[str, ...] = ()  # tunnel addresses of the other hosts where this network lives
+    restricted: tuple[Restricted, ...] = ()  # of a private VLAN; everybody else is promiscuous
     neighbours: tuple[Neighbour, ...] = ()  # l2 population, for switches that use it (Linux bridge)
     host_address: str | None = None  # external network only: "172.24.4.1/24" put on the bridge so the host reaches it
     masquerade: bool = False  # external network only: let it out through the host's own address
@@ -272,6 +281,14 @@ class TrunkPlace(Struct, frozen=True, kw_only=True):
     vlan: int | None = None  # None: the parent itself, whose tap carries all of them
 
 
+class LogSpec(Struct, frozen=True, kw_only=True):
+    """One log that a port's packets go to, at the rate the host allows."""
+
+    id: str
+    event: Literal["ALL", "ACCEPT", "DROP"] = "ALL"  # accepted connections, dropped packets
+    group: str | None = None  # only what this security group accepted; drops are nobody's
+
+
 class PortSpec(Struct, frozen=True, kw_only=True):
     """A guest's port wired on this host (router and DHCP ports are part of their router and network)."""
 
@@ -287,6 +304,8 @@ class PortSpec(Struct, frozen=True, kw_only=True):
     groups: tuple[str, ...] = ()  # ids of SecurityGroupSpecs; no group: nothing in, nothing out
     rules: tuple[RuleSpec, ...] = ()  # of this port alone, besides those of its groups; they name no sets
     stateful: bool = True  # False: each packet is judged by itself, answers need rules of their own
+    logs: tuple[LogSpec, ...] = ()
+    project_id: str = ""  # for the lines in the log
     qos: QosSpec | None = None
     trunk: TrunkPlace | None = None  # a subport has no tap of its own
 

@@ -29,7 +29,7 @@ from nubila.core.ports import (
     SecurityGroupSpec,
     TryAgain,
 )
-from nubila.drivers import bridge_links, bridge_rules, links
+from nubila.drivers import bridge_links, bridge_rules, links, shaping
 from nubila.drivers.bridge_links import HOSTED
 from nubila.drivers.bridge_tables import Tables, words
 from nubila.drivers.links import GROUP, Device, Net
@@ -75,6 +75,9 @@ class LinuxBridge:
     def running(self) -> bool:
         """The kernel always is."""
         return True
+
+    def stop(self) -> None:
+        """This process holds nothing."""
 
     def destroy(self) -> None:
         """Remove the bridges that are left, and the filters; cards get their addresses back."""
@@ -250,6 +253,11 @@ class LinuxBridge:
 
     def ensure_guest(self, spec: PortSpec) -> None:
         """A guest's tap: filtered first, then plugged."""
+        if spec.trunk is not None:
+            raise NeedsOperator("Trunks need Open vSwitch: this host switches with Linux bridges.")
+        lacking = "subports of trunks" if spec.trunk is not None else "logs of security groups" if spec.logs else ""
+        if lacking:
+            raise NeedsOperator(f"The Linux bridge switch has no {lacking}: put port {spec.id} on another host.")
         with links.opened(self.place.namespace) as net:
             bridge = self._wired(net, spec.network_id)
             device = net.device(spec.device)
@@ -259,7 +267,8 @@ class LinuxBridge:
             fresh = not number
             if fresh:
                 number = self._number(net)
-            alias = f"{base} network={spec.network_id} n={number}"
+            limited = device is not None and ours and words(device.alias).get("q") == "1"
+            alias = f"{base} network={spec.network_id} n={number}{' q=1' if spec.qos else ''}"
             if device is None:
                 net.add_tap(spec.device, alias)
                 device = net.must(spec.device)
@@ -269,6 +278,9 @@ class LinuxBridge:
                 self.tables.forget_connections(zone, ip.ip_address)
         self.tables.put("port", spec.id, bridge_rules.port_part(self.tables.name, spec, number))
         own = bridge_rules.macs(spec)
+        if spec.qos or limited:
+            with links.entered(self.place.namespace):
+                shaping.guest(spec.device, spec.qos)
         with links.opened(self.place.namespace) as net:
             bridge_links.make_port(net, device, bridge, alias, spec.mtu, group=self._group(net, bridge))
             # Frames to nobody known are no business of a guest whose addresses are all known.
@@ -327,6 +339,9 @@ class LinuxBridge:
             return
         with links.opened(self.place.namespace) as net:
             for port in ports:
+                present = net.device(port.device)
+                if present is not None and words(present.alias).get("q") == "1":
+                    shaping.guest(port.device, None)
                 net.remove(port.device)
         for port in ports:
             self.tables.drop("port", port.id)

@@ -83,11 +83,15 @@ class RealNetwork:
             self.switch.start()
 
     def stop(self) -> None:
-        """Stop answering metadata; everything else goes on without us."""
+        """Stop answering metadata and logging; everything else goes on without us."""
         with self._lock:
-            if self._metadata is not None:
-                self._metadata.close()
-                self._metadata = None
+            self._stop_metadata()
+            self.switch.stop()
+
+    def _stop_metadata(self) -> None:
+        if self._metadata is not None:
+            self._metadata.close()
+            self._metadata = None
 
     def destroy(self) -> None:
         """Remove every trace of this cloud's networks from this host."""
@@ -115,7 +119,7 @@ class RealNetwork:
                 nft.remove_table("inet", nft.host_table_name(self.place.cloud))
                 self._restore_sysctls()
             self.switch.destroy()
-            for part in ("networks", "routers", "dhcp", "switch-flows"):
+            for part in ("networks", "routers", "dhcp", "switch-flows", "security-log", "log"):
                 shutil.rmtree(self.place.root / part, ignore_errors=True)
             links.forget_mount()
             with contextlib.suppress(OSError):  # others use it
@@ -455,7 +459,7 @@ class RealNetwork:
     def serve_metadata(self, answer: MetadataAnswer) -> None:
         """Answer 169.254.169.254 in every namespace that has it, now and as more are made."""
         with self._lock:
-            self.stop()
+            self._stop_metadata()
             self._metadata = MetadataServer(answer)
             for name, kind, id in self._namespaces():
                 if kind == "snat":

@@ -8,6 +8,7 @@ a connection between two guests of one host is judged twice, once by each.
     0  which network?     10  may it claim these addresses?    11  may it send? (conntrack)    12  it may: commit
     30 to whom?           31  learned addresses: sets reg7     32  to what was learned, else everywhere
     40 what is it?        41  may it be received? (conntrack)  42  it may: commit     13, 43  security group rules
+    50, 51 to a port of a private VLAN that does not reach everybody: from whom? (ovs_pvlan.py)
     60 deliver            (0, 1, 60 and 61 have the meters of ports with limits: ovs_qos.py)
 
 Tables 11 to 13 and 41 to 43 are security groups: ovs_security.py. Registers there: reg8 = number of the group that is
@@ -37,6 +38,7 @@ class Member(Struct, frozen=True, kw_only=True):
     open: bool = False  # port security off: any address may live behind it
     alias: str = ""  # an interface that is on other hosts as well (ovs_shared.py): its MAC out there
     addresses: tuple[str, ...] = ()  # of such an interface
+    restricted: bool = False  # does not reach everybody: private VLAN
 
 
 class Uplink(Struct, frozen=True, kw_only=True):
@@ -84,7 +86,7 @@ def static_flows() -> list[str]:
     flows += [f"table=40,priority=50,icmp6,icmp_type={kind} actions={out}" for kind in (130, 134, 135, 136)]
     flows.append(f"table=40,priority=50,udp,tp_src=67,tp_dst=68 actions={out}")
     flows.append(f"table=40,priority=50,udp6,tp_src=547,tp_dst=546 actions={out}")
-    return flows + ovs_security.static_flows("resubmit(,30)", out)
+    return flows + ovs_security.static_flows()
 
 
 # --- one port -----------------------------------------------------------------------------------------------------

@@ -10,10 +10,11 @@ import json
 from collections.abc import Callable, Sequence
 
 from nubila.core.ports import PortSpec, TryAgain
-from nubila.drivers import links, ovs_flows, ovs_qos, ovs_trunk
+from nubila.drivers import links, ovs_flows, ovs_qos, ovs_security, ovs_trunk
 from nubila.drivers.ovs_switch import (
     ALIAS,
     FLOWS,
+    ID,
     INDEX,
     MACS,
     NETWORK,
@@ -69,6 +70,7 @@ def ensure_guest(switch: Switch, spec: PortSpec) -> None:
     interface = switch.plug(wish, view)
     number = interface.ofport or 0
     groups = switch.numbers("security_group", spec.groups, view)
+    switch.log.keep(spec.id, spec.project_id, spec.logs, ovs_security.logged_groups(spec, number, groups))
     flows = ovs_qos.shaped(ovs_flows.port_flows(spec, number, network.vlan, groups), spec.qos, number)
     known, wanted = ovs_qos.remembered(interface.ids), ovs_qos.meters(spec.qos, number)
     if known or wanted:
@@ -140,6 +142,8 @@ def remove(switch: Switch, interfaces: Sequence[Interface]) -> None:
 def take_out(switch: Switch, interfaces: Sequence[Interface]) -> dict[tuple[str, str], Sequence[str]]:
     """Unplug interfaces and delete their devices; returns the flow sets that the caller must replace by nothing."""
     gone = switch.unplug(interfaces)
+    for interface in interfaces:
+        switch.log.keep(interface.ids.get(ID, ""), "", (), {})
     if interfaces:
         devices = [interface.name for interface in interfaces] + ovs_trunk.forget(switch, interfaces)
         with links.opened(switch.place.namespace) as net:

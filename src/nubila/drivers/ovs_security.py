@@ -7,7 +7,7 @@ and a changed rule or member is a change of a few flows however many ports it co
     11 / 41  what conntrack knows already: replies pass, what cannot be is dropped; then the port's flow, which
              looks into table 13 / 43 once for each group (number in reg8)
     13 / 43  rules of all groups: one that matches sets reg9
-    12 / 42  the verdict: commit and go on, or drop
+    12 / 42  the verdict: commit and go on, or drop; ports that are logged have verdicts of their own (security_log)
 
 (first: sending, zone and port in reg6; second: receiving, reg7.) A rule with an address set is a conjunctive match
 (ovs-actions(7)) of two dimensions: the rule's flow and the set's addresses. The set's number is the conjunction's id
@@ -27,15 +27,20 @@ through pass with it. Stateless ports get later fragments only by rules for whol
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from nubila.core.ports import AddressSetSpec, PortSpec, RuleSpec, SecurityGroupSpec
+from nubila.core.ports import AddressSetSpec, LogSpec, PortSpec, RuleSpec, SecurityGroupSpec
 
 _TRACKED = ("tcp", "udp", "icmp", "tcp6", "udp6", "icmp6")
 _SENDING, _RECEIVING = (11, "reg6"), (41, "reg7")
 _SETS = 1000  # priority of the set with number 0: above plain rules, below what conntrack knows
 MAX_NUMBER = 60_000
 """Numbers of groups and sets go from 1 to here."""
+SEND, RECEIVE = "resubmit(,30)", "resubmit(,60)"
+"""Actions for packets that may be sent, that may be received."""
+LOG_METER = 262_000
+"""The meter of the log: above those of ports (ovs_qos), below the userspace datapath's 2^18."""
+_COPY = f"controller(max_len=128,meter_id={LOG_METER})"  # to security_log
 _OWN = 0x10000  # added to a port's number: the group of its own rules
 
 # IANA protocol numbers behind the names that the Networking API takes for security group rules.
@@ -50,10 +55,14 @@ _PORTED = {6: "tcp", 17: "udp", 132: "sctp"}
 # --- what every bridge has ----------------------------------------------------------------------------------------
 
 
-def static_flows(send: str, receive: str) -> list[str]:
-    """The judgement itself. ``send`` and ``receive``: actions for packets that may be sent, may be received."""
-    flows = []
-    for (table, port), accept in ((_SENDING, send), (_RECEIVING, receive)):
+def static_flows() -> list[str]:
+    """The judgement itself."""
+    # For ports that are logged: which group was the first to accept?
+    flows = [
+        "table=14,priority=0 actions=drop",
+        "table=14,priority=10,reg9=1,reg10=0 actions=move:NXM_NX_REG8[]->NXM_NX_REG10[]",
+    ]
+    for (table, port), accept in ((_SENDING, SEND), (_RECEIVING, RECEIVE)):
         zone = f"zone=NXM_NX_{port.upper()}[0..15]"
         verdict = table + 1
         flows += [f"table={t},priority=0 actions=drop" for t in (table, verdict, table + 2)]
@@ -110,12 +119,49 @@ def port_flows(spec: PortSpec, ofport: int, groups: Mapping[str, int]) -> list[s
         flows += [
             f"table=40,priority=45,reg7={ofport},{family} actions=ct_clear,resubmit(,41)" for family in ("ip", "ipv6")
         ]
+    who = ",resubmit(,14)" if spec.logs else ""
+    clear = "set_field:0->reg9," + ("set_field:0->reg10," if spec.logs else "")
     for table, port in (_SENDING, _RECEIVING):
-        looks = "".join(f"set_field:{number}->reg8,resubmit(,{table + 2})," for number in numbers)
-        flows.append(
-            f"table={table},priority=50,{port}={ofport} actions=set_field:0->reg9,{looks}resubmit(,{table + 1})"
-        )
+        looks = "".join(f"set_field:{number}->reg8,resubmit(,{table + 2}){who}," for number in numbers)
+        flows.append(f"table={table},priority=50,{port}={ofport} actions={clear}{looks}resubmit(,{table + 1})")
+        if spec.logs:
+            accept = SEND if table == 11 else RECEIVE
+            flows += log_flows(table + 1, port, ofport, spec.logs, logged_groups(spec, ofport, groups), accept)
     return flows
+
+
+def logged_groups(spec: PortSpec, ofport: int, groups: Mapping[str, int]) -> dict[str, int]:
+    """The numbers that say in a log which group it was; the port's own rules have its id."""
+    found = {id: groups[id] for id in spec.groups}
+    return {**found, spec.id: _OWN + ofport} if spec.rules else found
+
+
+def log_flows(
+    table: int, port: str, ofport: int, logs: Sequence[LogSpec], groups: Mapping[str, int], accept: str
+) -> list[str]:
+    """A logged port's part of a verdict table: the same verdicts, with a copy to the log."""
+    zone = f"zone=NXM_NX_{port.upper()}[0..15]"
+    own = f"table={table},{{}},{port}={ofport}"
+    out = []
+    passing = [log for log in logs if log.event in ("ALL", "ACCEPT")]
+    everything = any(log.group is None for log in passing)
+    for id, number in sorted(groups.items()):
+        if everything or any(log.group == id for log in passing):
+            by = f"reg9=1,reg10={number}"
+            match = own.format("priority=40")
+            out += [
+                f"{match},{by},ct_state=+trk+new,{family} actions={_COPY},ct(commit,{zone}),{accept}"
+                for family in ("ip", "ipv6")
+            ]
+            out.append(f"{match},{by},ct_state=-trk actions={_COPY},{accept}")
+    if any(log.event in ("ALL", "DROP") for log in logs):
+        out += [
+            f"{own.format('priority=16')},reg9=0,ct_state=+trk+est-rpl,ct_mark=0,{family} "
+            f"actions={_COPY},ct(commit,{zone},exec(set_field:1->ct_mark))"
+            for family in ("ip", "ipv6")
+        ]
+        out.append(f"{own.format('priority=15')},reg9=0 actions={_COPY}")
+    return out
 
 
 # --- groups and sets ----------------------------------------------------------------------------------------------

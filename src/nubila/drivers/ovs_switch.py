@@ -29,6 +29,7 @@ from nubila.core.ports import HostPlace, Impossible, NeedsOperator, Segment, Try
 from nubila.drivers import ovs_db, ovs_flows, ovs_qos, ovs_security
 from nubila.drivers.ovs_daemons import Daemons
 from nubila.drivers.ovs_db import Operation, Row
+from nubila.drivers.security_log import SecurityLog
 
 CLOUD, KIND, ID, NETWORK, OWNER = "nubila-cloud", "nubila-kind", "nubila-id", "nubila-network", "nubila-owner"
 MACS, OPEN, UP, FLOWS, INDEX = "nubila-macs", "nubila-open", "nubila-up", "nubila-flows", "nubila-ifindex"
@@ -109,6 +110,7 @@ class Switch:
         self.db = self.daemons.database
         self.bridge = bridge_name("br-int", place.cloud)
         self._copies = place.root / "switch-flows"
+        self.log = SecurityLog(place, self.daemons, self.bridge)
 
     # --- life
 
@@ -116,6 +118,11 @@ class Switch:
         """Have the daemons, the integration bridge and its common flows; drop flows nobody owns."""
         self.ready()
         self._check_flows()
+        self.log.start()
+
+    def stop(self) -> None:
+        """Write no more to the log of security groups; packets go on."""
+        self.log.stop()
 
     def ready(self) -> None:
         """What every other verb needs; a few hundred microseconds when all is well."""
@@ -131,6 +138,7 @@ class Switch:
 
     def destroy(self) -> None:
         """Remove our bridges with all their ports, and our own daemons."""
+        self.stop()
         if self.daemons.running():
             gone = [ovs_db.uuid(row["_uuid"]) for row in self._our_bridges()]
             root, number = self._root()
@@ -258,9 +266,8 @@ class Switch:
             taken, last = {s.number for kinds in view.shared.values() for s in kinds.values()}, view.last
             values = {}
             for id in new:
-                number = next(
-                    (n for n in (*range(last + 1, ovs_security.MAX_NUMBER), *range(1, last + 1)) if n not in taken), None
-                )
+                after = (*range(last + 1, ovs_security.MAX_NUMBER), *range(1, last + 1))
+                number = next((n for n in after if n not in taken), None)
                 if number is None:
                     raise Impossible("This host has too many security groups.")
                 taken.add(number)
@@ -472,6 +479,7 @@ class Switch:
                 time.sleep(0.01)
         # First fragments show their ports; else rogue DHCP or advertisements in fragments would look like anything.
         self.daemons.openflow("set-frags", self.bridge, "nx-match")
+        self.log.make_meter()
         for interface in self.view().interfaces.values():
             ovs_qos.ensure(self.daemons, self.bridge, ovs_qos.remembered(interface.ids), {})
         lines = []

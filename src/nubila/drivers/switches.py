@@ -47,6 +47,10 @@ class VirtualSwitch(Protocol):
         """Whether there is a switch that can be asked."""
         ...
 
+    def stop(self) -> None:
+        """Let go of what this process holds; packets go on."""
+        ...
+
     def destroy(self) -> None:
         """Remove everything of ours, engines of ours included."""
         ...
