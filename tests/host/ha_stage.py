@@ -16,6 +16,8 @@ from typing import Any
 
 from machines import Controller, Guest, Machine, Wire, until
 
+from nubila.drivers import links
+
 NAMES = ("controller", "network1", "network2", "compute1", "compute2")
 URL = "https://10.0.0.1:5443"
 GATEWAY = "203.0.113.1"
@@ -61,21 +63,20 @@ class Stage:
         """Connect a network host to the outside."""
         machine = self.machines[name]
         self.external.connect(machine, "", "eth2")
+        with self.external.machine.network():  # the userspace switch passes frames on as they are
+            for device in ("br0", f"to-{name}"):
+                links.plain_frames(device)
 
     def bridge(self, name: str) -> None:
         """Put eth2 into br-ex, as the operator of a network host does."""
         machine = self.machines[name]
-        database = until(lambda: self.ovs_database(name), "Open vSwitch runs")
-        until(
-            lambda: machine.run("ovs-vsctl", f"--db=unix:{database}", "--may-exist", "add-port", "br-ex", "eth2"),
-            "eth2 in br-ex",
-        )
+        argv = ["--timeout=5", "--may-exist", "add-port", "br-ex", "eth2"]
+        until(lambda: machine.run("ovs-vsctl", f"--db=unix:{self.ovs_database(name)}", *argv), "eth2 in br-ex")
 
     def ovs_database(self, name: str) -> str:
         """The socket of a machine's Open vSwitch database."""
-        argv = " ".join(self.machines[name].processes().values())
-        found = re.search(r"punix:(\S+)", argv)
-        return found.group(1) if found else ""
+        found = self.machines[name].run("find", "/run", "-name", "db.sock", "-path", "*nubila*").stdout.split()
+        return found[0] if found else ""
 
     def close(self) -> None:
         """Switch everything off."""

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.host]
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    made = Stage(tmp_path_factory.mktemp("l3ha"))
+    made = Stage(Path(tmp_path_factory.mktemp("l3ha")))
     try:
         made.build()
         until(made.active, "one host forwards")
