@@ -243,6 +243,7 @@ FEATURE = Feature(
              scopes=("project",))
         for verb in ("create", "get", "update")
     ],
+    invariants=(lambda cloud, reader: dvr_hosts.unsound(reader),),
     extensions={
         "dvr": ("Distributed Virtual Router", "Routers on the hosts of their guests.", "2014-06-01"),
         "router-admin-state-down-before-update": (

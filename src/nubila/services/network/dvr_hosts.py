@@ -32,6 +32,7 @@ TABLE = sa.Table(
 
 _T, _P, _R, _F, _N = TABLE.c, Port.table.c, Router.table.c, FloatingIP.table.c, Network.table.c
 _OF = sa.select(_T.host).where(_T.router_id == sa.bindparam("router")).order_by(_T.host)
+_EVERY = sa.select(_R.id).where(_R.distributed.is_(True))
 _ALL = sa.select(_T.host).distinct()
 _ON = sa.select(_T.router_id).where(_T.host == sa.bindparam("host")).order_by(_T.router_id)
 _AT = sa.and_(_P.device_id == _T.router_id, _P.device_owner == DVR_INTERFACE)
@@ -142,20 +143,38 @@ def touched(tx: Tx, network_id: str) -> None:
 
 def _spread(tx: Tx, routers: set[str], networks: set[str], also: str = "") -> None:
     everyone = sorted({*routers, *([also] if also else [])})
-    central = {id: host or "" for id, host in tx.rows(_CENTRAL, {"routers": everyone})} if everyone else {}
-    where: set[str] = set()
-    if networks and routers:
-        where = {host for (host,) in tx.rows(_BOUND, {"networks": sorted(networks)})}
-        where |= {host for id, host in central.items() if id in routers}
-    where &= {h["name"] for h in hosts.every(tx)}
+    wanted = _wanted(tx, everyone, routers, networks)
     changed: set[str] = set()
     for id in everyone:
-        wanted = set(where) if id in routers else set()
-        wanted |= {central[id]} - {""} if id in central else set()
-        changed |= _move(tx, id, wanted if id in central else set())
+        changed |= _move(tx, id, wanted[id])
     for network_id in networks if changed else ():
-        for host in where | changed:
+        for host in changed.union(*wanted.values()):
             tx.ask("network", network_id, host)
+
+
+def _wanted(reader: Reader, everyone: list[str], routers: set[str], networks: set[str]) -> dict[str, set[str]]:
+    """On which hosts each of these routers belongs; ``routers`` are those that ``networks`` are connected to."""
+    central = {id: host or "" for id, host in reader.rows(_CENTRAL, {"routers": everyone})} if everyone else {}
+    where: set[str] = set()
+    if networks and routers:
+        where = {host for (host,) in reader.rows(_BOUND, {"networks": sorted(networks)})}
+        where |= {host for id, host in central.items() if id in routers}
+    where &= {h["name"] for h in hosts.every(reader)}
+    return {
+        id: ((where if id in routers else set()) | ({central[id]} - {""})) if id in central else set()
+        for id in everyone
+    }
+
+
+def unsound(reader: Reader) -> list[str]:
+    """One sentence for each distributed router that is not where it belongs."""
+    out = []
+    for (id,) in reader.rows(_EVERY):
+        routers, networks = component(reader, [net for (net,) in reader.rows(_NETWORKS, {"routers": [id]})])
+        wanted = _wanted(reader, sorted({id, *routers}), routers, networks)[id]
+        if wanted != set(of(reader, id)):
+            out.append(f"router {id} is on {of(reader, id)} and belongs on {sorted(wanted)}")
+    return out
 
 
 def _move(tx: Tx, router_id: str, wanted: set[str]) -> set[str]:

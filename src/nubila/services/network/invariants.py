@@ -16,6 +16,7 @@ from nubila.core.cloud import Cloud
 from nubila.core.db import Reader
 from nubila.services.network import addresses, segments
 from nubila.services.network.asks import DHCP, FLOATING, GATEWAY, INTERFACES, ROUTER_OWNERS
+from nubila.services.network.dvr_hosts import DVR_INTERFACE
 from nubila.services.network.kinds import FloatingIP, Network, Router, Subnet
 from nubila.services.network.kinds_port import Port, SecurityGroup
 from nubila.services.network.tables import DEFAULT_GROUP, DHCP_BINDING, IP_ALLOCATION, PORT_GROUP, SEGMENT, TAG
@@ -132,7 +133,8 @@ def _routers(rows: _Rows) -> Iterator[str]:
     for id, port in rows.ports.items():
         owner = rows.routers.get(port["device_id"])
         if port["device_owner"] in ROUTER_OWNERS and owner is not None:
-            if port["bound_host"] != (owner["host"] or ""):
+            host = "" if port["device_owner"] == DVR_INTERFACE else owner["host"] or ""  # those are everywhere
+            if port["bound_host"] != host:
                 yield f"port {id} of router {owner['id']} is on {port['bound_host']}, the router on {owner['host']}"
             if port["device_owner"] in INTERFACES and not rows.addresses.get(id):
                 yield f"port {id} of router {owner['id']} has no address"

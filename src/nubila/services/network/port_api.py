@@ -133,7 +133,7 @@ def updated(call: Call, before: Row, after: Row) -> None:
 def deleting(call: Call, row: Row) -> None:
     """What belongs to a router or floating IP goes with that, not alone."""
     owner, device = row["device_owner"], row["device_id"]
-    held = (owner in ROUTER_OWNERS and look.row(call.tx, Router, device)) or (
+    held = (owner in (*ROUTER_OWNERS, CENTRAL) and look.row(call.tx, Router, device)) or (
         owner == FLOATING and look.row(call.tx, FloatingIP, device)
     )
     if held:

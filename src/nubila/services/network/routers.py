@@ -190,6 +190,11 @@ def interface_owner(row: Row) -> str:
     return DVR_INTERFACE if row.get("distributed") else HA_INTERFACE if row.get("ha") else INTERFACE
 
 
+def _place(row: Row) -> str:
+    """Where a router's interfaces are bound: a distributed router's nowhere, since they are everywhere."""
+    return "" if row["distributed"] else row["host"] or ""
+
+
 def _interface(row: Row, port: Row, subnets: Sequence[str]) -> Row:
     return {
         "id": row["id"], "project_id": row["project_id"], "port_id": port["id"],
@@ -222,7 +227,7 @@ def _add_subnet(call: Call, row: Row, subnet_id: str) -> tuple[Row, list[str]]:
                 return port, [subnet_id]
     port = ports.create(
         call.cloud, tx, project_id=row["project_id"], network_id=subnet["network_id"], device_id=row["id"],
-        device_owner=interface_owner(row), host_id=row["host"] or "", fixed_ips=[wish], security_groups=[],
+        device_owner=interface_owner(row), host_id=_place(row), fixed_ips=[wish], security_groups=[],
         port_security_enabled=False,
     )  # fmt: skip
     return port, [subnet_id]
@@ -243,7 +248,7 @@ def _add_port(call: Call, row: Row, port_id: str) -> tuple[Row, list[str]]:
     if sum(s["ip_version"] == 4 for s in subnets) > 1:
         raise refuse("Cannot have multiple IPv4 subnets on router port.")
     gateways.no_overlap(tx, row["id"], subnets, INTERFACE)
-    after = ports.bind(tx, port, row["host"] or "", device_id=row["id"], device_owner=interface_owner(row))
+    after = ports.bind(tx, port, _place(row), device_id=row["id"], device_owner=interface_owner(row))
     return after, [s["id"] for s in subnets]
 
 
