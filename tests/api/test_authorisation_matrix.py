@@ -133,7 +133,7 @@ def ours(service: str) -> list[Rule]:
     return found
 
 
-@pytest.mark.req("A/ID-12", "A/ID-20")
+@pytest.mark.req("A/ID-12", "A/ID-20", "C/POL-02", "C/POL-11")
 @pytest.mark.parametrize("service", SERVICES)
 def test_every_cell_is_decided_as_published(service: str) -> None:
     declared, facts = ours(service), published(service)

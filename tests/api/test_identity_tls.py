@@ -135,7 +135,7 @@ def listening(settings: Settings, state: Path) -> tls.Context:
     return tls.Context(made)
 
 
-@pytest.mark.req("A/ID-28")
+@pytest.mark.req("A/ID-28", "C/ARCH-16")
 @pytest.mark.req("A/ID-30")
 @pytest.mark.req("A/ID-62")
 def test_client_certificates(certificates: Certificates, tmp_path: Path) -> None:

@@ -240,6 +240,7 @@ def test_addresses_that_follow_from_the_mac(demo: Net) -> None:
     assert "fd00::f816:3eff:fe00:1" in [i["ip_address"] for i in shown["fixed_ips"]]
 
 
+@pytest.mark.req("C/SG-02")
 def test_the_default_group_appears_once_with_its_four_rules(demo: Net) -> None:
     found = demo.ok("GET", "security-groups")["security_groups"]
     assert [g["name"] for g in found] == ["default"]
@@ -372,6 +373,7 @@ def test_nobody_joins_anothers_router_by_naming_it(demo: Net, admin: Net) -> Non
     assert demo.call("PUT", f"ports/{port['id']}", {"port": values}).status in (403, 409)
 
 
+@pytest.mark.req("C/L3-23")
 def test_extra_routes_lead_to_neighbours(demo: Net) -> None:
     _, subnet = demo.network()
     router = demo.make("router")
@@ -392,6 +394,7 @@ def test_extra_routes_lead_to_neighbours(demo: Net) -> None:
     assert demo.ok("PUT", path, {"router": {"routes": None}})["router"]["routes"] == []
 
 
+@pytest.mark.req("C/POL-15")
 def test_only_administrators_decide_about_the_gateway(demo: Net, admin: Net) -> None:
     public = demo.public()
     wish = {"network_id": public["id"], "enable_snat": False}
@@ -447,6 +450,7 @@ def test_lists_filter_sort_and_page(demo: Net) -> None:
     assert demo.refused("GET", "networks", sort_key="name")[0] == 400
 
 
+@pytest.mark.req("C/NET-41")
 def test_bulk_create_is_all_or_nothing(demo: Net) -> None:
     net, _ = demo.network()
     before = demo.ok("GET", "ports")
@@ -507,6 +511,7 @@ def test_a_network_in_use_stays_and_takes_its_subnets_with_it(demo: Net, admin: 
     assert [used[k]["used"] for k in ("network", "subnet", "port")] == [0, 0, 0]
 
 
+@pytest.mark.req("C/AGT-01")
 def test_agents_are_the_hosts_in_other_words(demo: Net, admin: Net) -> None:
     found = admin.ok("GET", "agents")["agents"]
     assert [a["binary"] for a in found] == [
@@ -530,6 +535,7 @@ def test_agents_are_the_hosts_in_other_words(demo: Net, admin: Net) -> None:
     assert admin.call("DELETE", f"agents/{dhcp}/dhcp-networks/{net['id']}").status == 204
 
 
+@pytest.mark.req("C/ARCH-18")
 def test_what_is_announced_is_there(demo: Net) -> None:
     found = demo.ok("GET", "extensions")["extensions"]
     for one in found:
@@ -543,6 +549,7 @@ def test_what_is_announced_is_there(demo: Net) -> None:
     assert [p["service_type"] for p in demo.ok("GET", "service-providers")["service_providers"]][:1] == ["L3_ROUTER_NAT"]
 
 
+@pytest.mark.req("C/L3A-14")
 def test_a_router_taken_from_its_host_stays_nowhere_until_it_is_given_to_one(demo: Net, admin: Net) -> None:
     _, subnet = demo.network()
     router = demo.make("router", external_gateway_info={"network_id": demo.public()["id"]})

@@ -97,7 +97,7 @@ def play(tmp_path: Path) -> Iterator[Play]:
     cloud.close()
 
 
-@pytest.mark.req("B/NET-44")
+@pytest.mark.req("B/NET-44", "C/DHCP-17")
 def test_two_servers_hand_out_the_same(play: Play) -> None:
     net = play.network()
     where = play.served_by(net)
@@ -116,6 +116,7 @@ def test_two_servers_hand_out_the_same(play: Play) -> None:
     play.sound()
 
 
+@pytest.mark.req("C/AGT-20")
 def test_a_silent_host_gets_a_stand_in_that_leaves_when_it_is_back(play: Play) -> None:
     net = play.network()
     before = play.served_by(net)
@@ -138,6 +139,7 @@ def test_a_silent_host_gets_a_stand_in_that_leaves_when_it_is_back(play: Play) -
     play.sound()
 
 
+@pytest.mark.req("C/AGT-16", "C/AGT-17", "C/AGT-02")
 def test_an_agent_of_a_host_that_is_gone_can_be_deleted(play: Play) -> None:
     net = play.network()
     gone = play.served_by(net)[0]
@@ -158,6 +160,7 @@ def test_an_agent_of_a_host_that_is_gone_can_be_deleted(play: Play) -> None:
     assert play.really_served_by(net) == play.served_by(net)
 
 
+@pytest.mark.req("C/AGT-11")
 def test_a_network_that_was_taken_from_an_agent_is_not_given_back_by_itself(play: Play) -> None:
     net = play.network()
     first, second = play.served_by(net)
@@ -184,6 +187,7 @@ def test_a_network_that_was_taken_from_an_agent_is_not_given_back_by_itself(play
     play.sound()
 
 
+@pytest.mark.req("C/AGT-10", "C/AGT-12")
 def test_more_servers_than_usual_stay(play: Play) -> None:
     net = play.network()
     (third,) = {"host1", "host2", "host3"} - set(play.served_by(net))

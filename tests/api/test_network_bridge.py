@@ -66,6 +66,7 @@ def neighbour(port: dict[str, Any], host: str) -> Neighbour:
     return Neighbour(mac=port["mac_address"], host=host, addresses=tuple(i["ip_address"] for i in port["fixed_ips"]))
 
 
+@pytest.mark.req("C/AGT-07", "C/ML2-01")
 def test_ports_and_agents_say_how_their_host_switches(mixed: Mixed) -> None:
     here, there = mixed.plug("bridge"), mixed.plug("ovs")
     assert (here["binding:vif_type"], there["binding:vif_type"]) == ("bridge", "ovs")

@@ -75,7 +75,7 @@ def test_labels_and_rules_are_made_shown_and_deleted(admin: Net) -> None:
     assert (used["metering_label"]["used"], used["metering_label_rule"]["used"]) == (0, 0)
 
 
-@pytest.mark.req("C/MTR-03")
+@pytest.mark.req("C/MTR-03", "C/MTR-06")
 def test_members_make_none_and_see_only_their_projects(admin: Net, demo: Net) -> None:
     own = demo.make("network")["project_id"]
     theirs, mine = label(admin, name="theirs"), label(admin, name="mine", project_id=own)

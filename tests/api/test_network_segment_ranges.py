@@ -33,6 +33,7 @@ def small(tmp_path: Path) -> Iterator[TestCloud]:
     made.close()
 
 
+@pytest.mark.req("C/PROV-15")
 def test_a_projects_own_range_is_its_own(small: TestCloud) -> None:
     demo, admin = Net(small), Net(small, "admin")
     project = demo.make("network")["project_id"]

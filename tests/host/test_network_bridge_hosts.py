@@ -9,15 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from contract_network import PING, WEB, external, network, port, replace, router, with_hosts
 from network_world import Host, await_line, until
+from test_network_deaths import Wishes, die
 from test_network_hosts import (  # noqa: F401  one test is collected here with the host below
     join,
     test_nothing_is_disturbed_when_everything_is_ensured_again,
 )
 
-from nubila.core.ports import NeedsOperator, Neighbour, NetworkSpec, PortSpec, Segment
+from nubila.core.ports import FloatingSpec, NeedsOperator, Neighbour, NetworkSpec, PortSpec, Segment
 from nubila.drivers import links
 from nubila.drivers.network import RealNetwork
 
@@ -65,7 +67,7 @@ def captured(child: subprocess.Popen[str]) -> str:
     return child.communicate(timeout=10)[0]
 
 
-@pytest.mark.req("C/LBR-08")
+@pytest.mark.req("C/LBR-08", "C/ML2-02")
 def test_a_network_spans_hosts_with_different_switches(pair: list[Host]) -> None:
     bridge, ovs = pair
     net, other = network(vni=7), network("10.0.0.0/24", vni=8)
@@ -94,7 +96,7 @@ def test_a_network_spans_hosts_with_different_switches(pair: list[Host]) -> None
     assert not a.pings(b.ip)
 
 
-@pytest.mark.req("C/LBR-09")
+@pytest.mark.req("C/LBR-09", "C/ML2-09", "C/ML2-12", "C/ML2-13")
 def test_who_is_known_is_neither_asked_for_nor_flooded(pair: list[Host]) -> None:
     bridge, ovs = pair
     net = network(vni=7, dhcp=False)
@@ -267,6 +269,44 @@ def test_destroy_leaves_the_host_as_it_was(tmp_path: Path) -> None:
 def devices(host: Host) -> dict[str, dict[str, Any]]:
     """The host's devices by name."""
     return {one["ifname"]: one for one in json.loads(host.run("ip", "-j", "-d", "link"))}
+
+
+@pytest.mark.slow
+def test_killed_anywhere_it_is_finished_by_the_next(tmp_path: Path) -> None:
+    host = Host(tmp_path, switch="linuxbridge")
+    try:
+        net, outside = network(gateway="10.0.0.1"), external(masquerade=True)
+        a, b = port(net, 3, PING), port(net, 4, PING)
+        floating = FloatingSpec(id="1", floating_ip="172.24.4.101", fixed_ip="10.0.0.3")
+        gate = router(net, outside=outside, floating_ips=(floating,))
+        wishes = Wishes(host.place, [with_hosts(net, a, b), outside], [a, b], [gate])
+        file = tmp_path / "wishes.json"
+        file.write_bytes(msgspec.json.encode(wishes, enc_hook=str))
+        whole = die(file, 60)
+        host.driver.start()
+        idle, rules = devices(host).keys(), host.run("nft", "list", "ruleset")
+        deaths = 12
+        for number in range(deaths):
+            die(file, whole * (number + 0.5) / deaths)
+            driver = RealNetwork(host.place)
+            driver.start()
+            if number % 2:
+                for spec in wishes.networks:
+                    driver.ensure_network(spec)
+                driver.ensure_router(gate)
+                driver.remove_port(a.id)  # its tap; here the guest is a namespace
+                guest = host.guest(a)
+                assert guest.lease()["ip"] == "10.0.0.3"
+                assert host.pings("172.24.4.101")
+                guest.close()
+                host.guests.remove(guest)
+            driver.prune([], [], [])
+            assert (driver.networks(), driver.ports(), driver.routers()) == ([], [], [])
+            until(lambda: devices(host).keys() == idle, "no device is left")
+            assert [name for name in links.namespaces() if name.endswith(f".{host.place.namespace}")] == []
+            assert host.run("nft", "list", "ruleset") == rules
+    finally:
+        host.close()
 
 
 @pytest.mark.req("C/LBR-04")

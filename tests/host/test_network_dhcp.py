@@ -37,6 +37,7 @@ def resolves(guest: Guest, name: str, server: str = "10.0.0.2") -> str:
     return guest.run("busybox", "nslookup", name, server, check=False, patience_s=30).stdout
 
 
+@pytest.mark.req("C/DHCP-15", "C/DHCP-16")
 def test_two_servers_give_the_same_lease(tmp_path: Path) -> None:
     hosts = [Host(tmp_path / f"h{i}", tunnel_ip=f"198.18.0.{i}") for i in (1, 2)]
     try:

@@ -83,6 +83,7 @@ def ward(tmp_path: Path) -> Iterator[Ward]:
     ward.host.close()
 
 
+@pytest.mark.req("C/L3A-15")
 def test_what_is_taken_away_comes_back(ward: Ward) -> None:
     assert ward.works()
     assert ward.heals(6) == [], "a sound host is only looked at"

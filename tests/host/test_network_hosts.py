@@ -37,6 +37,7 @@ def join(one: Host, other: Host) -> None:
             net.set_addresses(device.index, [f"{host.place.tunnel_ip}/24"])
 
 
+@pytest.mark.req("C/TUN-01", "C/TUN-03")
 def test_a_network_spans_hosts_by_vxlan(tmp_path: Path) -> None:
     hosts = [Host(tmp_path / f"h{i}", tunnel_ip=f"198.18.0.{i}") for i in (1, 2)]
     try:
@@ -67,6 +68,7 @@ def test_a_network_spans_hosts_by_vxlan(tmp_path: Path) -> None:
             host.close()
 
 
+@pytest.mark.req("C/OVS-09")
 def test_a_vlan_network_reaches_the_physical_bridge_tagged(host: Host) -> None:
     segment = Segment(network_type="vlan", physical_network="physnet1", segmentation_id=123)
     net = replace(network(dhcp=False), segment=segment)
@@ -139,6 +141,7 @@ def test_a_killed_switch_comes_back_with_all_flows(host: Host) -> None:
     assert not a.pings(b.ip), "the filters are back as well"
 
 
+@pytest.mark.req("C/OPS-05")
 def test_two_clouds_live_side_by_side(tmp_path: Path) -> None:
     host = Host(tmp_path, cloud="nubila")
     try:

@@ -22,6 +22,7 @@ def host(tmp_path: Path) -> Iterator[Host]:
     host.close()
 
 
+@pytest.mark.req("C/MTR-04")
 def test_packets_are_counted_and_counters_outlive_every_change(host: Host) -> None:
     inside, outside = network(dhcp=False), external()
     for net in (inside, outside):

@@ -62,6 +62,7 @@ def arp_frame(source_mac: str, claimed_mac: str, claimed_ip: str, to: str) -> by
 # --- security groups ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.req("C/SG-08")
 def test_security_groups_are_closed_unless_opened(host: Host) -> None:
     net = network(dhcp=False)
     host.driver.ensure_network(net)
@@ -86,6 +87,7 @@ def test_remote_addresses_decide(host: Host) -> None:
     assert not stranger.pings(web.ip)
 
 
+@pytest.mark.req("C/SG-12")
 def test_rules_apply_while_the_guest_runs_and_cut_what_they_revoke(host: Host) -> None:
     net = network(dhcp=False)
     host.driver.ensure_network(net)
@@ -169,6 +171,7 @@ def test_a_device_that_was_deleted_is_made_and_plugged_again(host: Host) -> None
 # --- spoofing and isolation ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.req("C/SG-10")
 def test_spoofed_frames_do_not_leave(host: Host) -> None:
     net = network(dhcp=False)
     host.driver.ensure_network(net)
@@ -194,6 +197,7 @@ def test_spoofed_frames_do_not_leave(host: Host) -> None:
         assert forbidden not in said, said
 
 
+@pytest.mark.req("C/OVS-19")
 def test_spoofed_arp_does_not_leave(host: Host) -> None:
     net = network(dhcp=False)
     host.driver.ensure_network(net)
@@ -209,6 +213,7 @@ def test_spoofed_arp_does_not_leave(host: Host) -> None:
     assert "10.0.0.52" not in said
 
 
+@pytest.mark.req("C/AAP-01", "C/ML2-06")
 def test_allowed_address_pairs_and_open_ports(host: Host) -> None:
     net = network(dhcp=False)
     host.driver.ensure_network(net)
@@ -227,6 +232,7 @@ def test_allowed_address_pairs_and_open_ports(host: Host) -> None:
     assert plain.pings("10.0.0.103"), "an address behind an open port is learned"
 
 
+@pytest.mark.req("C/NET-08", "C/OVS-17")
 def test_networks_never_meet(host: Host) -> None:
     one, two = network(dhcp=False, vni=7), network(dhcp=False, vni=8)
     for net in (one, two):
@@ -254,6 +260,7 @@ def test_a_guest_cannot_reach_the_host_past_the_switch(host: Host) -> None:
     assert not guest.pings("192.0.2.1")
 
 
+@pytest.mark.req("C/NET-20")
 def test_an_administratively_down_port_is_silent(host: Host) -> None:
     net = network(dhcp=False)
     host.driver.ensure_network(net)
@@ -269,7 +276,7 @@ def test_an_administratively_down_port_is_silent(host: Host) -> None:
 # --- DHCP ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.req("B/NET-44")
+@pytest.mark.req("B/NET-44", "C/DHCP-01", "C/DHCP-10")
 @pytest.mark.req("B/NET-26")
 def test_dhcp_gives_what_the_spec_says(host: Host) -> None:
     net = network(gateway="10.0.0.1", vni=7)
@@ -282,6 +289,7 @@ def test_dhcp_gives_what_the_spec_says(host: Host) -> None:
     assert lease["staticroutes"] == "192.168.9.0/24 10.0.0.77 0.0.0.0/0 10.0.0.1"
 
 
+@pytest.mark.req("C/DHCP-08")
 def test_a_subnet_without_gateway_has_a_route_to_metadata(host: Host) -> None:
     net = network()
     spec = port(net, 3)
@@ -296,6 +304,7 @@ def test_a_subnet_without_gateway_has_a_route_to_metadata(host: Host) -> None:
     assert (asked["address"], asked["method"], asked["path"]) == ("10.0.0.3", "GET", "/latest?a=b")
 
 
+@pytest.mark.req("C/DHCP-02", "C/DHCP-22")
 def test_new_hosts_are_known_without_a_restart_and_addresses_change_hands(host: Host) -> None:
     net = network()
     first = port(net, 3)

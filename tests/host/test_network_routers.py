@@ -38,6 +38,7 @@ def routed(host: Host) -> tuple[Guest, Guest, RouterSpec]:
     return a, b, gate
 
 
+@pytest.mark.req("C/L3-03", "C/L3-07", "C/L3A-07")
 def test_a_router_joins_networks_and_translates(host: Host) -> None:
     a, b, _ = routed(host)
     assert a.pings(b.ip)
@@ -57,6 +58,7 @@ def test_a_router_joins_networks_and_translates(host: Host) -> None:
         assert client.communicate(timeout=20)[0].strip() == "3000000"
 
 
+@pytest.mark.req("C/L3-19")
 def test_floating_addresses_in_out_and_round(host: Host) -> None:
     a, b, gate = routed(host)
     floats = (
@@ -111,6 +113,7 @@ def test_extra_routes_and_a_removed_interface(host: Host) -> None:
     assert not a.pings("172.24.4.1")
 
 
+@pytest.mark.req("C/L3A-16", "C/META-01")
 def test_metadata_through_a_router(host: Host) -> None:
     host.driver.serve_metadata(lambda **request: (200, "text/plain", json.dumps(request, default=str).encode()))
     a, _, gate = routed(host)
@@ -122,6 +125,7 @@ def test_metadata_through_a_router(host: Host) -> None:
         ask_in(host.place.namespace, "172.24.4.10", 9697, "/")
 
 
+@pytest.mark.req("C/L3A-13")
 def test_ipv6_addresses_by_router_advertisement(host: Host) -> None:
     net = network(dhcp=False)
     six = SubnetSpec(

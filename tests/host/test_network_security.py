@@ -69,6 +69,7 @@ def counted(host: Host) -> list[int]:
     return sizes
 
 
+@pytest.mark.req("C/SG-09", "C/ML2-15")
 def test_members_of_a_set_change_in_place(host: Host) -> None:
     net = network(dhcp=False)
     host.driver.ensure_network(net)

@@ -152,6 +152,7 @@ def agent_alone(scene: Scene) -> Iterator[None]:
         agent.wait(30)
 
 
+@pytest.mark.req("C/ARCH-06", "C/DHCP-19")
 def test_an_agent_without_control_plane_keeps_things_running(scene: Scene) -> None:
     engines = scene.engines()
     scene.cloud.nubila("down")

@@ -107,6 +107,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     made.close()
 
 
+@pytest.mark.req("C/ARCH-11")
 def test_joined_hosts_hold_no_secrets_of_the_cloud(scene: Scene) -> None:
     hosts = scene.cloud.hosts()
     assert {name: (h["alive"], h["roles"], h["tunnel_ip"]) for name, h in hosts.items()} == {
@@ -122,6 +123,7 @@ def test_joined_hosts_hold_no_secrets_of_the_cloud(scene: Scene) -> None:
         assert "database" not in json.loads((state / "hosts" / name / "agent.json").read_text())
 
 
+@pytest.mark.req("C/ARCH-09", "C/ARCH-13", "C/OVS-15")
 def test_a_network_spans_hosts_and_projects_are_apart(scene: Scene) -> None:
     scene.b.lease()
     until(lambda: scene.b.pings(scene.a), "guest to guest, host to host", 150)

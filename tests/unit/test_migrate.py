@@ -49,6 +49,7 @@ def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return directory
 
 
+@pytest.mark.req("C/ARCH-20")
 def test_fresh_database_is_made_once_and_matches_the_declarations(empty: Store):
     assert migrate.version(empty) is None
     assert migrate.prepare(empty, meta) == "made"

@@ -117,6 +117,7 @@ def column(name: str) -> Any:
 
 @settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
 @given(text=EXPRESSIONS, creds=CREDS)
+@pytest.mark.req("C/POL-07")
 def test_same_answers_as_oslo_and_same_rows_in_sql(db: Any, text: str, creds: dict[str, Any]) -> None:
     rules = RuleSet({**RULES, "asked": text})
     theirs = oslo.Enforcer(CONF, use_conf=False)
@@ -195,6 +196,7 @@ def test_predicates_fold_what_depends_on_the_caller_only() -> None:
     assert isinstance(rules.predicate("nothing", {}, T.c.get), sa.False_)
 
 
+@pytest.mark.req("C/POL-10")
 def test_unknown_rules_go_to_the_default_rule_else_deny() -> None:
     assert not RuleSet({"a": "rule:b"}).decide("a", {}, {})
     assert not RuleSet({"a": "@"}).decide("b", {}, {})
@@ -232,7 +234,7 @@ def test_text_that_means_nothing_is_refused_with_a_sentence(text: str, says: str
     assert says in str(e.value)
 
 
-@pytest.mark.req("A/ID-12")
+@pytest.mark.req("A/ID-12", "C/POL-06")
 def test_cycles_are_refused_naming_the_ring() -> None:
     with pytest.raises(RuleError, match="a -> b -> c -> a"):
         RuleSet({"a": "not rule:b", "b": "@ or rule:c", "c": "rule:a"})
@@ -306,7 +308,7 @@ def test_a_rule_may_ask_for_a_kind_of_scope(tmp_path: Path) -> None:
     assert not policy.enforce("identity:system_only", {"roles": ["admin"], "domain_id": "d"}, {})
 
 
-@pytest.mark.req("A/ID-12")
+@pytest.mark.req("A/ID-12", "C/POL-03")
 def test_files_override_and_are_read_again_when_they_change(tmp_path: Path) -> None:
     policy, clock = make(tmp_path)
     ops, user = {"roles": ["ops"], "user_id": "o"}, {"user_id": "u"}
@@ -338,7 +340,7 @@ def test_one_services_file_leaves_the_others_alone(tmp_path: Path) -> None:
     assert not policy.enforce("identity:get_user", creds, {"user_id": "x"})
 
 
-@pytest.mark.req("A/ID-12")
+@pytest.mark.req("A/ID-12", "C/POL-04")
 def test_the_old_list_form_in_json(tmp_path: Path) -> None:
     old: dict[str, Any] = {"identity:get_user": [["role:a", "role:b"], "role:c"], "get_network": [], "owner": [[]]}
     (tmp_path / "policy.json").write_text(json.dumps(old))

@@ -242,7 +242,7 @@ def test_the_router_translates_as_its_chains_showed(lab: Lab) -> None:
         assert direction
 
 
-@pytest.mark.req("B/WALK-84")
+@pytest.mark.req("B/WALK-84", "C/L3A-06")
 def test_names_are_made_of_eleven_characters(lab: Lab) -> None:
     names = {link["ifname"] for link in json.loads(lab.controller.run("ip", "-j", "link").stdout)}
     assert {brq(lab.net), brq(lab.provider), tap(lab.inner), tap(lab.outer), "vxlan-58"} <= names

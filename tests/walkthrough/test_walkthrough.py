@@ -118,7 +118,7 @@ def test_hypervisors_are_listed(walk: Walk) -> None:
     assert {row["State"] for row in walk["WALK-15"].data} == {"up"}
 
 
-@pytest.mark.req("B/WALK-16", "B/VC-160")
+@pytest.mark.req("B/WALK-16", "B/VC-160", "C/AGT-04")
 def test_network_agents_are_listed(walk: Walk) -> None:
     columns = {"ID", "Agent Type", "Host", "Availability Zone", "Alive", "State", "Binary"}
     assert columns <= walk["WALK-16"].columns
@@ -212,7 +212,7 @@ def test_the_router_starts_without_a_gateway(walk: Walk) -> None:
     assert (router["status"], router["admin_state_up"], router["external_gateway_info"]) == ("ACTIVE", True, None)
 
 
-@pytest.mark.req("B/WALK-25", "B/WALK-26", "B/WALK-28", "B/VC-171", "B/VC-172", "B/VC-174")
+@pytest.mark.req("B/WALK-25", "B/WALK-26", "B/WALK-28", "B/VC-171", "B/VC-172", "B/VC-174", "C/L3-11")
 def test_the_router_has_two_active_ports(walk: Walk) -> None:
     assert walk["WALK-25"].status == 0, walk["WALK-25"].err
     assert walk["WALK-26"].status == 0, walk["WALK-26"].err
@@ -232,7 +232,7 @@ def test_both_networks_are_listed(walk: Walk) -> None:
 
 
 @host
-@pytest.mark.req("B/WALK-27", "B/VC-173", "B/VC-222")
+@pytest.mark.req("B/WALK-27", "B/VC-173", "B/VC-222", "C/L3A-05", "C/DHCP-06", "C/DHCP-05")
 def test_namespaces_are_named_after_router_and_networks(real_walk: Walk) -> None:
     names = {line.split()[0] for line in real_walk["WALK-27"].out.splitlines()}
     assert f"qrouter-{real_walk.router}" in names
@@ -371,7 +371,7 @@ def test_the_server_shows_its_floating_ip(walk: Walk) -> None:
 
 
 @host
-@pytest.mark.req("B/WALK-53", "B/VC-206", "B/VC-207")
+@pytest.mark.req("B/WALK-53", "B/VC-206", "B/VC-207", "C/L3-21")
 def test_the_guest_is_reached_from_outside(real_walk: Walk) -> None:
     assert "1 received" in real_walk["WALK-53 ping"].out
     assert real_walk["WALK-53"].status == 0, real_walk["WALK-53"].err
@@ -379,7 +379,7 @@ def test_the_guest_is_reached_from_outside(real_walk: Walk) -> None:
 
 
 @host
-@pytest.mark.req("B/WALK-54", "B/VC-208", "B/VC-209")
+@pytest.mark.req("B/WALK-54", "B/VC-208", "B/VC-209", "C/L3-07")
 def test_the_guest_has_its_address_and_reaches_outside(real_walk: Walk) -> None:
     """The document pings a name of the internet; a host without one proves the same path to the external gateway."""
     seen = real_walk["WALK-54"].out

@@ -110,9 +110,11 @@ class Network(Named):
     physical_network = Attr(Str(64), "Physical network of a flat or vlan network.", api="provider:physical_network",
                             write="cu", default=None, null=True, see=ADMIN, set=ADMIN, filter="eq",
                             sort=True)  # fmt: skip
-    segmentation_id = Attr(LooseInt(0, 2**24), "VLAN id or tunnel id.", api="provider:segmentation_id", write="cu",
+    segmentation_id = Attr(LooseInt(0, 2**32 - 1), "VLAN id or tunnel id.", api="provider:segmentation_id", write="cu",
                            default=None, null=True, see=ADMIN, set=ADMIN, filter="eq", sort=True)  # fmt: skip
     port_security_enabled = Attr(LooseBool, "Default of its ports.", write="cu", default=True, filter="eq", sort=True)
+    pvlan = Attr(LooseBool, "Whether its ports can be kept apart (private VLAN).", write="cu", default=False,
+                 filter="eq")  # fmt: skip
     dns_domain = Attr(Str(255), "DNS domain of its ports.", write="cu", default="", filter="eq", sort=True)
     host_gateway = Attr(LooseBool, "Whether network hosts themselves are its gateway to the world.", default=False,
                         hidden=True)  # fmt: skip
