@@ -334,3 +334,25 @@ def test_hosts_are_chosen_by_load_and_spread_over_zones() -> None:
     assert choose(hosts, {}, 2, zones=["y"]) == ["c"]
     assert choose(hosts, {}, 9, have=["a"]) == ["b", "c"]
     assert choose([], {}, 1) == []
+
+
+def test_ports_are_told_of_their_logs(play: Play) -> None:
+    net, _ = play.network()
+    port = play.plug(net, "host1")
+    group = port["security_groups"][0]
+    log = play.post("log/logs", "log", user="admin", resource_type="security_group", resource_id=group, event="ACCEPT")
+    everything = play.post(
+        "log/logs", "log", user="admin", resource_type="security_group", project_id=play.project, event="DROP"
+    )
+    play.post("log/logs", "log", user="admin", resource_type="security_group")  # the administrators' own
+    play.test.settle()
+    driver = {agent.place.host: agent.drivers.network for agent in play.test.agents}["host1"]
+    told = driver.port(port["id"])
+    assert {(one.id, one.event, one.group) for one in told.logs} == {
+        (log["id"], "ACCEPT", group), (everything["id"], "DROP", None),
+    }  # fmt: skip
+    assert told.project_id == play.project
+    play.put(f"log/logs/{log['id']}", {"log": {"enabled": False}}, user="admin")
+    play.delete(f"log/logs/{everything['id']}", user="admin")
+    play.test.settle()
+    assert driver.port(port["id"]).logs == ()

@@ -264,3 +264,47 @@ def test_a_group_whose_rules_exceed_the_quota_is_refused(demo: User, admin: User
     demo.ok("GET", "security-groups")
     assert demo.refused("POST", "security-groups", {"security_group": {"name": "a"}}) == (409, "OverQuota")
     assert [g["name"] for g in demo.ok("GET", "security-groups")["security_groups"]] == ["default"]
+
+
+# --- logs -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_log_says_what_hosts_write_down(demo: User, admin: User) -> None:
+    assert admin.ok("GET", "log/loggable-resources")["loggable_resources"] == [{"type": "security_group"}]
+    group, net = demo.make("security-groups", name="a"), demo.make("networks", name="n")
+    port = demo.make("ports", network_id=net["id"], security_groups=[group["id"]])
+    about = {"resource_type": "security_group", "resource_id": group["id"], "target_id": port["id"]}
+    log = admin.ok("POST", "log/logs", {"log": {**about, "event": "DROP"}})["log"]
+    assert (log["event"], log["enabled"], log["name"]) == ("DROP", True, "")
+    changed = admin.ok("PUT", f"log/logs/{log['id']}", {"log": {"enabled": False, "name": "x"}})["log"]
+    assert (changed["enabled"], changed["name"]) == (False, "x")
+    assert admin.call("PUT", f"log/logs/{log['id']}", {"log": {"event": "ALL"}}).status == 400
+    assert demo.refused("GET", f"log/logs/{log['id']}")[0] == 404
+    assert demo.ok("GET", "log/logs")["logs"] == []
+    assert demo.call("POST", "log/logs", {"log": about}).status == 403
+    assert demo.call("GET", "log/loggable-resources").status == 403
+    demo.ok("DELETE", f"ports/{port['id']}")
+    assert admin.refused("GET", f"log/logs/{log['id']}") == (404, "LogResourceNotFound")
+    other = admin.ok("POST", "log/logs", {"log": {**about, "target_id": None}})["log"]
+    demo.ok("DELETE", f"security-groups/{group['id']}")
+    assert admin.refused("GET", f"log/logs/{other['id']}") == (404, "LogResourceNotFound")
+
+
+NOBODY = "6e1b8b3c-6b3d-4a8e-9a0f-0d0f2a1c7e55"
+
+
+@pytest.mark.parametrize(("values", "status", "kind"), [
+    ({"resource_type": "router"}, 400, "InvalidLogResourceType"),
+    ({"resource_id": NOBODY}, 404, "ResourceNotFound"),
+    ({"target_id": NOBODY}, 404, "TargetResourceNotFound"),
+    ({"resource_id": "x"}, 400, "HTTPBadRequest"),
+    ({"event": "SOME"}, 400, "HTTPBadRequest"),
+    ({"resource_id": "other"}, 400, "InvalidResourceConstraint"),
+])  # fmt: skip
+def test_logs_that_cannot_be(demo: User, admin: User, values: Json, status: int, kind: str) -> None:
+    body = {"resource_type": "security_group", **values}
+    if values.get("resource_id") == "other":
+        net = demo.make("networks", name="n")
+        body |= {"resource_id": demo.make("security-groups")["id"]}
+        body |= {"target_id": demo.make("ports", network_id=net["id"])["id"]}
+    assert admin.refused("POST", "log/logs", {"log": body}) == (status, kind)

@@ -26,6 +26,7 @@ from nubila.services.network import (
     ha,
     hosting,
     invariants,
+    logging_api,
     metering,
     misc_api,
     ndp_proxies,
@@ -35,6 +36,7 @@ from nubila.services.network import (
     port_api,
     port_forwardings,
     prefix_ops,
+    pvlan,
     qos,
     rbac_api,
     routers,
@@ -65,10 +67,12 @@ FEATURES: tuple[Feature, ...] = (
     group_api.FEATURE,
     address_groups.FEATURE,
     default_rules.FEATURE,
+    logging_api.FEATURE,
     qos.FEATURE,
     trunks.FEATURE,
     metering.FEATURE,
     ha.FEATURE,
+    pvlan.FEATURE,
 )  # fmt: skip
 SHAREABLE = (networks.SHAREABLE, pools.SHAREABLE, pools.SCOPE_SHAREABLE, *joined(FEATURES, "shareable"))
 

@@ -13,7 +13,7 @@ from nubila.core.faults import conflict, not_found, over_quota
 from nubila.core.query import ListQuery
 from nubila.core.service import Hooks
 from nubila.core.types import is_uuid
-from nubila.services.network import allocate, asks, group_hosting, group_rules, groups, look, paging, rbac, tags
+from nubila.services.network import allocate, asks, group_hosting, group_rules, groups, logs, look, paging, rbac, tags
 from nubila.services.network.feature import Feature
 from nubila.services.network.groups import DEFAULT
 from nubila.services.network.kinds_port import Port, SecurityGroup, SecurityGroupRule
@@ -97,6 +97,7 @@ def deleting(call: Call, row: Row) -> None:
     for project, n in sorted(lost.items()):
         quota.release(tx, project, {"security_group_rule": n})
     tx.execute(_FORGET_DEFAULT, {"b_group": id})
+    logs.forget(tx, id)
     tags.forget(tx, id)
 
 

@@ -36,8 +36,10 @@ from nubila.services.network import (
     dvr_hosts,
     ha_place,
     l2pop,
+    logs,
     look,
     metering,
+    pvlan,
     qos_use,
     router_specs,
     segments,
@@ -146,6 +148,7 @@ def describe_network(cloud: Cloud, reader: Reader, id: str, host: str) -> Networ
         subnets=_subnets(reader, net, subnets, dhcp),
         dhcp=dhcp,
         peers=tuple(dict.fromkeys(peers)),
+        restricted=pvlan.restricted(reader, net),
         neighbours=l2pop.neighbours(reader, id, host, here) if tunnels else (),
         host_address=f"{first['gateway_ip']}/{addresses.network(first['cidr']).prefixlen}"
         if own_gateway and first
@@ -286,6 +289,8 @@ def describe_port(cloud: Cloud, reader: Reader, id: str, host: str) -> PortSpec 
         ),
         groups=tuple(id for id, _ in groups),
         stateful=all(stateful for _, stateful in groups),
+        logs=logs.of_port(reader, port, [id for id, _ in groups]),
+        project_id=port["project_id"],
     )
 
 

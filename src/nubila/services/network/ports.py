@@ -25,7 +25,9 @@ from nubila.services.network import (
     floating_links,
     groups,
     l2pop,
+    logs,
     look,
+    pvlan,
     qos_guarantees,
     segments,
     tags,
@@ -63,6 +65,7 @@ def fill(cloud: Cloud, tx: Tx, values: Row, net: Mapping[str, Any], creds: Any) 
     values["dns_name"] = host_name(values.get("dns_name") or "")
     values["dns_domain"] = segments.domain(values.get("dns_domain"))
     values["tags"] = tags.clean(values.get("tags") or [])
+    pvlan.settle(values, net)
     values["_wishes"] = fixed.wishes(tx, values, values.get("fixed_ips"))
 
 
@@ -80,6 +83,7 @@ def made(cloud: Cloud, tx: Tx, row: Row) -> None:
     if row["fixed_ips"]:
         asks.dhcp(tx, row["network_id"])
         asks.members(tx, ids)
+    pvlan.followed(tx, {}, row)
 
 
 def check_move(tx: Tx, before: Row, asked: Sequence[Mapping[str, Any]]) -> None:
@@ -141,6 +145,7 @@ def prepare_change(cloud: Cloud, tx: Tx, before: Row, values: Row, creds: Any) -
         values["dns_name"] = host_name(values["dns_name"] or "")
     if "dns_domain" in values:
         values["dns_domain"] = segments.domain(values["dns_domain"])
+    pvlan.change(tx, before, values)
 
 
 def _change_mac(tx: Tx, before: Row, values: Row) -> None:
@@ -185,6 +190,7 @@ def changed(cloud: Cloud, tx: Tx, before: Row, after: Row) -> None:
         asks.port(tx, before)
     if new_ips != old_ips or any(before[n] != after[n] for n in ("mac_address", "dns_name", "dns_domain", "extra_dhcp_opts")):
         asks.dhcp(tx, before["network_id"])
+    pvlan.followed(tx, before, after)
     members = new_ips != old_ips or before["allowed_address_pairs"] != after["allowed_address_pairs"]
     concerned = set(old_groups) ^ set(after["security_groups"])
     asks.members(tx, concerned | set(old_groups) if members else concerned)
@@ -247,6 +253,7 @@ def let_go(tx: Tx, row: Row) -> None:
     qos_guarantees.release(tx, id)
     allocate.release(tx, id)
     groups.join(tx, id, ())
+    logs.forget(tx, id)
     tx.execute(_LOSE_DHCP, {"b_port": id})
     tx.execute(_LOSE_BINDINGS, {"b_port": id})
     tags.forget(tx, id)
@@ -259,6 +266,7 @@ def gone(tx: Tx, row: Row) -> None:
         asks.port(tx, row)
     asks.dhcp(tx, row["network_id"])
     asks.members(tx, row.pop("_groups", ()))
+    pvlan.followed(tx, row, {})
 
 
 def delete(tx: Tx, row: Row) -> None:
