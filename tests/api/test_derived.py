@@ -90,6 +90,26 @@ class Kind:
 
 
 KINDS = [Kind(s, cls, cls.rest) for s in SERVICES for cls in s.kinds if cls.rest is not None]
+def _ndp_proxy(w: World, who: str) -> dict[str, Any]:
+    """A router with an IPv6 gateway and interface of one address scope, and a port behind it."""
+    base, n = "/network/v2.0", next(w.n)
+    scope = w.post(f"{base}/address-scopes", {"address_scope": {"name": "s", "ip_version": 6}}, who)["address_scope"]
+    pool = {"name": "p", "address_scope_id": scope["id"], "prefixes": [f"2001:db8:{n:x}::/96"]}
+    pool = w.post(f"{base}/subnetpools", {"subnetpool": pool}, who)["subnetpool"]
+    ext = {"name": f"e{n}", "router:external": True, "project_id": pool["project_id"]}
+    nets = [w.post(f"{base}/networks", {"network": ext})["network"]["id"], w.network(who)]
+    subnets = [
+        w.post(f"{base}/subnets", {"subnet": {"network_id": net, "ip_version": 6, "subnetpool_id": pool["id"],
+                                              "prefixlen": 112}}, who)["subnet"]["id"] for net in nets
+    ]  # fmt: skip
+    router = {"external_gateway_info": {"network_id": nets[0]}, "enable_ndp_proxy": True}
+    router_id = w.post(f"{base}/routers", {"router": router}, who)["router"]["id"]
+    path, body = f"{base}/routers/{router_id}/add_router_interface", {"subnet_id": subnets[1]}
+    assert w.cloud.request("PUT", path, body, token=w.tokens[who]).status == 200
+    port = w.post(f"{base}/ports", {"port": {"network_id": nets[1]}}, who)["port"]
+    return {"router_id": router_id, "port_id": port["id"], "ip_address": port["fixed_ips"][0]["ip_address"]}
+
+
 NEEDS: dict[str, Callable[[World, str], dict[str, Any]]] = {
     "subnet": lambda w, who: {"network_id": w.network(who), "cidr": f"10.{next(w.n) % 250}.0.0/24", "ip_version": 4},
     "port": lambda w, who: {"network_id": w.network(who)},
@@ -124,6 +144,9 @@ NEEDS: dict[str, Callable[[World, str], dict[str, Any]]] = {
         }})["metering_label"]["id"],
     },
     "credential": lambda w, who: {"user_id": w.users.get(who, w.users["owner"]), "type": "cert", "blob": "{}"},
+    "ndp_proxy": lambda w, who: _ndp_proxy(w, who),
+    "network_flavor": lambda w, who: {"service_type": "L3_ROUTER_NAT"},
+    "network_service_profile": lambda w, who: {"metainfo": "facts"},
 }  # fmt: skip
 
 
