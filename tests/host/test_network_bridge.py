@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,17 @@ from contract_network import EGRESS, PING, WEB, Bench, NetworkContract, external
 from frames import Ear, ipv4, send, udp
 from network_world import Host, ask_in, await_line
 
-from nubila.core.ports import AddressSetSpec, NetworkSpec, RouterSpec, RuleSpec, SecurityGroupSpec
+from nubila.core.ports import (
+    AddressSetSpec,
+    LogSpec,
+    NeedsOperator,
+    NetworkSpec,
+    QosSpec,
+    RouterSpec,
+    RuleSpec,
+    SecurityGroupSpec,
+    TrunkPlace,
+)
 from nubila.drivers import nft
 from nubila.drivers.network import RealNetwork
 
@@ -159,3 +170,22 @@ def test_masquerading_leaves_bridged_packets_of_the_same_addresses_alone(host: H
         assert ear.listen(frame, 5.0)
     finally:
         ear.close()
+
+
+def test_limits_hold_and_what_is_missing_is_said(host: Host) -> None:
+    net = network(dhcp=False)
+    host.driver.ensure_network(net)
+    a = host.guest(port(net, 3)).configure()
+    b = host.guest(port(net, 4, PING)).configure()
+    flood = ("ping", "-c", "40", "-i", "0.01", "-W", "1", "-q", b.ip)
+    assert " 40 received" in a.run(*flood, check=False).stdout
+    host.driver.ensure_port(replace(a.spec, qos=QosSpec(egress_pps=10, egress_burst_packets=5, dscp=26)))
+    received = re.search(r"(\d+) received", a.run(*flood, check=False).stdout)
+    assert received is not None
+    assert 5 <= int(received[1]) <= 20
+    rules = host.run("nft", "list", "chain", "bridge", "linuxbridge-nubila", f"neutron-linuxbri-s{a.spec.id[:11]}")
+    assert "ip dscp set af31" in rules
+    logged = host.driver.ensure_port(replace(a.spec, logs=(LogSpec(id="l"),)))
+    assert (logged.status, "not logged" in logged.fault) == ("ACTIVE", True)
+    with pytest.raises(NeedsOperator, match="Trunks"):
+        host.driver.ensure_port(replace(a.spec, trunk=TrunkPlace(trunk_id="t", vlan=5)))

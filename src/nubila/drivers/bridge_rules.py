@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
-from nubila.core.ports import AddressSetSpec, PortSpec, RuleSpec, SecurityGroupSpec
+from nubila.core.ports import AddressSetSpec, PortSpec, QosSpec, Restricted, RuleSpec, SecurityGroupSpec
 from nubila.drivers.links import GROUP
 from nubila.drivers.ovs_flows import link_local
 from nubila.drivers.ovs_security import PROTOCOLS
@@ -61,12 +61,14 @@ table bridge {name} {{
   map senders {{ type ifname : mark; }}
   map sources {{ type ifname : verdict; }}
   map targets {{ type ifname : verdict; }}
+  map restricted {{ type ifname : verdict; }}
   set ways {{ type ifname; }}
   chain prerouting {{
     type filter hook prerouting priority -300;
     meta mark set iifname map @senders
     iifname vmap @sources
   }}
+  chain pvlan {{ type filter hook forward priority -250; oifname vmap @restricted; }}
   chain forward {{ type filter hook forward priority -200; oifname vmap @targets; }}
   chain input {{ type filter hook input priority 0; iifgroup {GROUP} meta mark set {CLOSED:#x}; }}
   chain postrouting {{ type filter hook postrouting priority 300; oifname @ways meta mark set 0; }}
@@ -117,6 +119,28 @@ def network_part(table: str, bridge: str, zone: int, hosted: bool, ways: Sequenc
     return _part(add, remove)
 
 
+def pvlan_part(table: str, network_id: str, restricted: Sequence[Restricted]) -> Part:
+    """A private VLAN: who may send to the ports that do not reach everybody. Sets, so that each port costs a line."""
+    frames, short = f"bridge {table}", network_id[:11]
+    names = sorted({one.community for one in restricted} - {""})
+    sets = {"": f"pv{short}", **{name: f"pv{short}-{number}" for number, name in enumerate(names)}}
+    add, remove = [], []
+    for name, set_name in sets.items():
+        macs = {mac for one in restricted if name in ("", one.community) for mac in one.macs}
+        add.append(f"add set {frames} {set_name} {{ type ether_addr; }}")
+        add.append(f"add element {frames} {set_name} {{ {', '.join(sorted(macs))} }}")
+    for one in restricted:
+        own = f"{BINARY}-p{one.device}"
+        add.append(f"add chain {frames} {own}")
+        if one.community:
+            add.append(f"add rule {frames} {own} ether saddr @{sets[one.community]} return")
+        add.append(f"add rule {frames} {own} ether saddr @{sets['']} drop")
+        add.append(f'add element {frames} restricted {{ "{one.device}" : jump {own} }}')
+        remove.append(f'delete element {frames} restricted {{ "{one.device}" }}')
+        remove.append(f"delete chain {frames} {own}")
+    return _part(add, [*remove, *(f"delete set {frames} {name}" for name in sets.values())])
+
+
 def trusted_part(table: str, device: str) -> Part:
     """A router's or DHCP server's port, or a guest's without port security."""
     return _part([_sender(table, device, 0)], [_no_sender(table, device)])
@@ -140,7 +164,7 @@ def _part(add: Iterable[str], remove: Iterable[str]) -> Part:
 def port_part(table: str, spec: PortSpec, number: int) -> Part:
     """Everything one guest's port may do."""
     if spec.admin_state_up and not spec.port_security:
-        return trusted_part(table, spec.device)
+        return _open_part(table, spec)
     spoof, into, out, enter, local = (chain(letter, spec.id) for letter in "sdoil")
     frames = f"bridge {table}"
     packets = f"inet {table}"
@@ -160,7 +184,7 @@ def port_part(table: str, spec: PortSpec, number: int) -> Part:
     add = [f"add chain {packets} {group_chain(id, way, spec.stateful)}" for id in spec.groups for way in "oi"]
     add += [line for rule in spec.rules for line in _named_sets(table, rule)]
     for where, name, rules in chains:
-        add.append(f"add chain {where} {name}")
+        add += [f"add chain {where} {name}", f"flush chain {where} {name}"]
         add += [f"add rule {where} {name} {rule}" for rule in rules]
     add.append(_sender(table, spec.device, number))
     add += [f"add element {where} {map} {{ {key} : {verdict} }}" for where, map, key, verdict in elements]
@@ -168,6 +192,40 @@ def port_part(table: str, spec: PortSpec, number: int) -> Part:
     remove += [f"delete element {where} {map} {{ {key} }}" for where, map, key, _ in elements]
     remove += [f"delete chain {where} {name}" for where, name, _ in reversed(chains)]
     return _part(add, remove)
+
+
+def _open_part(table: str, spec: PortSpec) -> Part:
+    """A port without port security: nothing but its limits."""
+    trusted = trusted_part(table, spec.device)
+    if spec.qos is None:
+        return trusted
+    add, remove = [], []
+    for map, letter, towards in (("sources", "s", False), ("targets", "d", True)):
+        name = chain(letter, spec.id)
+        add += [f"add chain bridge {table} {name}", f"flush chain bridge {table} {name}"]
+        add += [f"add rule bridge {table} {name} {rule}" for rule in _limits(spec.qos, to_owner=towards)]
+        add.append(f'add element bridge {table} {map} {{ "{spec.device}" : jump {name} }}')
+        remove += [f'delete element bridge {table} {map} {{ "{spec.device}" }}', f"delete chain bridge {table} {name}"]
+    more = _part(add, remove)
+    return Part(add=trusted.add + more.add, remove=trusted.remove + more.remove)
+
+
+def _limits(qos: QosSpec | None, *, to_owner: bool) -> list[str]:
+    """Limits drop what is too much (police). A frame before segmentation may be 64 KiB: no bucket is smaller."""
+    if qos is None:
+        return []
+    kbps, kbit = (qos.ingress_kbps, qos.ingress_burst_kbit) if to_owner else (qos.egress_kbps, qos.egress_burst_kbit)
+    pps, burst = (
+        (qos.ingress_pps, qos.ingress_burst_packets) if to_owner else (qos.egress_pps, qos.egress_burst_packets)
+    )
+    rules = []
+    if kbps:
+        rules.append(f"limit rate over {kbps * 125} bytes/second burst {max(kbit * 125, 66_000)} bytes drop")
+    if pps:
+        rules.append(f"limit rate over {pps}/second burst {max(burst, 1)} packets drop")
+    if qos.dscp is not None and not to_owner:
+        rules += [f"{family} dscp set {qos.dscp}" for family in ("ip", "ip6")]
+    return rules
 
 
 def claims(spec: PortSpec) -> set[tuple[_Network, str]]:
@@ -191,6 +249,7 @@ def _claims(spec: PortSpec) -> list[str]:
     four = [(net, mac) for net, mac in every if net.version == 4]
     six = [(net, mac) for net, mac in every if net.version == 6]
     rules = ["ether type != { arp, ip, ip6 } drop", f"ether saddr != {{ {own} }} drop"]
+    rules += _limits(spec.qos, to_owner=False)
     rules += [f"ether saddr {mac} arp saddr ether {mac} arp saddr ip {_plain(net)} accept" for net, mac in four]
     rules += [f"ether saddr {mac} arp saddr ether {mac} arp saddr ip 0.0.0.0 accept" for mac in macs(spec)]
     rules += ["ether type arp drop", "ip saddr 0.0.0.0 udp sport 68 udp dport 67 accept"]
@@ -207,6 +266,7 @@ def _addressed(spec: PortSpec, number: int) -> list[str]:
     return [
         "ether type != { arp, ip, ip6 } drop",
         f"ether daddr & 01:00:00:00:00:00 == 00:00:00:00:00:00 ether daddr != {{ {own} }} drop",
+        *_limits(spec.qos, to_owner=True),
         f"meta mark set meta mark & {SENDER:#x} | {number:#x}",
     ]
 

@@ -125,6 +125,10 @@ class LinuxBridge:
             hosted = bool(spec.host_address or spec.masquerade or own)
         part = bridge_rules.network_part(self.tables.name, bridge.name, zone, hosted, [way.name] if way else [])
         self.tables.put("network", spec.id, part)
+        if spec.restricted:
+            self.tables.put("pvlan", spec.id, bridge_rules.pvlan_part(self.tables.name, spec.id, spec.restricted))
+        else:
+            self.tables.drop("pvlan", spec.id)
         with links.opened(self.place.namespace) as net:
             group = HOSTED if hosted else GROUP
             if way is not None and not (card and way.index == card.index):
@@ -244,6 +248,7 @@ class LinuxBridge:
                     bridge_links.move_addresses(net, bridge, card)
                 net.remove(bridge.name)
         self.tables.drop("network", id)
+        self.tables.drop("pvlan", id)
 
     def outside_device(self, spec: NetworkSpec) -> str:
         """The bridge itself carries the host's address."""
@@ -251,13 +256,10 @@ class LinuxBridge:
 
     # --- ports
 
-    def ensure_guest(self, spec: PortSpec) -> None:
+    def ensure_guest(self, spec: PortSpec) -> str:
         """A guest's tap: filtered first, then plugged."""
         if spec.trunk is not None:
             raise NeedsOperator("Trunks need Open vSwitch: this host switches with Linux bridges.")
-        lacking = "subports of trunks" if spec.trunk is not None else "logs of security groups" if spec.logs else ""
-        if lacking:
-            raise NeedsOperator(f"The Linux bridge switch has no {lacking}: put port {spec.id} on another host.")
         with links.opened(self.place.namespace) as net:
             bridge = self._wired(net, spec.network_id)
             device = net.device(spec.device)
@@ -287,6 +289,7 @@ class LinuxBridge:
             known = spec.port_security and own == [spec.mac.lower()]
             bridge_links.set_flags(net, device.index, unicast_flood=0 if known else 1)
             bridge_links.forward_here(net, device, [spec.mac])
+        return "Security groups are not logged on Linux bridges." if spec.logs else ""
 
     def ensure_inner(
         self,

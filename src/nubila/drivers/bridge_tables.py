@@ -15,7 +15,7 @@ from nubila.drivers import bridge_rules, links, nft, programs
 from nubila.drivers.bridge_rules import Part
 from nubila.drivers.files import read_json, write_json
 
-_ORDER = ("set", "group", "network", "port")  # as they are loaded
+_ORDER = ("set", "group", "network", "pvlan", "port")  # as they are loaded
 
 
 class Tables:

@@ -335,8 +335,8 @@ class RealNetwork:
         """Have a guest's tap, plugged and filtered, before or while its guest runs."""
         with self._lock:
             self.switch.ready()
-            self.switch.ensure_guest(spec)
-            return NetworkState(id=spec.id, status="ACTIVE" if spec.admin_state_up else "DOWN")
+            fault = self.switch.ensure_guest(spec)
+            return NetworkState(id=spec.id, status="ACTIVE" if spec.admin_state_up else "DOWN", fault=fault)
 
     def remove_port(self, id: str) -> None:
         """Unplug a guest's port and delete its tap; absent is success."""

@@ -61,7 +61,7 @@ class OpenVSwitch(Switch):
             links.plain_frames(bridge)
         return bridge
 
-    def ensure_guest(self, spec: PortSpec) -> None:
+    def ensure_guest(self, spec: PortSpec) -> str:
         """A guest's tap, plugged and filtered."""
         ovs_ports.ensure_guest(self, spec)
 

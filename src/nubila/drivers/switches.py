@@ -78,6 +78,7 @@ class VirtualSwitch(Protocol):
     def ensure_guest(self, spec: PortSpec) -> None:
         """A guest's tap, plugged and filtered; a device that has the name already is adopted as it is.
 
+        Returns a sentence about what this switch cannot do for it, "" when there is nothing.
         Raises TryAgain while the network is not wired.
         """
         ...
