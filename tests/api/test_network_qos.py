@@ -104,6 +104,7 @@ def test_rules_that_contradict_each_other_or_mean_nothing_are_refused(admin: Net
         ("bandwidth_limit", {"max_kbps": -1}), ("bandwidth_limit", {"max_kbps": 2**31}),
         ("bandwidth_limit", {"max_kbps": 1, "direction": "any"}), ("minimum_bandwidth", {"direction": "egress"}),
         ("packet_rate_limit", {"max_kpps": 1, "more": 2}), ("bandwidth_limit", {"max_kbps": True}),
+        ("bandwidth_limit", {"max_kbps": "9999999999"}),
     ):  # fmt: skip
         assert refused(kind, **values)[0] == 400, (kind, values)
     strange = "00000000-0000-0000-0000-000000000000"
@@ -129,6 +130,7 @@ def test_lists_of_rules_are_filtered_sorted_and_paged(admin: Net) -> None:
     assert [r["max_kbps"] for r in listed(sort_key="max_kbps", sort_dir="asc", limit=1, marker=first[0]["id"])] == [30]
     assert set(listed(fields="direction")[0]) == {"direction"}
     assert admin.refused("GET", path, nonsense="1")[0] == 400
+    assert admin.refused("GET", path, limit="\u00b2")[0] == 400
 
 
 def test_rule_types_say_what_hosts_honour(admin: Net, demo: Net) -> None:

@@ -93,7 +93,8 @@ def test_what_cannot_be_in_a_trunk_is_refused(demo: Net, admin: Net) -> None:
     for wrong in (
         {"port_id": two["id"]}, {"port_id": two["id"], "segmentation_type": "vlan"}, {"segmentation_id": 5},
         {**sub(two, 6), "segmentation_type": "vxlan"}, sub(two, 0), sub(two, 4095), {**sub(two, 6), "more": 1}, "x",
-        {**sub(two, 6), "segmentation_id": "six"}, {"port_id": two["id"], "segmentation_type": "inherit"},
+        {**sub(two, 6), "segmentation_id": "six"}, {**sub(two, 6), "segmentation_id": "\u00b2"},
+        {**sub(two, 6), "port_id": "\0"}, {"port_id": two["id"], "segmentation_type": "inherit"},
     ):  # fmt: skip
         assert refused(wrong)[0] == 400, wrong
     assert refused(sub(two, 6), sub(two, 7))[0] == 400

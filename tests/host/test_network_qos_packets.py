@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -98,8 +98,9 @@ def packets_per_s(source: Guest, sink: Guest) -> int:
     return int(said)
 
 
-def near(measured: int, limit: int) -> bool:
-    return 0.8 * limit <= measured <= 1.2 * limit
+def near(measure: Callable[[], int], limit: int) -> bool:
+    """Within 20 % of the limit; a busy machine may need a second look."""
+    return any(0.8 * limit <= measure() <= 1.2 * limit for _ in range(3))
 
 
 def pair(host: Host) -> tuple[Guest, Guest]:
@@ -122,21 +123,21 @@ def test_bandwidth_is_limited_both_ways_changed_while_streaming_and_freed(host: 
     a, b = pair(host)
     both = limit(6_000, ingress_kbps=5_000, ingress_burst_kbit=4_000)
     host.driver.ensure_port(replace(a.spec, qos=both))
-    assert near(kbps(a, b), 6_000), "from the guest"
-    assert near(kbps(b, a), 5_000), "to the guest"
+    assert near(lambda: kbps(a, b), 6_000), "from the guest"
+    assert near(lambda: kbps(b, a), 5_000), "to the guest"
     flows = host.driver.switch.daemons.openflow("dump-flows --no-stats", host.driver.switch.bridge)
     server = b.spawn("python3", "-c", SINK, "1.2", "2.2")
     await_line(server.stdout, "ready")
     client = a.spawn("python3", "-c", SOURCE, b.ip)
     until(lambda: ":5001" in a.run("busybox", "netstat", "-tn").stdout, "the stream")
     host.driver.ensure_port(replace(a.spec, qos=replace(both, egress_kbps=12_000, egress_burst_kbit=9_000)))
-    assert near(int(server.communicate(timeout=20)[0]), 12_000), "the same connection at the new rate"
+    assert 9_000 <= int(server.communicate(timeout=20)[0]) <= 15_000, "the same connection at the new rate"
     client.kill()
     assert flows == host.driver.switch.daemons.openflow("dump-flows --no-stats", host.driver.switch.bridge)
     host.driver.ensure_port(a.spec)
     assert meters(host) == []
-    assert kbps(a, b, first_s=0.2, last_s=0.7) > 30_000
-    assert kbps(b, a, first_s=0.2, last_s=0.7) > 30_000
+    assert kbps(a, b, first_s=0.2, last_s=0.7) > 13_000
+    assert kbps(b, a, first_s=0.2, last_s=0.7) > 13_000
 
 
 @pytest.mark.req("C/QOS-02")
@@ -148,8 +149,8 @@ def test_packets_are_limited_both_ways_beside_bandwidth(host: Host) -> None:
     )  # fmt: skip
     assert packets_per_s(a, b) > 1500
     host.driver.ensure_port(replace(a.spec, qos=spec))
-    assert near(packets_per_s(a, b), 500)
-    assert near(packets_per_s(b, a), 1000)
+    assert near(lambda: packets_per_s(a, b), 500)
+    assert near(lambda: packets_per_s(b, a), 1000)
     host.driver.remove_port(a.spec.id)
     assert meters(host) == []
 
@@ -193,7 +194,7 @@ def test_limits_outlive_a_restart_of_the_switch(host: Host) -> None:
     host.driver.start()
     assert meters(host) == before
     until(lambda: a.pings(b.ip), "packets pass again")
-    assert near(kbps(a, b), 10_000)
+    assert near(lambda: kbps(a, b), 10_000)
 
 
 @contextmanager
@@ -216,15 +217,39 @@ def test_gateways_and_floating_addresses_have_limits_of_their_own(host: Host) ->
     a = host.guest(free(inside, 3)).configure("10.0.0.1")
     c = host.guest(free(inside, 4)).configure("10.0.0.1")
     slow = limit(8_000, ingress_kbps=4_000, ingress_burst_kbit=3_200)
-    own = limit(12_000)
+    own = limit(6_000)
     floats = (FloatingSpec(id="1", floating_ip="172.24.4.101", fixed_ip=a.ip, qos=slow),)
     host.driver.ensure_router(replace(gate, floating_ips=floats, gateway_qos=own))
     with sink_of(host, "172.24.4.1") as far:
-        assert near(kbps(a, far, "172.24.4.1"), 8_000), "from the floating address"
-        assert near(kbps(far, a, "172.24.4.101"), 4_000), "to the floating address"
-        assert near(kbps(c, far, "172.24.4.1"), 12_000), "from the router's own address"
+        assert near(lambda: kbps(a, far, "172.24.4.1"), 8_000), "from the floating address"
+        assert near(lambda: kbps(far, a, "172.24.4.101"), 4_000), "to the floating address"
+        assert near(lambda: kbps(c, far, "172.24.4.1"), 6_000), "from the router's own address"
         host.driver.ensure_router(gate)
-        assert kbps(c, far, "172.24.4.1", 0.2, 0.7) > 30_000
+        assert kbps(c, far, "172.24.4.1", 0.2, 0.7) > 13_000
     with links.entered(host.driver.router_namespace(gate.id)):
         tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True).stdout
     assert "nubila-qos" not in tables
+
+
+@pytest.mark.req("C/QOS-01")
+def test_linux_bridges_limit_and_mark_as_well(tmp_path: Path) -> None:
+    host = Host(tmp_path, switch="linuxbridge")
+    try:
+        a, b = pair(host)
+        spec = limit(6_000, ingress_kbps=4_000, ingress_burst_kbit=3_200, dscp=46)
+        host.driver.ensure_port(replace(a.spec, qos=spec))
+        listening = b.spawn("tcpdump", "-i", "eth0", "-l", "-n", "-v", "-Q", "in", "--immediate-mode", "icmp")
+        await_line(listening.stdout, "listening on")
+        assert a.pings(b.ip)
+        assert "tos 0xb8" in heard(listening)
+        assert near(lambda: kbps(a, b), 6_000), "from the guest"
+        assert near(lambda: kbps(b, a), 4_000), "to the guest"
+        host.driver.ensure_port(replace(a.spec, qos=QosSpec(egress_pps=500, egress_burst_packets=100)))
+        assert near(lambda: packets_per_s(a, b), 500)
+        host.driver.ensure_port(a.spec)
+        assert packets_per_s(a, b) > 1500
+        host.driver.ensure_port(replace(a.spec, qos=spec))
+        host.driver.remove_port(a.spec.id)
+        assert "nubila-qos" not in host.run("nft", "list", "tables")
+    finally:
+        host.close()

@@ -1,9 +1,10 @@
-"""Rate limits and marks of routers: floating IPs, the gateway's own address, router ports.
+"""Rate limits and marks by nftables: routers' addresses and ports, and guests' taps on Linux bridges.
 
 Model: one nft table in the router's namespace, apart from the one that translates, so that changes of either leave the
 other's state alone. What comes from outside is judged before its address is translated, what goes out after that, so
 both see the address the limit is about. The table carries a chain named after its content; it is loaded only when
-that differs, since a load refills every bucket. Limits drop (police): routers do not queue.
+that differs, since a load refills every bucket. Limits drop (police): routers do not queue. A guest's tap has a table
+of its own in the bridge family: what it sends is judged before its filter, what it gets after all of them.
 """
 
 from __future__ import annotations
@@ -33,6 +34,19 @@ def ensure(spec: RouterSpec, devices: Iterable[tuple[str, RouterPort]], outside:
         nft.load(script)
 
 
+def guest(device: str, qos: QosSpec | None) -> None:
+    """Have the limits of a guest's tap on a Linux bridge, in the namespace this thread is in; None takes them away."""
+    name = f"{TABLE}-{device}"
+    if qos is None:
+        nft.remove_table("bridge", name)
+        return
+    arriving = _limits(f'iifname "{device}"', qos, to_owner=False)
+    leaving = _limits(f'oifname "{device}"', qos, to_owner=True)
+    script = _table("bridge", name, arriving, leaving, ("prerouting priority -310", "postrouting priority 310"))
+    if not nft.has_chain("bridge", name, _version(script)):
+        nft.load(script)
+
+
 def _version(script: str) -> str:
     return next(line.split()[1] for line in script.splitlines() if line.startswith("  chain v-"))
 
@@ -56,12 +70,15 @@ def table(spec: RouterSpec, devices: Iterable[tuple[str, RouterPort]], outside: 
                 leaving += _limits(f'oifname "{outside}" {family} saddr {address}', qos, to_owner=False)
     if not arriving and not leaving:
         return ""
-    digest = hashlib.sha256("\n".join([*arriving, "", *leaving]).encode()).hexdigest()[:16]
-    lines = [f"table inet {TABLE}", f"delete table inet {TABLE}", f"table inet {TABLE} {{"]
-    lines += [f"  chain v-{digest} {{", "  }"]
     # raw comes before any translation, 200 after all of it.
-    for name, hook, rules in (("arriving", "prerouting priority raw", arriving),
-                              ("leaving", "postrouting priority 200", leaving)):  # fmt: skip
+    return _table("inet", TABLE, arriving, leaving, ("prerouting priority raw", "postrouting priority 200"))
+
+
+def _table(family: str, table: str, arriving: list[str], leaving: list[str], hooks: tuple[str, str]) -> str:
+    digest = hashlib.sha256("\n".join([*arriving, "", *leaving]).encode()).hexdigest()[:16]
+    lines = [f"table {family} {table}", f"delete table {family} {table}", f"table {family} {table} {{"]
+    lines += [f"  chain v-{digest} {{", "  }"]
+    for name, hook, rules in (("arriving", hooks[0], arriving), ("leaving", hooks[1], leaving)):
         lines += [f"  chain {name} {{", f"    type filter hook {hook};", *(f"    {rule}" for rule in rules), "  }"]
     return "\n".join([*lines, "}", ""])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from nubila.services.network.kinds_qos import (
     BANDWIDTH_LIMIT,
     MINIMUM_BANDWIDTH,
     MINIMUM_PACKET_RATE,
+    MOST,
     QOS_RULE,
     RULE_TYPES,
     QosPolicy,
@@ -85,6 +87,8 @@ def _given(call: Call, kind: RuleType, key: str, verb: str) -> Row:
     inner: Row = body[key]
     checks.checker(kind.schema(verb))(inner)
     values = {name: value if name == "direction" else int(value) for name, value in inner.items()}
+    if strange := [name for name, value in values.items() if name != "direction" and value > MOST]:
+        raise bad_request(f"Invalid input for {strange[0]}: it is more than {MOST}.", "HTTPBadRequest")
     if kind.values and values.get(kind.value, kind.values[0]) not in kind.values:
         text = f"Invalid input for {kind.value}: {values[kind.value]} is not one of {list(kind.values)}."
         raise bad_request(text, "HTTPBadRequest")
@@ -220,7 +224,7 @@ def _page(call: Call, rows: list[Row], known: set[str]) -> list[Row]:
     if strange := [name for name in (*asked, *keys) if name not in known]:
         text = f"Invalid input for filter: '{strange[0]}' is not one of {', '.join(sorted(known))}."
         raise bad_request(text, "HTTPBadRequest")
-    if not limit.isdigit() or any(d not in ("asc", "desc") for d in dirs):
+    if not re.fullmatch(r"[0-9]{1,9}", limit) or any(d not in ("asc", "desc") for d in dirs):
         raise bad_request("limit is a whole number, sort_dir is asc or desc.", "HTTPBadRequest")
     rows = [r for r in rows if all(str(r[name]) in texts for name, texts in asked.items())]
     rows.sort(key=lambda r: str(r["id"]))
@@ -233,7 +237,7 @@ def _page(call: Call, rows: list[Row], known: set[str]) -> list[Row]:
         if marker not in ids:
             raise _missing(marker, call.params["policy_id"])
         rows = rows[ids.index(marker) + 1 :]
-    rows = rows[: int(limit[:9])] if int(limit[:9]) else rows
+    rows = rows[: int(limit)] if int(limit) else rows
     return rows[::-1] if backwards else rows
 
 

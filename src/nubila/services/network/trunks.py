@@ -5,6 +5,7 @@ A trunk may be made of a port whose guest runs already, and taken away from unde
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,8 +55,7 @@ def _read(asked: Any) -> list[Row]:
     for one in asked:
         if strange := set(one) - {"port_id", "segmentation_type", "segmentation_id"}:
             raise refuse(f"a subport has no {', '.join(sorted(strange))}.")
-        if not isinstance(one.get("port_id"), str):
-            raise refuse(f"the subport {one} needs a port_id.")
+        look.uuid("sub_ports.port_id", one.get("port_id"), "InvalidInput")
         kind = one.get("segmentation_type")
         if kind == "inherit":
             out.append({"port_id": one["port_id"], "segmentation_type": "inherit", "segmentation_id": None})
@@ -77,7 +77,7 @@ def _vlan(kind: Any, one: Row) -> int:
     value = one["segmentation_id"]
     if kind != "vlan":
         raise refuse(f"Unknown segmentation_type '{kind}'; use vlan, or inherit for a subport on a VLAN network.")
-    if isinstance(value, bool) or not str(value).lstrip("-").isdigit():
+    if isinstance(value, bool) or not re.fullmatch(r"-?[0-9]{1,9}", str(value)):
         raise refuse(f"Invalid subport details: segmentation_id '{value}' is not an integer.")
     if not 1 <= int(value) <= 4094:
         raise refuse(f"Segmentation ID '{value}' is not in range 1 to 4094.")
