@@ -202,6 +202,7 @@ class Stream:
         out, _ = self._ping.communicate(timeout=20)
         answered = sorted({int(m) for m in re.findall(r"bytes from .* icmp_seq=(\d+) (?!.*DUP)", out)})
         sent = int(re.search(r"(\d+) packets transmitted", out).group(1))  # type: ignore[union-attr]
-        holes = [b - a - 1 for a, b in zip([0, *answered], [*answered, answered[-1] + 1], strict=True)]
-        late = max(0, sent - answered[-1] - 1) if answered else sent
-        return sent, sent - len(answered) - min(late, 2), max(holes, default=0) / self.rate
+        last = answered[-1] if answered else 0
+        trailing = sent - last if sent - last > 3 else 0  # the last ones may still have been on their way
+        holes = [b - a - 1 for a, b in zip([0, *answered], answered, strict=False)] + [trailing]
+        return sent, sum(holes), max(holes) / self.rate
