@@ -213,6 +213,16 @@ class Restricted(Struct, frozen=True, kw_only=True):
     community: str = ""  # "" = isolated
 
 
+class LocalIp(Struct, frozen=True, kw_only=True):
+    """An address that a port of this host answers for, whoever else may have it."""
+
+    address: str
+    port_id: str
+    mac: str
+    fixed_ip: str
+    translate: bool = True  # False: the guest takes packets to the address as they are
+
+
 class NetworkSpec(Struct, frozen=True, kw_only=True):
     """A network that has something to do on this host."""
 
@@ -227,6 +237,7 @@ class NetworkSpec(Struct, frozen=True, kw_only=True):
     neighbours: tuple[Neighbour, ...] = ()  # l2 population, for switches that use it (Linux bridge)
     host_address: str | None = None  # external network only: "172.24.4.1/24" put on the bridge so the host reaches it
     masquerade: bool = False  # external network only: let it out through the host's own address
+    local_ips: tuple[LocalIp, ...] = ()  # of ports on this host; the first one for an address counts
 
 
 class RuleSpec(Struct, frozen=True, kw_only=True):

@@ -43,9 +43,13 @@ class OpenVSwitch(Switch):
         """A local VLAN, tunnels and patch ports, and the flows that join them."""
         local = self.ensure_network(spec.id, spec.segment, spec.project_id, self.view())
         uplinks = self._uplinks(spec)
-        if uplinks != local.uplinks:
+        wanted = (uplinks, spec.restricted, spec.local_ips)
+        if wanted != (local.uplinks, local.restricted, local.local_ips):
             view = self.view()
-            self.save_network(spec.id, msgspec.structs.replace(view.networks[spec.id], uplinks=uplinks), view)
+            now = msgspec.structs.replace(
+                view.networks[spec.id], uplinks=uplinks, restricted=spec.restricted, local_ips=spec.local_ips
+            )
+            self.save_network(spec.id, now, view)
         self.wire(spec.id)
 
     def drop_network(self, id: str) -> None:
@@ -64,6 +68,7 @@ class OpenVSwitch(Switch):
     def ensure_guest(self, spec: PortSpec) -> str:
         """A guest's tap, plugged and filtered."""
         ovs_ports.ensure_guest(self, spec)
+        return ""
 
     def ensure_inner(
         self,

@@ -21,10 +21,11 @@ import hashlib
 import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 
+import msgspec
 from msgspec import Struct
 
-from nubila.core.ports import PortSpec
-from nubila.drivers import ovs_security, ovs_shared
+from nubila.core.ports import PortSpec, Restricted
+from nubila.drivers import ovs_local_ip, ovs_pvlan, ovs_security, ovs_shared
 
 _UNTAGGED = "vlan_tci=0x0000/0x1fff"
 
@@ -86,7 +87,7 @@ def static_flows() -> list[str]:
     flows += [f"table=40,priority=50,icmp6,icmp_type={kind} actions={out}" for kind in (130, 134, 135, 136)]
     flows.append(f"table=40,priority=50,udp,tp_src=67,tp_dst=68 actions={out}")
     flows.append(f"table=40,priority=50,udp6,tp_src=547,tp_dst=546 actions={out}")
-    return flows + ovs_security.static_flows()
+    return flows + ovs_pvlan.static_flows() + ovs_security.static_flows() + ovs_local_ip.static_flows()
 
 
 # --- one port -----------------------------------------------------------------------------------------------------
@@ -179,15 +180,21 @@ def _claim_flows(ofport: int, network: _Network, mac: str, judged: str) -> list[
 # --- one network --------------------------------------------------------------------------------------------------
 
 
-def network_flows(vlan: int, members: Sequence[Member], uplinks: Sequence[Uplink]) -> list[str]:
+def network_flows(
+    vlan: int, members: Sequence[Member], uplinks: Sequence[Uplink], restricted: Sequence[Restricted] = ()
+) -> list[str]:
     """Forwarding in one network: known addresses, floods, and the ways to other hosts.
 
     Addresses of local ports are known, not learned. Learning is only needed when some address may live in more than
     one place: behind an open port, or behind one of several tunnels.
     """
-    members = sorted(members, key=lambda member: member.ofport)
+    roles = ovs_pvlan.roles(restricted)
+    members = [
+        msgspec.structs.replace(member, restricted=not member.trusted and ovs_pvlan.role_of(roles, member.macs) > 0)
+        for member in sorted(members, key=lambda member: member.ofport)
+    ]
     learns = any(member.open for member in members) or len(uplinks) > 1
-    flows = []
+    flows = ovs_pvlan.flows(vlan, roles, [(one.ofport, one.macs) for one in members if one.restricted])
     for uplink in uplinks:
         flows += _uplink_flows(vlan, uplink, learns)
     places: dict[str, list[str]] = {}
@@ -246,7 +253,7 @@ def _learn() -> str:
 def _deliver(member: Member) -> str:
     if member.trusted:
         return f"output:{member.ofport}"
-    return f"set_field:{member.ofport}->reg7,resubmit(,40)"
+    return f"set_field:{member.ofport}->reg7,resubmit(,{50 if member.restricted else 40})"
 
 
 def _leave(uplink: Uplink) -> str:

@@ -25,10 +25,11 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from nubila.core.ports import HostPlace, Impossible, NeedsOperator, Segment, TryAgain
-from nubila.drivers import ovs_db, ovs_flows, ovs_qos, ovs_security
+from nubila.core.ports import HostPlace, Impossible, LocalIp, NeedsOperator, Restricted, Segment, TryAgain
+from nubila.drivers import ovs_db, ovs_flows, ovs_local_ip, ovs_qos, ovs_security
 from nubila.drivers.ovs_daemons import Daemons
 from nubila.drivers.ovs_db import Operation, Row
+from nubila.drivers.ovs_replica import Replica
 from nubila.drivers.security_log import SecurityLog
 
 CLOUD, KIND, ID, NETWORK, OWNER = "nubila-cloud", "nubila-kind", "nubila-id", "nubila-network", "nubila-owner"
@@ -47,6 +48,8 @@ class LocalNetwork(Struct, frozen=True, kw_only=True):
     uplinks: tuple[ovs_flows.Uplink, ...] = ()
     flows: str = ""
     project_id: str = ""
+    restricted: tuple[Restricted, ...] = ()
+    local_ips: tuple[LocalIp, ...] = ()
 
 
 class Shared(Struct, frozen=True, kw_only=True):
@@ -109,6 +112,9 @@ class Switch:
         self.daemons = daemons or Daemons(place)
         self.db = self.daemons.database
         self.bridge = bridge_name("br-int", place.cloud)
+        self.replica = Replica(self.db.path, self.db.timeout_s)
+        self._seen: tuple[int, View] | None = None  # the newest view, with the replica's count of changes
+        self._read: dict[str, tuple[Row, Interface]] = {}
         self._copies = place.root / "switch-flows"
         self.log = SecurityLog(place, self.daemons, self.bridge)
 
@@ -123,6 +129,7 @@ class Switch:
     def stop(self) -> None:
         """Write no more to the log of security groups; packets go on."""
         self.log.stop()
+        self.replica.close()
 
     def ready(self) -> None:
         """What every other verb needs; a few hundred microseconds when all is well."""
@@ -159,35 +166,28 @@ class Switch:
     # --- reading
 
     def view(self) -> View:
-        """Read everything of ours in one transaction."""
-        bridges, interfaces, ports = self.db.rows(
-            ovs_db.select("Bridge", ["_uuid", "external_ids"], [["name", "==", self.bridge]]),
-            ovs_db.select("Interface", ["_uuid", "name", "ofport", "ofport_request", "error", "external_ids"]),
-            ovs_db.select("Port", ["_uuid", "name"]),
-        )
-        if not bridges:
+        """Everything of ours as it is now."""
+        tables = self.replica.look()
+        if self._seen is not None and self._seen[0] == self.replica.changes:
+            return self._seen[1]
+        changes = self.replica.changes
+        interfaces = list(tables["Interface"].values())
+        bridge = next((row for row in tables["Bridge"].values() if row["name"] == self.bridge), None)
+        if bridge is None:
             raise TryAgain(f"The bridge {self.bridge} does not exist.")
-        port_of = {row["name"]: row["_uuid"] for row in ports}
-        ids = bridges[0]["external_ids"]
-        ours = [row for row in interfaces if row["external_ids"].get(CLOUD) == self.place.cloud]
-        return View(
-            bridge_uuid=bridges[0]["_uuid"],
+        port_of = {row["name"]: row["_uuid"] for row in tables["Port"].values()}
+        ids = bridge["external_ids"]
+        view = View(
+            bridge_uuid=bridge["_uuid"],
             networks={
                 key.removeprefix(_NET): msgspec.json.decode(value, type=LocalNetwork)
                 for key, value in ids.items()
                 if key.startswith(_NET)
             },
             interfaces={
-                row["name"]: Interface(
-                    uuid=row["_uuid"],
-                    port_uuid=port_of.get(row["name"], ""),
-                    name=row["name"],
-                    ofport=_number(row["ofport"]),
-                    error=ovs_db.one(row["error"]) or "",
-                    ids=row["external_ids"],
-                )
-                for row in ours
-                if KIND in row["external_ids"]
+                row["name"]: self._interface(row, port_of.get(row["name"], ""))
+                for row in interfaces
+                if row["external_ids"].get(CLOUD) == self.place.cloud and KIND in row["external_ids"]
             },
             shared={
                 kind: {
@@ -205,6 +205,25 @@ class Switch:
                 if number
             ),
         )
+        self._read = {i.uuid: self._read[i.uuid] for i in view.interfaces.values()}
+        self._seen = (changes, view)
+        return view
+
+    def _interface(self, row: Row, port_uuid: str) -> Interface:
+        """A row as an interface; one that is the same as at the last look is not read again."""
+        known = self._read.get(row["_uuid"])
+        if known is not None and known[0] is row and known[1].port_uuid == port_uuid:
+            return known[1]
+        interface = Interface(
+            uuid=row["_uuid"],
+            port_uuid=port_uuid,
+            name=row["name"],
+            ofport=_number(row["ofport"]),
+            error=ovs_db.one(row["error"]) or "",
+            ids=row["external_ids"],
+        )
+        self._read[row["_uuid"]] = (row, interface)
+        return interface
 
     # --- networks
 
@@ -245,7 +264,9 @@ class Switch:
         if network is None:
             self.replace_flows(sets)
             return
-        flows = ovs_flows.network_flows(network.vlan, members(view, network_id), network.uplinks)
+        flows = ovs_flows.network_flows(network.vlan, members(view, network_id), network.uplinks, network.restricted)
+        plugged = {i.ids.get(ID, ""): i.ofport for i in view.interfaces.values() if i.kind == "guest" and i.ofport}
+        flows += ovs_local_ip.flows(network.vlan, network.local_ips, plugged)
         if ovs_flows.digest(flows) != network.flows:
             sets["network", network_id] = flows
             self.replace_flows(sets, [network.vlan])
@@ -301,7 +322,7 @@ class Switch:
 
     def free_number(self, view: View) -> int:
         """An OpenFlow port number that is free in the whole database: it is a conntrack zone as well."""
-        return next(number for number in range(1, 65280) if number not in view.numbers)
+        return next(number for number in range(1, ovs_local_ip.FIRST_ZONE) if number not in view.numbers)
 
     def plug(self, wish: Wish, view: View, timeout_s: float = 4.0) -> Interface:
         """Have an interface in br-int and know its OpenFlow number.

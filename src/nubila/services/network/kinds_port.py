@@ -12,6 +12,7 @@ ADMIN_OR_SERVICE = "(rule:admin_only) or (role:service)"
 NET_OWNER = "(rule:admin_only) or (role:service) or (role:member and rule:network_owner)"
 OWNER_OR_SERVICE = "(rule:admin_only) or (role:member and project_id:%(project_id)s) or role:service"
 PAIR_SETTER = "(rule:admin_only) or (role:member and rule:network_owner) or role:service"
+MEMBER = "(rule:admin_only) or (role:member and project_id:%(project_id)s)"
 FIXED_IP: dict[str, Any] = {
     "type": "object",
     "properties": {"subnet_id": {"type": "string", "maxLength": 64}, "ip_address": {"type": "string", "maxLength": 64}},
@@ -93,6 +94,10 @@ class Port(Named):
                           sort=True)  # fmt: skip
     propagate_uplink_status = Attr(LooseBool, "Whether its virtual function sees the state of the physical link.",
                                    write="cu", default=True, filter="eq", sort=True)  # fmt: skip
+    pvlan_type = Attr(Enum("promiscuous", "isolated", "community"), "Whom it reaches on a private VLAN.", write="cu",
+                      default=None, null=True, set=MEMBER, filter="eq")  # fmt: skip
+    pvlan_community = Attr(Str(255), "Its community on a private VLAN.", write="cu", default=None, null=True,
+                           set=MEMBER, filter="eq")  # fmt: skip
     dns_assignment = Attr(Json, "Names of its addresses.", store=False)
     tags = Attr(Tags, "Labels.", write="c", default=[])
     network_owner = Attr(

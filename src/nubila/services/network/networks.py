@@ -21,6 +21,7 @@ from nubila.services.network import (
     paging,
     placing,
     ports,
+    pvlan,
     qos_guarantees,
     qos_use,
     rbac,
@@ -84,6 +85,7 @@ def prepare(call: Call, values: Row) -> None:
     check_zones(call.tx, values["availability_zone_hints"], "network")
     values["tags"] = tags.clean(values["tags"])
     _one_default(call.tx, values)
+    pvlan.check_network(call.tx, values)
     qos_use.check(call, values)
     values["qos_policy_id"] = values["qos_policy_id"] or qos_use.default(call.tx, values["project_id"])
 
@@ -128,6 +130,7 @@ def prepare_update(call: Call, before: Row, values: Row) -> None:
         text = f"External network {before['id']} cannot be made non-external: gateways or floating IPs use it."
         raise conflict(text, "ExternalNetworkInUse")
     _one_default(call.tx, after)
+    pvlan.check_network(call.tx, after)
     qos_use.check(call, values, before)
 
 
@@ -169,6 +172,7 @@ def followed(call: Call, before: Row, after: Row) -> None:
         asks.network(tx, id, external=before["external"] or after["external"])
     if any(before[n] != after[n] for n in ("mtu", "admin_state_up", "qos_policy_id")):
         asks.guests_of(tx, id)
+    pvlan.switched(tx, before, after)
     if before["qos_policy_id"] != after["qos_policy_id"]:
         qos_guarantees.network(tx, id)
     if before["mtu"] != after["mtu"]:
@@ -260,7 +264,7 @@ def insert(cloud: Any, tx: Tx, values: Row) -> Row:
         "revision_number": 1, "name": "", "admin_state_up": True, "status": "ACTIVE", "shared": False,
         "external": False,
         "is_default": False, "mtu": 0, "network_type": None, "physical_network": None, "segmentation_id": None,
-        "port_security_enabled": True, "dns_domain": "", "host_gateway": False, "qos_policy_id": None,
+        "port_security_enabled": True, "dns_domain": "", "host_gateway": False, "qos_policy_id": None, "pvlan": False,
         "availability_zone_hints": [],
         "tags": [], **values,
     }  # fmt: skip
