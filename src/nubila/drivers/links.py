@@ -17,6 +17,7 @@ import ipaddress
 import os
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -39,6 +40,9 @@ _NSFS_MAGIC = 0x6E736673
 _IFF_UP = 0x1
 _IFF_NOARP = 0x80
 _OURS = ipaddress.ip_address("fe80::a9fe:a9fe")  # the link-local address we give ourselves, for metadata
+_RTM_NEWLINK, _RTM_GETLINK = 16, 18
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER = 1, 3, 4, 10
+_IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_GROUP = 18, 20, 27
 _RTPROT_STATIC, _LINK = 4, 253
 _NUD_PERMANENT_NOARP = 0x80 | 0x40
 _NTF_SELF = 0x02
@@ -217,19 +221,33 @@ def _check(result: int, what: str) -> None:
 def opened(namespace: str) -> Iterator[Net]:
     """Enter a namespace and open netlink there; kernel refusals become TryAgain with the kernel's words."""
     with entered(namespace):
+        net = Net()
         try:
-            with IPRoute() as route:
-                yield Net(route)
+            yield net
         except NetlinkError as refusal:
             where = f" in {namespace}" if namespace else ""
             raise TryAgain(f"The kernel refused a network change{where}: {refusal}.") from refusal
+        finally:
+            net.close()
 
 
 class Net:
     """The devices of one namespace."""
 
-    def __init__(self, route: IPRoute) -> None:
-        self._route = route
+    def __init__(self) -> None:
+        self._opened: IPRoute | None = None
+
+    @property
+    def _route(self) -> IPRoute:
+        """Opened when something is to be changed: looking at a device does without."""
+        if self._opened is None:
+            self._opened = IPRoute()
+        return self._opened
+
+    def close(self) -> None:
+        """Close the socket, if there is one."""
+        if self._opened is not None:
+            self._opened.close()
 
     @property
     def route(self) -> IPRoute:
@@ -238,13 +256,7 @@ class Net:
 
     def device(self, name: str) -> Device | None:
         """One device by name, None when absent."""
-        try:
-            for message in self._route.link("get", ifname=name):
-                return _device(message)
-        except NetlinkError as refusal:
-            if refusal.code != errno.ENODEV:
-                raise
-        return None
+        return _look(name)
 
     def must(self, name: str) -> Device:
         """One device by name; raises TryAgain when absent."""
@@ -464,6 +476,55 @@ def _absent_is_fine() -> Iterator[None]:
     except NetlinkError as refusal:
         if refusal.code not in (errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL):
             raise
+
+
+def _look(name: str) -> Device | None:
+    """One device of this thread's namespace, by one request; None when absent."""
+    wanted = name.encode() + b"\0"
+    attribute = struct.pack("=HH", 4 + len(wanted), _IFLA_IFNAME) + wanted
+    body = struct.pack("=BxHiII", 0, 0, 0, 0, 0) + attribute.ljust((len(attribute) + 3) & ~3, b"\0")
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as asker:
+        asker.settimeout(5)
+        asker.send(struct.pack("=IHHII", 16 + len(body), _RTM_GETLINK, 1, 1, 0) + body)
+        said = asker.recv(1 << 16)
+    _, kind = struct.unpack_from("=IH", said)
+    if kind != _RTM_NEWLINK:
+        code = -struct.unpack_from("=i", said, 16)[0]
+        if code in (errno.ENODEV, errno.EINVAL, errno.ERANGE):
+            return None
+        raise TryAgain(f"The kernel does not say what the device {name} is: {os.strerror(code)}.")
+    index, flags = struct.unpack_from("=iI", said, 20)
+    found = _attributes(said[32:])
+    info = _attributes(found.get(_IFLA_LINKINFO, b""))
+
+    def number(key: int) -> int:
+        return int.from_bytes(found.get(key, b""), sys.byteorder)
+
+    return Device(
+        index=index,
+        name=_text(found.get(_IFLA_IFNAME, b"")),
+        kind=_text(info.get(1, b"")),
+        mac=found.get(_IFLA_ADDRESS, b"").hex(":"),
+        mtu=number(_IFLA_MTU),
+        up=bool(flags & _IFF_UP),
+        arp=not flags & _IFF_NOARP,
+        alias=_text(found.get(_IFLA_IFALIAS, b"")),
+        group=number(_IFLA_GROUP),
+        master=number(_IFLA_MASTER),
+    )
+
+
+def _attributes(data: bytes) -> dict[int, bytes]:
+    found = {}
+    while len(data) >= 4:
+        length, kind = struct.unpack_from("=HH", data)
+        found[kind & 0x3FFF] = data[4:length]
+        data = data[(max(length, 4) + 3) & ~3 :]
+    return found
+
+
+def _text(data: bytes) -> str:
+    return data.rstrip(b"\0").decode(errors="replace")
 
 
 def _device(message: Any) -> Device:

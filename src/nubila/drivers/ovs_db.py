@@ -31,7 +31,7 @@ def call(path: Path, method: str, params: Sequence[Any], timeout_s: float = 10.0
     deadline = time.monotonic() + timeout_s
     request = json.dumps({"method": method, "params": params, "id": 1}).encode()
     try:
-        with _connect(path, timeout_s) as connection:
+        with connect(path, timeout_s) as connection:
             connection.sendall(request)
             while True:
                 reply = _receive(connection, deadline)
@@ -44,7 +44,8 @@ def call(path: Path, method: str, params: Sequence[Any], timeout_s: float = 10.0
     return reply.get("result")
 
 
-def _connect(path: Path, timeout_s: float) -> socket.socket:
+def connect(path: Path, timeout_s: float) -> socket.socket:
+    """A connection to a unix socket, however long its path is."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         connection.settimeout(timeout_s)

@@ -1,0 +1,120 @@
+"""How long one host needs for its ports: wiring one more, and a full resync of many. Real Open vSwitch, real taps.
+
+    .venv/bin/python bench/network_ports.py [PORTS] [NETWORKS]
+
+Needs root; everything happens in a network namespace of its own and is taken away again. Prints one JSON object:
+``wire_ms`` (p50, p95 and the last of wiring a port when so many are there), ``resync_s`` (every network, group and port
+ensured again, nothing differs), ``resync_one_s`` (one of them differs), ``look_ms`` (the healer's look).
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from nubila.core.ports import (
+    FixedIp,
+    HostPlace,
+    NetworkSpec,
+    PortSpec,
+    RuleSpec,
+    SecurityGroupSpec,
+    Segment,
+    SubnetSpec,
+)
+from nubila.drivers import links
+from nubila.drivers.network import RealNetwork
+
+
+def network(number: int) -> NetworkSpec:
+    """A VXLAN network without DHCP."""
+    return NetworkSpec(
+        id=str(uuid.uuid4()), project_id="p", segment=Segment(network_type="vxlan", segmentation_id=1000 + number),
+        mtu=1450, subnets=(SubnetSpec(id=f"s{number}", cidr=f"10.{number}.0.0/16"),), peers=("127.0.0.2",),
+    )  # fmt: skip
+
+
+def port(net: NetworkSpec, number: int, group: str) -> PortSpec:
+    """A guest's port."""
+    id = str(uuid.uuid4())
+    mac = "fa:16:3e:" + ":".join(f"{byte:02x}" for byte in number.to_bytes(3, "big"))
+    ip = FixedIp(
+        subnet_id=net.subnets[0].id, prefixlen=16,
+        ip_address=f"{net.subnets[0].cidr.rpartition('.0.0')[0]}.{number // 250 + 1}.{number % 250 + 1}",
+    )  # fmt: skip
+    return PortSpec(
+        id=id, network_id=net.id, device=f"tap{id[:11]}", mac=mac, mtu=1450, fixed_ips=(ip,), groups=(group,)
+    )
+
+
+def measure(ports: int, networks: int) -> dict[str, Any]:
+    """Build, measure, take away."""
+    namespace = f"nbb-{uuid.uuid4().hex[:8]}"
+    links.ensure_namespace(namespace, "nubila bench")
+    root = Path(tempfile.mkdtemp(prefix="nubila-bench-"))
+    driver = RealNetwork(HostPlace(cloud="bench", host=namespace, root=root, namespace=namespace))
+    driver.start()
+    try:
+        rules = tuple(
+            RuleSpec(direction=d, ethertype=e)  # type: ignore[arg-type]
+            for d in ("egress", "ingress")
+            for e in ("IPv4", "IPv6")
+        )
+        group = SecurityGroupSpec(id=str(uuid.uuid4()), rules=rules)
+        nets = [network(i) for i in range(networks)]
+        for net in nets:
+            driver.ensure_network(net)
+        driver.ensure_security_group(group)
+        specs = [port(nets[i % networks], i, group.id) for i in range(ports)]
+        took = []
+        for spec in specs:
+            start = time.perf_counter()
+            driver.ensure_port(spec)
+            took.append((time.perf_counter() - start) * 1000)
+
+        def resync(changed: PortSpec | None = None) -> float:
+            again = RealNetwork(driver.place)  # as a restarted agent
+            start = time.perf_counter()
+            again.start()
+            for net in nets:
+                again.ensure_network(net)
+            again.ensure_security_group(group)
+            for spec in specs:
+                again.ensure_port(changed if changed is not None and changed.id == spec.id else spec)
+            return time.perf_counter() - start
+
+        same = resync()
+        import msgspec
+
+        one = resync(msgspec.structs.replace(specs[0], mtu=1400))
+        known = {"network": {n.id for n in nets}, "port": {s.id for s in specs}, "security_group": {group.id}}
+        looks = []
+        for _ in range(6):
+            start = time.perf_counter()
+            assert driver.drift(known, lambda kind, id: None) == []
+            looks.append((time.perf_counter() - start) * 1000)
+        ordered = sorted(took)
+        return {
+            "ports": ports, "networks": networks,
+            "wire_ms": {
+                "p50": round(statistics.median(took), 1), "p95": round(ordered[int(len(ordered) * 0.95)], 1),
+                "first_100_p50": round(statistics.median(took[:100]), 1),
+                "last_100_p50": round(statistics.median(took[-100:]), 1),
+            },
+            "resync_s": round(same, 2), "resync_one_s": round(one, 2),
+            "look_ms": {"p50": round(statistics.median(looks), 1), "max": round(max(looks), 1)},
+        }  # fmt: skip
+    finally:
+        driver.destroy()
+        links.remove_namespace(namespace)
+
+
+if __name__ == "__main__":
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+    print(json.dumps(measure(count, int(sys.argv[2]) if len(sys.argv) > 2 else 10), indent=2))
