@@ -14,7 +14,7 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from nubila.core.ports import NetworkSpec, RouterSpec, TryAgain
+from nubila.core.ports import NetworkSpec, RouterPort, RouterSpec, TryAgain
 from nubila.drivers import advertise, dhcp, links, nft, processes, router
 
 if TYPE_CHECKING:
@@ -120,11 +120,16 @@ class Drift:
             if isinstance(spec, RouterSpec) and spec.admin_state_up and spec.ha is None:
                 if not any(name == nft.ROUTER_TABLE for _, name in nft.table_names()):
                     return True
-                for port in spec.interfaces:
-                    device = net.device(router.inside_device(port))
-                    wanted = {f"{ip.ip_address}/{ip.prefixlen}" for ip in port.fixed_ips}
-                    if port.port_id not in plugged or device is None or not device.up:
-                        return True
-                    if not wanted <= net.addresses(device.index):
-                        return True
+                return any(self._port_lacks(plugged, *one) for one in router.expected(self.place, spec))
         return False
+
+    def _port_lacks(self, plugged: set[str], namespace: str, name: str, port: RouterPort) -> bool:
+        wanted = {f"{ip.ip_address}/{ip.prefixlen}" for ip in port.fixed_ips}
+        try:
+            with links.opened(namespace) as net:
+                device = net.device(name)
+                if port.port_id not in plugged or device is None or not device.up:
+                    return True
+                return not wanted <= net.addresses(device.index)
+        except TryAgain:  # the namespace is gone
+            return True

@@ -142,8 +142,20 @@ class Routers:
         nft.load(router_nft.script(here, inside, doors(here, names), without))
         devices = [*zip(inside, interfaces, strict=True), *((outside_device(p, names), p) for p in gateways_of(here))]
         shaping.ensure(spec, devices, outside)
-        metering.ensure(spec.labels, [outside_device(port) for port in gateways_of(here)])
+        metering.ensure(spec.labels, [outside_device(port, names) for port in gateways_of(here)])
         return [f"This host's kernel has no conntrack helper {name}." for name in dict.fromkeys(without)]
+
+    def counts(self, spec: RouterSpec) -> tuple[MeterCount, ...]:
+        """What the router has counted on this host, its central part included."""
+        found: dict[str, MeterCount] = {}
+        for names in (WHOLE, CENTRAL) if spec.central is not None else (WHOLE,):
+            with links.entered(namespace(self.place, spec.id, names)):
+                for one in metering.counts():
+                    before = found.get(one.label_id, MeterCount(label_id=one.label_id, packets=0, bytes=0))
+                    found[one.label_id] = MeterCount(
+                        label_id=one.label_id, packets=before.packets + one.packets, bytes=before.bytes + one.bytes
+                    )
+        return tuple(found.values())
 
     def _proxies(self, spec: RouterSpec, net: links.Net, where: str, gateways: Sequence[RouterPort]) -> None:
         """Answer for the IPv6 addresses of NDP proxies on the gateways' networks, and say so to the neighbours."""
@@ -250,6 +262,18 @@ class Routers:
 def gateways_of(spec: RouterSpec) -> tuple[RouterPort, ...]:
     """All gateways, the first one first."""
     return (spec.gateway, *spec.more_gateways) if spec.gateway else ()
+
+
+def expected(place: HostPlace, spec: RouterSpec) -> list[tuple[str, str, RouterPort]]:
+    """(namespace, device, port) of everything that a router has on this host while it is up."""
+    names = LOCAL if is_distributed(spec) else WHOLE
+    found = []
+    for one, called in ((spec, names), (spec.central, CENTRAL)):
+        if one is not None:
+            where = namespace(place, spec.id, called)
+            found += [(where, inside_device(port, called), port) for port in one.interfaces]
+            found += [(where, outside_device(port, called), port) for port in gateways_of(one)]
+    return found
 
 
 def doors(spec: RouterSpec, names: Names = WHOLE) -> list[Door]:

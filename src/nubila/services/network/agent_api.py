@@ -149,9 +149,9 @@ def add_router(call: Call) -> Reply:
     row = look.need(call.tx, Router, id)
     if row["ha"]:
         ha_place.add_by_operator(call.cloud, call.tx, row, agent)
-        return Reply(None, 201)
+        return Reply(b"null", 201)
     if row["host"] == agent["host"]:
-        return Reply(None, 201)
+        return Reply(b"null", 201)
     if row["host"]:
         text = f"The router {id} has been already hosted by another L3 agent; remove it there first."
         raise conflict(text, "RouterHostedByL3Agent")
@@ -159,7 +159,7 @@ def add_router(call: Call) -> Reply:
         raise agents.invalid(agent["id"], L3)
     placing.move_router(call.tx, row, agent["host"])
     placing.router(call.cloud, call.tx, id)
-    return Reply(None, 201)
+    return Reply(b"null", 201)
 
 
 def remove_router(call: Call) -> None:
