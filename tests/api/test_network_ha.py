@@ -126,6 +126,13 @@ def test_a_router_changes_kind_only_while_it_is_off(play: Play) -> None:
     assert play.ha_networks() == []
 
 
+@pytest.mark.req("C/L3HA-05")
+def test_a_router_is_not_distributed_as_well(play: Play) -> None:
+    body = {"router": {"name": "r", "ha": True, "distributed": True}}
+    refused = play.call("POST", "routers", body, status=400)
+    assert "choose one" in refused["NeutronError"]["message"]
+
+
 def test_operators_add_and_remove_hosts(play: Play) -> None:
     router = play.router(ha=True)["id"]
     agents = {a["host"]: a["id"] for a in play.call("GET", "agents?agent_type=L3 agent")["agents"]}

@@ -200,9 +200,16 @@ class Stream:
         time.sleep(linger_s)
         self._ping.send_signal(2)
         out, _ = self._ping.communicate(timeout=20)
-        answered = sorted({int(m) for m in re.findall(r"bytes from .* icmp_seq=(\d+) (?!.*DUP)", out)})
+        said = re.findall(r"\[(\d+\.\d+)\] \d+ bytes from .* icmp_seq=(\d+) (?!.*DUP)", out)
+        answered = sorted({int(number): float(at) for at, number in reversed(said)}.items())
         sent = int(re.search(r"(\d+) packets transmitted", out).group(1))  # type: ignore[union-attr]
-        last = answered[-1] if answered else 0
-        trailing = sent - last if sent - last > 3 else 0  # the last ones may still have been on their way
-        holes = [b - a - 1 for a, b in zip([0, *answered], answered, strict=False)] + [trailing]
-        return sent, sum(holes), max(holes) / self.rate
+        lost, hole, last, then = 0, 0.0, 0, answered[0][1] if answered else 0.0
+        for number, at in answered:
+            if number > last + 1:
+                lost += number - last - 1
+                hole = max(hole, at - then)
+            last, then = number, at
+        if sent - last > 3:  # the very last ones may still have been on their way
+            lost += sent - last
+            hole = max(hole, (sent - last) / self.rate)
+        return sent, lost, round(hole, 3)

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from nubila.core.call import Call
 from nubila.core.cloud import Cloud
 from nubila.core.db import Reader
+from nubila.core.faults import bad_request
 from nubila.core.policy import Rule
 from nubila.services.network import ha_place
 from nubila.services.network.feature import Feature
@@ -23,6 +24,14 @@ def prepare(call: Call, values: Row) -> None:
     """A new router: several hosts when it is asked for or configured."""
     if values.get("ha") is None:
         values["ha"] = bool(call.cloud.settings.l3_ha) and not values.get("distributed")
+    _not_both(values)
+
+
+def _not_both(row: Row) -> None:
+    """400 for a router that would be distributed and highly available: it is on every host already, or on some."""
+    if row.get("ha") and row.get("distributed"):
+        text = "Bad router request: A router cannot be distributed and highly available; choose one of both."
+        raise bad_request(text, "BadRequest")
 
 
 def created(call: Call, row: Row) -> None:
@@ -33,6 +42,7 @@ def created(call: Call, row: Row) -> None:
 
 def prepare_update(call: Call, before: Row, values: Row) -> None:
     """400 unless the router is switched off when its ``ha`` changes."""
+    _not_both({**before, **values})
     if "ha" not in values:
         return
     if values["ha"] is None:
