@@ -2,7 +2,8 @@
 
 Two machines as there: "os-controller" (control plane and network node, 10.0.0.10) and "os-compute" (10.0.0.11), one
 card ens192 each for everything: management, tunnels and the provider network. "kerch" is the gateway 10.0.0.1. The
-guest 172.16.1.10 has the floating address 10.0.0.109; its network's VXLAN number is 58.
+guest 172.16.1.10 has the floating address 10.0.0.109; its network's VXLAN number is 58. A third host of ours,
+"os-compute-ovs", switches with Open vSwitch.
 
 What differs by design: VXLAN goes to UDP port 4789 (RFC 7348) where the seed's kernel default was 8472; chains are
 nftables', with iptables' names where packets are filtered; guests are QEMU's, so there is no libvirt file to read.
@@ -33,10 +34,11 @@ class Lab:
 
     def __init__(self, root: Path) -> None:
         self.wire = Wire()
-        self.controller, self.compute, self.kerch = (Machine(name) for name in ("os-controller", "os-compute", "kerch"))
-        self.machines = (self.controller, self.compute, self.kerch)
-        for machine, address in zip(self.machines, ("10.0.0.10/24", "10.0.0.11/24", "10.0.0.1/24"), strict=True):
-            self.wire.connect(machine, address)
+        names = ("os-controller", "os-compute", "kerch", "os-compute-ovs")
+        self.machines = [Machine(name) for name in names]
+        self.controller, self.compute, self.kerch, self.ovs = self.machines
+        for machine, number in zip(self.machines, (10, 11, 1, 12), strict=True):
+            self.wire.connect(machine, f"10.0.0.{number}/24")
             machine.run("sh", "-c", "ip link set eth0 down; ip link set eth0 name ens192; ip link set ens192 up")
         state = root / "controller"
         state.mkdir(mode=0o700)
@@ -49,6 +51,7 @@ class Lab:
             self.compute, root / "compute", URL, "--hypervisor", "simulated", "--switch", "linuxbridge",
             "--physical", "provider=ens192",
         )  # fmt: skip
+        self.cloud.join(self.ovs, root / "ovs", URL, "--hypervisor", "simulated")
         self.make()
 
     def call(self, method: str, path: str, body: Any = None, **query: Any) -> Any:
@@ -74,19 +77,22 @@ class Lab:
         group = self.cloud.open_ping()
         port = {"network_id": self.net, "fixed_ips": [{"ip_address": FIXED}], "security_groups": [group]}
         self.port: dict[str, Any] = self.call("POST", "/ports", {"port": port})["port"]
+        port = {"network_id": self.net, "security_groups": [group]}
+        self.far: dict[str, Any] = self.call("POST", "/ports", {"port": port})["port"]
         image = {"name": "cirros", "disk_format": "raw", "container_format": "bare"}
         made = self.cloud.call("POST", "image", "/images", image)["id"]
         blank = self.cloud.state / "blank"
         blank.write_bytes(b"\0" * 1024)
         with self.controller.network():
             self.cloud.client().upload(made, blank)
-        more = {"networks": [{"port": self.port["id"]}]}
-        self.server = self.cloud.server("selfservice-instance", made, self.net, host="os-compute", **more)
-        self.cloud.becomes(self.server, "ACTIVE")
-        self.guest = Guest(self.compute, self.port)
+        for host, its in (("os-compute", self.port), ("os-compute-ovs", self.far)):
+            body = {"networks": [{"port": its["id"]}]}
+            self.cloud.becomes(self.cloud.server("selfservice-instance", made, self.net, host=host, **body), "ACTIVE")
+        self.guest, self.mate = Guest(self.compute, self.port), Guest(self.ovs, self.far)
         fixed = {"floating_network_id": self.provider, "port_id": self.port["id"], "floating_ip_address": FLOATING}
         self.call("POST", "/floatingips", {"floatingip": fixed})
-        until(lambda: self.guest.lease(), "DHCP across the tunnel")
+        for guest in (self.guest, self.mate):
+            until(guest.lease, "DHCP across the tunnel")
         until(lambda: self.guest.pings(WORLD), "the world")
         owned = self.call("GET", "/ports", device_id=self.router)["ports"]
         self.inner, self.outer = (
@@ -240,6 +246,25 @@ def test_the_router_translates_as_its_chains_showed(lab: Lab) -> None:
     assert re.search(rf"saddr {FIXED} .*snat to {FLOATING}", rules)
     for direction in (lab.guest.pings(WORLD), lab.kerch.pings(FLOATING)):
         assert direction
+
+
+def test_hosts_with_different_switches_are_one_network(lab: Lab) -> None:
+    agents = {a["host"]: a["binary"] for a in lab.call("GET", "/agents")["agents"] if "metadata" not in a["binary"]
+              and a["topic"] == "N/A"}  # fmt: skip
+    assert agents == {
+        "os-controller": "neutron-linuxbridge-agent",
+        "os-compute": "neutron-linuxbridge-agent",
+        "os-compute-ovs": "neutron-openvswitch-agent",
+    }
+    assert lab.call("GET", f"/ports/{lab.far['id']}")["port"]["binding:vif_type"] == "ovs"
+    assert lab.guest.pings(lab.mate.ip)
+    assert lab.mate.pings(FIXED)
+    assert lab.mate.pings("172.16.1.1"), "the router"
+    fdb = lab.compute.run("bridge", "fdb", "show", "dev", "vxlan-58").stdout
+    for mac, at in ((lab.far["mac_address"], "10.0.0.12"), (lab.inner["mac_address"], "10.0.0.10")):
+        assert f"{mac} dst {at} self permanent" in fdb, "where it is has been told"
+    neighbours = lab.compute.run("ip", "neigh", "show", "dev", brq(lab.net), "nud", "permanent").stdout
+    assert f"{lab.mate.ip} lladdr {lab.far['mac_address']}" in neighbours
 
 
 @pytest.mark.req("B/WALK-84", "C/L3A-06")
