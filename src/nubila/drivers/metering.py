@@ -19,13 +19,10 @@ TABLE = "nubila-metering"
 
 def ensure(labels: Sequence[LabelSpec], outside: Sequence[str]) -> None:
     """Have exactly these labels counted in the namespace this thread is in; ``outside`` are the gateways' devices."""
-    present = ("inet", TABLE) in nft.tables()
-    if not labels:
-        if present:
-            nft.remove_table("inet", TABLE)
-        return
-    known = [one.label_id for one in counts()] if present else []
-    nft.load(script(labels, outside, known))
+    if labels:
+        nft.load(script(labels, outside, [one.label_id for one in counts()]))
+    elif ("inet", TABLE) in nft.tables():
+        nft.remove_table("inet", TABLE)
 
 
 def script(labels: Sequence[LabelSpec], outside: Sequence[str], known: Iterable[str]) -> str:
@@ -65,6 +62,8 @@ def _rule(rule: LabelRule, label_id: str, outside: Sequence[str]) -> str:
 
 def counts() -> tuple[MeterCount, ...]:
     """What has been counted in the namespace this thread is in."""
+    if ("inet", TABLE) not in nft.tables():
+        return ()
     found = json.loads(nft.listing(["counters", "table", "inet", TABLE]))["nftables"]
     return tuple(
         MeterCount(label_id=one["counter"]["name"].removeprefix("l-"), packets=one["counter"]["packets"],

@@ -33,7 +33,7 @@ from nubila.core.ports import (
     SubnetSpec,
     TryAgain,
 )
-from nubila.drivers import dhcp, ha, links, metadata, metering, nft, router, trace
+from nubila.drivers import bfd, dhcp, ha, links, metadata, nft, router, trace
 from nubila.drivers.bridge_switch import LinuxBridge
 from nubila.drivers.dhcp import Dhcp
 from nubila.drivers.drift import Drift
@@ -105,6 +105,7 @@ class RealNetwork:
             routers = self.place.root / "routers"
             for path in routers.iterdir() if routers.is_dir() else ():
                 self.router.stop_advertising(path.name)
+                bfd.ensure(path, None)
             for name, _, _ in self._namespaces():
                 links.remove_namespace(name)
             kept = [self._kept(path.stem) for path in self._kept_dir().glob("*.json")]
@@ -402,15 +403,11 @@ class RealNetwork:
             refused = self.router.ensure(spec, subnets)
             if self._metadata is not None:
                 self._metadata.keep(self.router_namespace(spec.id), self._router_doors(spec.id))
-            counts = ()
-            if spec.labels:
-                with links.entered(self.router_namespace(spec.id)):
-                    counts = metering.counts()
             return NetworkState(
                 id=spec.id,
                 status="ACTIVE" if spec.admin_state_up else "DOWN",
                 fault=" ".join(refused),
-                counts=counts,
+                counts=self.router.counts(spec) if spec.labels else (),
             )
 
     def remove_router(self, id: str) -> None:

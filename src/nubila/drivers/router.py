@@ -22,8 +22,8 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from nubila.core.ports import ForwardSpec, HostPlace, RouterPort, RouterSpec, SubnetSpec, TryAgain
-from nubila.drivers import advertise, ha, links, metering, nft, router_nft, routes, shaping
+from nubila.core.ports import ForwardSpec, HostPlace, MeterCount, RouterPort, RouterSpec, SubnetSpec, TryAgain
+from nubila.drivers import advertise, bfd, ha, links, metering, nft, router_nft, routes, shaping
 from nubila.drivers.dhcp import METADATA_ADDRESS_6
 from nubila.drivers.files import read_json, write_json
 from nubila.drivers.ovs_flows import link_local
@@ -94,6 +94,8 @@ class Routers:
         if central is not None:
             return refused + self._make(central, CENTRAL, namespace(self.place, spec.id, CENTRAL))
         links.remove_namespace(namespace(self.place, spec.id, CENTRAL))
+        if is_distributed(spec):
+            bfd.ensure(self.run_dir(spec.id), None)
         return refused
 
     def _make(self, spec: RouterSpec, names: Names, where: str) -> list[str]:
@@ -117,7 +119,9 @@ class Routers:
             own = [*_addresses(port), *_floating(spec, port, first=port is gateways[0])]
             gone |= self._plug(spec, port, outside_device(port, names), where, own)
         with links.opened(where) as net:
-            refused += routes.apply(net, _routes(spec) if up else [], _ways(spec, names) if up else [])
+            ways = _ways(spec, names) if up else []
+            down = bfd.ensure(self.run_dir(spec.id), self._watch(spec, where, ways)) if names is not LOCAL else set()
+            refused += routes.apply(net, *bfd.without(_routes(spec) if up else [], ways, down))
             for address in gone:
                 nft.forget_connections(address)
             self._proxies(spec, net, where, [] if names is LOCAL else gateways)
@@ -157,6 +161,18 @@ class Routers:
                     )
         return tuple(found.values())
 
+    def _watch(self, spec: RouterSpec, where: str, ways: Sequence[Way]) -> bfd.Watch | None:
+        """Which next hops BFD has to watch."""
+        if not spec.bfd or not spec.admin_state_up:
+            return None
+        pairs = []
+        for number, port in enumerate(gateways_of(spec)):
+            for hop in port.hops if number else spec.gateway_ips:
+                own = next((ip.ip_address for ip in port.fixed_ips if (":" in ip.ip_address) == (":" in hop)), None)
+                if own is not None:
+                    pairs.append((own, hop))
+        return bfd.Watch(namespace=where, sessions=tuple(pairs), routes=tuple(_routes(spec)), ways=tuple(ways))
+
     def _proxies(self, spec: RouterSpec, net: links.Net, where: str, gateways: Sequence[RouterPort]) -> None:
         """Answer for the IPv6 addresses of NDP proxies on the gateways' networks, and say so to the neighbours."""
         for port in gateways:
@@ -183,6 +199,7 @@ class Routers:
         """Take a router away with everything in it; absent is success."""
         ha.remove(self, router_id)
         self.stop_advertising(router_id)
+        bfd.ensure(self.run_dir(router_id), None)
         self.remove_ports(router_id, [])
         for names in (WHOLE, CENTRAL):
             links.remove_namespace(namespace(self.place, router_id, names))
@@ -191,6 +208,8 @@ class Routers:
     def tend(self) -> None:
         """Start again what ended by itself of highly available routers."""
         ha.tend(self)
+        for config in (self.place.root / "routers").glob("*/bfd.json"):
+            bfd.tend(config.parent)
 
     def run_dir(self, router_id: str) -> Path:
         """Where a router's daemons keep their files."""

@@ -10,7 +10,7 @@ of its own in the bridge family: what it sends is judged before its filter, what
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from nubila.core.ports import QosSpec, RouterPort, RouterSpec
 from nubila.drivers import nft
@@ -19,7 +19,7 @@ TABLE = "nubila-qos"
 FRAMES_BYTES = 3028  # two full frames: a smaller bucket lets none through
 
 
-def ensure(spec: RouterSpec, devices: Iterable[tuple[str, RouterPort]], outside: str | None) -> None:
+def ensure(spec: RouterSpec, devices: Sequence[tuple[str, RouterPort]], outside: str | None) -> None:
     """Have the limits of a router in the namespace this thread is in.
 
     ``devices`` are its ports with the names of their devices, ``outside`` the gateway's device.
@@ -51,7 +51,7 @@ def _version(script: str) -> str:
     return next(line.split()[1] for line in script.splitlines() if line.startswith("  chain v-"))
 
 
-def table(spec: RouterSpec, devices: Iterable[tuple[str, RouterPort]], outside: str | None) -> str:
+def table(spec: RouterSpec, devices: Sequence[tuple[str, RouterPort]], outside: str | None) -> str:
     """The whole table as an nft script; "" when there is nothing to limit."""
     arriving: list[str] = []
     leaving: list[str] = []
@@ -59,15 +59,15 @@ def table(spec: RouterSpec, devices: Iterable[tuple[str, RouterPort]], outside: 
         if port.qos is not None:
             arriving += _limits(f'iifname "{device}"', port.qos, to_owner=True)
             leaving += _limits(f'oifname "{device}"', port.qos, to_owner=False)
-    if outside is not None:
-        owners = [(ip.floating_ip, ip.qos) for ip in spec.floating_ips]
-        if spec.gateway is not None:
-            owners += [(ip.ip_address, spec.gateway_qos) for ip in spec.gateway.fixed_ips]
-        for address, qos in owners:
-            if qos is not None:
-                family = "ip6" if ":" in address else "ip"
-                arriving += _limits(f'iifname "{outside}" {family} daddr {address}', qos, to_owner=True)
-                leaving += _limits(f'oifname "{outside}" {family} saddr {address}', qos, to_owner=False)
+    by_port = {port.port_id: device for device, port in devices} | ({"": outside} if outside is not None else {})
+    owners = [(by_port.get(ip.port_id), ip.floating_ip, ip.qos) for ip in spec.floating_ips]
+    for port in (spec.gateway, *spec.more_gateways) if spec.gateway is not None else ():
+        owners += [(by_port.get(port.port_id), ip.ip_address, spec.gateway_qos) for ip in port.fixed_ips]
+    for way, address, qos in owners:
+        if qos is not None and way is not None:
+            family = "ip6" if ":" in address else "ip"
+            arriving += _limits(f'iifname "{way}" {family} daddr {address}', qos, to_owner=True)
+            leaving += _limits(f'oifname "{way}" {family} saddr {address}', qos, to_owner=False)
     if not arriving and not leaving:
         return ""
     # raw comes before any translation, 200 after all of it.

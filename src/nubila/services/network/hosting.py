@@ -36,6 +36,7 @@ from nubila.services.network import (
     dvr_hosts,
     ha_place,
     l2pop,
+    local_ips,
     logs,
     look,
     metering,
@@ -154,6 +155,7 @@ def describe_network(cloud: Cloud, reader: Reader, id: str, host: str) -> Networ
         if own_gateway and first
         else None,
         masquerade=own_gateway,
+        local_ips=local_ips.of_network(reader, id, host),
     )
 
 
@@ -389,7 +391,7 @@ def observe_router(cloud: Cloud, tx: Tx, id: str, host: str, observed: Mapping[s
     status = observed.get("status")
     if row is not None and row["ha"]:
         ha_place.observed(tx, id, host, str(status))
-    if row is not None and (row["ha"] or row["host"] == host):
+    if row is not None and (row["ha"] or row["distributed"] or row["host"] == host):
         metering.observe(tx, id, host, observed.get("counts") or ())
     distributed = row is not None and row["distributed"]
     if row is None or (row["host"] != host and not distributed) or status not in ("ACTIVE", "DOWN", "ERROR"):
