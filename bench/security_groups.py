@@ -104,7 +104,7 @@ def applying(host: Host, ports: int, n: int) -> dict[str, Any]:
         began = time.monotonic()
         host.driver.ensure_security_group(SecurityGroupSpec(id="many", rules=content))
         times.append(round(time.monotonic() - began, 3))
-    return {"ports": ports, "rules": n, "bundle_lines": bundles, "seconds": times}
+    return {"ports": ports, "rules": n, "bundle_lines": list(bundles), "seconds": times}
 
 
 def main() -> None:

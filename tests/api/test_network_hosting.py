@@ -356,3 +356,24 @@ def test_ports_are_told_of_their_logs(play: Play) -> None:
     play.delete(f"log/logs/{everything['id']}", user="admin")
     play.test.settle()
     assert driver.port(port["id"]).logs == ()
+
+
+def test_hosts_are_told_which_of_their_ports_answer_for_a_local_ip(play: Play) -> None:
+    net, _ = play.network()
+    ports = [play.plug(net, host) for host in ("host1", "host2")]
+    local = play.post("local_ips", "local_ip", network_id=net)
+    path = f"local_ips/{local['id']}/port_associations"
+    for port in ports:
+        play.post(path, "port_association", fixed_port_id=port["id"])
+    play.test.settle()
+    drivers = {agent.place.host: agent.drivers.network for agent in play.test.agents}
+    for port, host in zip(ports, ("host1", "host2"), strict=True):
+        (one,) = drivers[host].network(net).local_ips
+        assert (one.address, one.port_id, one.translate) == (local["local_ip_address"], port["id"], True)
+        assert one.fixed_ip == port["fixed_ips"][0]["ip_address"]
+    with play.cloud.store.write() as tx:
+        plug.bind_port(play.cloud, tx, ports[0]["id"], "host3")
+    play.delete(f"{path}/{ports[1]['id']}")
+    play.test.settle()
+    assert [one.port_id for one in drivers["host3"].network(net).local_ips] == [ports[0]["id"]]
+    assert drivers["host2"].network(net).local_ips == ()

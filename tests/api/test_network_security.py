@@ -308,3 +308,72 @@ def test_logs_that_cannot_be(demo: User, admin: User, values: Json, status: int,
         body |= {"resource_id": demo.make("security-groups")["id"]}
         body |= {"target_id": demo.make("ports", network_id=net["id"])["id"]}
     assert admin.refused("POST", "log/logs", {"log": body}) == (status, kind)
+
+
+# --- local IPs --------------------------------------------------------------------------------------------------------
+
+
+def test_a_local_ip_takes_an_address_or_names_a_port(demo: User) -> None:
+    net = demo.make("networks", name="n")
+    refused = {"local_ip": {"network_id": net["id"]}}
+    assert demo.refused("POST", "local_ips", refused) == (400, "BadRequest")
+    demo.make("subnets", network_id=net["id"], ip_version=4, cidr="10.0.0.0/24")
+    own = demo.make("local_ips", network_id=net["id"], local_ip_address="10.0.0.50", name="cache")
+    assert (own["local_ip_address"], own["ip_mode"], own["network_id"]) == ("10.0.0.50", "translate", net["id"])
+    held = f"ports/{own['local_port_id']}"
+    assert demo.refused("DELETE", held) == (409, "ServicePortInUse")
+    port = demo.make("ports", network_id=net["id"])
+    named = demo.make("local_ips", local_port_id=port["id"], ip_mode="passthrough")
+    assert named["local_ip_address"] == port["fixed_ips"][0]["ip_address"]
+    assert demo.refused("DELETE", f"ports/{port['id']}") == (409, "ServicePortInUse")
+    assert demo.refused("POST", "local_ips", {"local_ip": {}}) == (400, "LocalIPPortOrNetworkRequired")
+    wrong = {"local_ip": {"local_port_id": port["id"], "local_ip_address": "10.0.0.77"}}
+    assert demo.refused("POST", "local_ips", wrong) == (400, "LocalIPRequestedIPNotFound")
+    demo.ok("DELETE", f"local_ips/{own['id']}")
+    assert demo.refused("GET", held)[0] == 404
+    demo.ok("DELETE", f"local_ips/{named['id']}")
+    demo.ok("DELETE", f"ports/{port['id']}")
+
+
+def test_ports_stand_behind_a_local_ip(demo: User, admin: User) -> None:
+    net = demo.make("networks", name="n")
+    subnet = demo.make("subnets", network_id=net["id"], ip_version=4, cidr="10.0.0.0/24")
+    local = demo.make("local_ips", network_id=net["id"])
+    path = f"local_ips/{local['id']}/port_associations"
+    two = demo.make("ports", network_id=net["id"], fixed_ips=[{"subnet_id": subnet["id"]}] * 2)
+
+    def body(**values: Any) -> Json:
+        return {"port_association": {"fixed_port_id": two["id"], **values}}
+
+    assert demo.refused("POST", path, body()) == (400, "LocalIPNoRequestedIP")
+    assert demo.refused("POST", path, body(fixed_ip="10.0.0.99")) == (400, "LocalIPRequestedIPNotFound")
+    fixed = two["fixed_ips"][1]["ip_address"]
+    made = demo.ok("POST", path, body(fixed_ip=fixed))["port_association"]
+    assert made == {
+        "local_ip_id": local["id"], "local_ip_address": local["local_ip_address"], "fixed_port_id": two["id"],
+        "fixed_ip": fixed, "host": "",
+    }  # fmt: skip
+    assert demo.refused("POST", path, body(fixed_ip=fixed)) == (409, "LocalIPAssociationExists")
+    assert demo.ok("GET", path)["port_associations"] == [made]
+    assert demo.ok("GET", f"{path}/{two['id']}")["port_association"] == made
+    assert demo.refused("DELETE", f"local_ips/{local['id']}") == (409, "LocalIPInUse")
+    theirs = admin.make("local_ips", network_id=admin.ok("GET", "networks", name="n")["networks"][0]["id"])
+    assert demo.refused("GET", f"local_ips/{theirs['id']}/port_associations")[0] == 404
+    assert demo.refused("POST", f"local_ips/{theirs['id']}/port_associations", body(fixed_ip=fixed))[0] == 404
+    demo.ok("DELETE", f"{path}/{two['id']}")
+    assert demo.refused("GET", f"{path}/{two['id']}") == (404, "LocalIPAssociationNotFound")
+    demo.ok("POST", path, body(fixed_ip=fixed))
+    demo.ok("DELETE", f"ports/{two['id']}")
+    assert demo.ok("GET", path)["port_associations"] == []
+    demo.ok("DELETE", f"local_ips/{local['id']}")
+
+
+@pytest.mark.parametrize("body", [None, [], {}, {"port_association": 1}, {"port_association": {}},
+                                  {"port_association": {"fixed_port_id": 7}},
+                                  {"port_association": {"fixed_port_id": NOBODY}},
+                                  {"port_association": {"fixed_port_id": NOBODY, "more": 1}}])  # fmt: skip
+def test_bad_associations(demo: User, body: Any) -> None:
+    net = demo.make("networks", name="n")
+    demo.make("subnets", network_id=net["id"], ip_version=4, cidr="10.0.0.0/24")
+    local = demo.make("local_ips", network_id=net["id"])
+    assert demo.call("POST", f"local_ips/{local['id']}/port_associations", body).status == 400

@@ -13,7 +13,7 @@ from contract_network import EGRESS, PING, WEB, network, port, replace
 from frames import Ear, ipv4, send, udp
 from network_world import Guest, Host, until
 
-from nubila.core.ports import AddressSetSpec, FixedIp, LogSpec, RuleSpec, SecurityGroupSpec
+from nubila.core.ports import AddressSetSpec, FixedIp, LocalIp, LogSpec, RuleSpec, SecurityGroupSpec
 from nubila.drivers import links, processes
 from nubila.drivers.network import RealNetwork
 
@@ -245,3 +245,41 @@ def test_groups_and_sets_survive_a_killed_switch(host: Host) -> None:
     sizes = counted(host)
     again.ensure_security_group(SecurityGroupSpec(id="web", rules=(*EGRESS, replace(PING, remote_set="friends"))))
     assert sizes == []
+
+
+def test_a_local_ip_leads_to_a_port_of_this_host(host: Host) -> None:
+    net = network(dhcp=False)
+    host.driver.ensure_network(net)
+    from_client = replace(WEB, remote=("10.0.0.4/32",))
+    cache = host.guest(port(net, 3, from_client)).configure()
+    client = host.guest(port(net, 4)).configure()
+    real = host.guest(port(net, 50, WEB, PING)).configure()  # whoever has the address
+    cache.serve(80, "near")
+    real.serve(80, "far")
+    assert client.reads("10.0.0.50", 80) == "far"
+    local = LocalIp(address="10.0.0.50", port_id=cache.spec.id, mac=cache.spec.mac, fixed_ip=cache.ip)
+    host.driver.ensure_network(replace(net, local_ips=(local,)))
+    client.run("ip", "neigh", "flush", "all")
+    assert client.reads("10.0.0.50", 80) == "near"
+    assert client.reads(cache.ip, 80) == "near", "its own address works as before"
+    assert not client.pings("10.0.0.50"), "the group of the port behind it judges"
+    peers = cache.run("busybox", "netstat", "-tn").stdout
+    assert "10.0.0.50" not in peers, "the guest behind it sees its own address"
+    stranger = host.guest(port(net, 5)).configure()
+    assert stranger.reads("10.0.0.50", 80) == ""
+    host.driver.ensure_network(net)
+    client.run("ip", "neigh", "flush", "all")
+    assert client.reads("10.0.0.50", 80) == "far"
+
+
+def test_a_local_ip_without_translation(host: Host) -> None:
+    net = network(dhcp=False)
+    pairs = (("10.0.0.60/32", ""),)
+    spec = port(net, 3, WEB)
+    spec = replace(spec, allowed_pairs=tuple((cidr, spec.mac) for cidr, _ in pairs))
+    local = LocalIp(address="10.0.0.60", port_id=spec.id, mac=spec.mac, fixed_ip="10.0.0.3", translate=False)
+    host.driver.ensure_network(replace(net, local_ips=(local,)))
+    cache, client = host.guest(spec).configure(), host.guest(port(net, 4)).configure()
+    cache.run("ip", "addr", "add", "10.0.0.60/32", "dev", "eth0")
+    cache.serve(80, "near")
+    assert client.reads("10.0.0.60", 80) == "near"

@@ -417,6 +417,7 @@ class RouterSpec(Struct, frozen=True, kw_only=True):
     routes: tuple[tuple[str, str], ...] = ()  # (destination, nexthop)
     more_gateways: tuple[RouterPort, ...] = ()
     ecmp: bool = False  # traffic is spread over all gateways; else it leaves by the first one
+    bfd: bool = False  # default routes are left out while their next hops, watched by BFD, are away
     forwardings: tuple[ForwardSpec, ...] = ()
     helpers: tuple[HelperSpec, ...] = ()
     ndp_proxy: bool = False  # IPv6 comes in from outside for ``proxies`` only, which the gateway answers for

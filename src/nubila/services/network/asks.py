@@ -18,12 +18,12 @@ import sqlalchemy as sa
 
 from nubila.core import hosts
 from nubila.core.db import Reader, Tx
-from nubila.services.network import dvr_hosts, l2pop
+from nubila.services.network import dvr_hosts, l2pop, local_ips
 from nubila.services.network.dvr_hosts import DVR_INTERFACE
 from nubila.services.network.ha_tables import HA_HOST
 from nubila.services.network.kinds import Network, Router
 from nubila.services.network.kinds_port import Port, SecurityGroupRule
-from nubila.services.network.tables import DHCP_BINDING, PORT_GROUP
+from nubila.services.network.tables import DHCP_BINDING, IP_ALLOCATION, PORT_GROUP
 
 Row = Mapping[str, Any]
 INTERFACE, GATEWAY, DHCP, FLOATING = (
@@ -48,6 +48,10 @@ _HA_HOSTS_OF_NETWORK = (
     .where(_P.network_id == sa.bindparam("network"), _P.device_owner.in_(ROUTER_OWNERS))
     .distinct()
 )
+LARGE, LARGE_PAUSE = 500, 20  # addresses; times the pause of other networks
+_LARGE = (
+    sa.select(IP_ALLOCATION.c.ip_key).where(IP_ALLOCATION.c.network_id == sa.bindparam("network")).limit(1)
+).offset(LARGE)
 _ROUTER_HOST = sa.select(Router.table.c.host).where(Router.table.c.id == sa.bindparam("id"))
 _ROUTERS = (
     sa.select(_P.device_id)
@@ -116,9 +120,13 @@ def external_networks(reader: Reader) -> list[str]:
 
 
 def dhcp(tx: Tx, network_id: str) -> None:
-    """What DHCP hands out on the network changed: the hosts that serve it."""
+    """What DHCP hands out on the network changed: the hosts that serve it.
+
+    They are told everything about the network each time, so of a large one they are told less often.
+    """
+    soon = 1 if tx.scalar(_LARGE, {"network": network_id}) is None else LARGE_PAUSE
     for (host,) in tx.rows(_DHCP_HOSTS, {"network": network_id}):
-        tx.ask("network", network_id, host, soon=True)
+        tx.ask("network", network_id, host, soon=soon)
 
 
 def port(tx: Tx, row: Row, host: str | None = None) -> None:
@@ -143,6 +151,7 @@ def moved(tx: Tx, row: Row, old: str, new: str) -> None:
         for host in {old, new} - {""}:
             tx.ask("port", row["id"], host)
             groups_at(tx, row.get("_groups") or [id for (id,) in tx.rows(_GROUPS_OF, {"port": row["id"]})], host)
+        local_ips.moved(tx, row, old, new)
     count = dict(tx.rows(_PER_HOST, {"network": row["network_id"]}))
     appeared = bool(new) and count.get(new, 0) <= 1
     vanished = bool(old) and count.get(old, 0) == 0
@@ -202,7 +211,7 @@ def groups(tx: Tx, group_ids: Iterable[str]) -> None:
 def members(tx: Tx, set_ids: Iterable[str]) -> None:
     """The addresses of these security groups or address groups changed; a controller tells the hosts that need them."""
     for id in set_ids:
-        tx.ask("group_members", id, soon=True)
+        tx.ask("group_members", id, soon=1)
 
 
 def groups_at(tx: Tx, group_ids: Iterable[str], host: str) -> None:

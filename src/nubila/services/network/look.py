@@ -15,6 +15,7 @@ from nubila.core.remember import remembered
 from nubila.core.types import is_uuid
 from nubila.services.network import rbac
 from nubila.services.network.kinds import AddressScope, FloatingIP, Network, Router, Subnet, SubnetPool, by_id
+from nubila.services.network.kinds_local_ip import LocalIP
 from nubila.services.network.kinds_logging import Log
 from nubila.services.network.kinds_metering import MeteringLabel, MeteringLabelRule
 from nubila.services.network.kinds_port import Port, SecurityGroup, SecurityGroupRule
@@ -29,7 +30,7 @@ NOT_FOUND: dict[type[Resource], str] = {
     Port: "PortNotFound", Network: "NetworkNotFound", Subnet: "SubnetNotFound", Router: "RouterNotFound",
     FloatingIP: "FloatingIPNotFound", SecurityGroup: "SecurityGroupNotFound", SubnetPool: "SubnetPoolNotFound",
     SecurityGroupRule: "SecurityGroupRuleNotFound", AddressScope: "AddressScopeNotFound",
-    Log: "LogResourceNotFound", AddressGroup: "AddressGroupNotFound", DefaultSecurityGroupRule: "DefaultSecurityGroupRuleNotFound",
+    Log: "LogResourceNotFound", LocalIP: "LocalIPNotFound", AddressGroup: "AddressGroupNotFound", DefaultSecurityGroupRule: "DefaultSecurityGroupRuleNotFound",
     QosPolicy: "QosPolicyNotFound", Trunk: "TrunkNotFound",
     MeteringLabel: "MeteringLabelNotFound", MeteringLabelRule: "MeteringLabelRuleNotFound",
 }  # fmt: skip

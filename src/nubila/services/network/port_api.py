@@ -12,7 +12,7 @@ from nubila.core.call import Call
 from nubila.core.faults import bad_request, conflict, forbidden
 from nubila.core.query import ListQuery
 from nubila.core.service import Hooks
-from nubila.services.network import look, paging, ports, qos_use, rbac, tags, trunks_links
+from nubila.services.network import local_ips, look, paging, ports, qos_use, rbac, tags, trunks_links
 from nubila.services.network.asks import CENTRAL, DHCP, FLOATING, GATEWAY, INTERFACES, ROUTER_OWNERS
 from nubila.services.network.kinds import FloatingIP, Network, Router
 from nubila.services.network.kinds_port import Port
@@ -143,6 +143,7 @@ def deleting(call: Call, row: Row) -> None:
         text = f"Port {row['id']} is in use by server {device}: detach it from the server (os-interface) instead."
         raise forbidden(text)
     trunks_links.guard(call.tx, row["id"])
+    local_ips.guard(call.tx, row["id"])
     ports.let_go(call.tx, row)
 
 

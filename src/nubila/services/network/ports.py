@@ -25,6 +25,7 @@ from nubila.services.network import (
     floating_links,
     groups,
     l2pop,
+    local_ips,
     logs,
     look,
     pvlan,
@@ -254,6 +255,7 @@ def let_go(tx: Tx, row: Row) -> None:
     allocate.release(tx, id)
     groups.join(tx, id, ())
     logs.forget(tx, id)
+    local_ips.port_gone(tx, row)
     tx.execute(_LOSE_DHCP, {"b_port": id})
     tx.execute(_LOSE_BINDINGS, {"b_port": id})
     tags.forget(tx, id)
