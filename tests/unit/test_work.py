@@ -69,6 +69,46 @@ def test_what_its_one_worker_does_not_hold_is_due_again(store: Store):
     assert work.pending(store) == []
 
 
+def soon(store: Store, id: str = "a", times: int = 1) -> None:
+    with store.write() as tx:
+        tx.ask("k", id, soon=times)
+
+
+def test_asks_that_may_wait_are_answered_together(store: Store):
+    store.calm_s = 60.0
+    soon(store)
+    assert work.take(store, "", 9, 60) == []
+    assert 55 < work.next_due(store, "") <= 60
+    soon(store, times=5)  # a steady stream must not put it off
+    assert 55 < work.next_due(store, "") <= 60
+    ask(store)
+    (item,) = work.take(store, "", 9, 30)
+    assert item.gen == 3
+    soon(store)  # while it is being done: not at once after it, and not lost
+    settle(store, item)
+    assert work.take(store, "", 9, 60) == []
+    assert 55 < row(store)["due_in_s"] <= 60
+    assert work.invariants(store) == []
+    with store.write() as tx:
+        tx.ask("k", "a", soon=3)
+        tx.ask("k", "a")  # the sooner of two in one transaction counts
+    assert len(work.take(store, "", 9, 60)) == 1
+    store.calm_s = 0.0
+    soon(store, "b")
+    assert [i.id for i in work.take(store, "", 9, 60)] == ["b"]
+
+
+def test_nobody_is_told_twice_of_what_may_wait(store: Store):
+    told: list[set[str]] = []
+    store.calm_s, store.nudge = 60.0, told.append
+    for id in ("a", "b", "c"):
+        soon(store, id)
+    assert told == [{""}]
+    soon(store, times=2)
+    ask(store)
+    assert told == [{""}] * 3
+
+
 def test_ask_during_the_turn_is_not_lost(store: Store):
     ask(store)
     (item,) = work.take(store, "", 9, 60)

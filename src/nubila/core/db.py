@@ -94,7 +94,7 @@ class Tx(Reader):
         super().__init__(session, store.dialect)
         self._store = store
         self._item = item
-        self._asks: dict[tuple[str, str, str], bool] = {}  # whether soon is enough
+        self._asks: dict[tuple[str, str, str], int] = {}  # how soon is enough, 0 = at once
         self._end: tuple[str, Callable[[], None]] | None = None
         self._after: list[Callable[[], None]] = []
 
@@ -108,13 +108,13 @@ class Tx(Reader):
         """Insert one row."""
         self._session.execute(self._store.insert_stmt(table), values)
 
-    def ask(self, kind: str, id: str, shard: str = "", *, soon: bool = False) -> None:
+    def ask(self, kind: str, id: str, shard: str = "", *, soon: int = 0) -> None:
         """Say that (kind, id) may no longer be as it should on `shard`; takes effect with this transaction.
 
-        `soon`: within the store's ``calm_s`` is early enough, so that a burst of asks costs few turns.
+        `soon`: within so many times the store's ``calm_s`` is early enough, so that a burst of asks costs few turns.
         """
         key = (kind, id, shard)
-        self._asks[key] = soon and self._asks.get(key, True)
+        self._asks[key] = min(soon, self._asks.get(key, soon))
 
     def settle(self, note: str, *, again: float | None = None, failed: bool = False) -> None:
         """End the item's turn with one sentence.
@@ -179,7 +179,7 @@ class Tx(Reader):
     def _flush(self) -> None:
         """Write the asks and the end of the turn, last and in one order everywhere; at equal keys the ask is first."""
         todo: list[tuple[tuple[str, str, str, int], Callable[[], None]]] = [
-            ((*key, 0), functools.partial(work.ask, self, *key, self._store.calm_s if soon else 0.0))
+            ((*key, 0), functools.partial(work.ask, self, *key, self._store.calm_s * soon))
             for key, soon in self._asks.items()
         ]
         if self._item is not None:
@@ -260,7 +260,7 @@ class Store:
         self.readonly = readonly
         self.trace: Callable[[str, str], None] | None = None
         self.calm_s = 0.0
-        self._nudged: dict[str, float] = {}  # shard -> when somebody was last told to look at it soon
+        self._nudged: dict[tuple[str, int], float] = {}  # (shard, how soon) -> when somebody was last told of such
         self.dialect = parsed.get_backend_name()
         self.embedded = self.dialect == "sqlite"
         self._busy_timeout_s = busy_timeout_s
@@ -323,7 +323,7 @@ class Store:
                 time.sleep(random.uniform(0.001, 0.01 * 2**attempt))
         raise AssertionError("unreachable")
 
-    def awaited(self, asks: Mapping[tuple[str, str, str], bool]) -> set[str]:
+    def awaited(self, asks: Mapping[tuple[str, str, str], int]) -> set[str]:
         """The shards to nudge for these asks.
 
         Whoever was told of something due soon looks again when it is due and sees what was asked until then: within
@@ -335,8 +335,8 @@ class Store:
         for (_, _, shard), soon in asks.items():
             if not soon:
                 out.add(shard)
-            elif now - self._nudged.get(shard, -self.calm_s) >= self.calm_s:
-                self._nudged[shard] = now
+            elif now - self._nudged.get((shard, soon), float("-inf")) >= soon * self.calm_s:
+                self._nudged[shard, soon] = now
                 out.add(shard)
         return out
 
