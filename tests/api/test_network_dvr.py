@@ -70,6 +70,10 @@ def test_only_administrators_distribute_routers(play: Play) -> None:
     assert (shown["distributed"], shown["ha"]) == (False, False)
     both = play.test.request("POST", "/network/v2.0/routers", {"router": {"distributed": True, "ha": True}})
     assert (both.status, both.json["NeutronError"]["type"]) == (400, "BadRequest")
+    watched = {"router": {"enable_default_route_bfd": True, "ha": True}}
+    assert play.test.request("POST", "/network/v2.0/routers", watched).status == 400
+    plain = play.post("routers", "router", user="admin", enable_default_route_bfd=True)
+    assert (plain["enable_default_route_bfd"], plain["enable_default_route_ecmp"]) == (True, False)
 
 
 def test_a_distributed_router_is_where_its_networks_are(play: Play) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +24,8 @@ from nubila.core.ports import (
     Segment,
     SubnetSpec,
 )
-from nubila.drivers import links
+from nubila.drivers import bfd, links
+from nubila.drivers.files import write_json
 
 pytestmark = pytest.mark.host
 ANY = (RuleSpec(direction="ingress"), RuleSpec(direction="ingress", ethertype="IPv6"))
@@ -380,3 +383,56 @@ def test_packets_larger_than_the_next_network_takes_are_refused_with_its_mtu(hos
     assert "mtu = 1300" in said or "mtu=1300" in said, said
 
 
+
+
+def test_bfd_leaves_out_a_next_hop_that_went_away(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    fars: list[Far] = []
+    peers: list[subprocess.Popen[str]] = []
+    try:
+        net = network(dhcp=False, vni=7)
+        outer = [replace(external(), host_address=None), external("198.51.100.0/24")]
+        outer[1] = replace(
+            outer[1], segment=Segment(network_type="vlan", physical_network="physnet1", segmentation_id=5),
+            host_address=None,
+        )  # fmt: skip
+        for spec in (net, *outer):
+            host.driver.ensure_network(spec)
+        far = Far(host, "br-ex", "172.24.4.1/24", "203.0.113.1/32")
+        fars.append(far)
+        far.run("ethtool", "-K", far.device, "txvlan", "off", "rxvlan", "off", check=False)
+        second = replace(router_port(outer[1], 10), hops=("198.51.100.1",))
+        gate = replace(router(net, outside=outer[0]), more_gateways=(second,), ecmp=True, bfd=True)
+        assert host.driver.ensure_router(gate).fault == ""
+        where = host.driver.router_namespace(gate.id)
+
+        def spread() -> str:
+            return host.inside(where, "ip", "route", "show", "default")
+
+        assert "172.24.4.1" in spread(), "a neighbour that never spoke BFD is taken for there"
+        config = tmp_path / "peer" / "bfd.json"
+        config.parent.mkdir()
+        watch = bfd.Watch(namespace="", sessions=(("172.24.4.1", "172.24.4.10"),), routes=(), ways=())
+        write_json(config, watch)
+        argv = [sys.executable, "-m", "nubila.drivers.bfd", str(config)]
+        peers.append(far.spawn(*argv))
+        log = host.place.root / "routers" / gate.id / "bfd.log"
+        until(lambda: "172.24.4.1 UP" in log.read_text(), "a session")
+        peers[0].kill()
+        gone = time.monotonic()
+        until(lambda: "172.24.4.1" not in spread(), f"left out: {log.read_text()}")
+        assert time.monotonic() - gone < 3
+        assert "198.51.100.1" in spread()
+        host.driver.ensure_router(gate)
+        assert "172.24.4.1" not in spread(), "and it stays out when everything is ensured again"
+        peers.append(far.spawn(*argv))
+        until(lambda: "172.24.4.1" in spread(), "back")
+        host.driver.ensure_router(replace(gate, bfd=False))
+        assert not list((host.place.root / "routers").glob("*/bfd.json"))
+    finally:
+        for peer in peers:
+            peer.kill()
+            peer.communicate()
+        for far in fars:
+            far.close()
+        host.close()

@@ -352,6 +352,8 @@ FEATURE = Feature(
     extensions={
         "external-gateway-multihoming": ("Neutron L3 External Gateway Multihoming", "Routers have several gateways.",
                                          "2023-01-18"),
+        "enable-default-route-bfd": ("Enable Default Route BFD", "BFD watches the next hops of default routes.",
+                                     "2023-02-27"),
         "enable-default-route-ecmp": ("Enable Default Route ECMP", "Traffic is spread over all gateways.",
                                       "2023-02-27"),
     },

@@ -225,6 +225,8 @@ class Router(Named):
     external_gateways = Attr(Json, "All its gateways, the first one first.", store=False)
     enable_default_route_ecmp = Attr(LooseBool, "Whether traffic is spread over all its gateways.", write="cu",
                                      default=False, null=True, set=ADMIN)  # fmt: skip
+    enable_default_route_bfd = Attr(LooseBool, "Whether BFD watches the next hops of its default routes.", write="cu",
+                                    default=False, null=True, set=ADMIN)  # fmt: skip
     enable_ndp_proxy = Attr(LooseBool, "Whether NDP proxies make its ports' IPv6 addresses known outside.",
                             write="cu", default=False, null=True, filter="eq")  # fmt: skip
     conntrack_helpers = Attr(Json, "Protocols whose further connections it follows.", store=False)

@@ -70,6 +70,7 @@ RULES_BY_TEXT: tuple[tuple[str, str], ...] = (
         "get_network:provider:physical_network get_network:provider:segmentation_id update_network:shared "
         "get_port:trusted create_port:trusted update_port:trusted get_port:resource_request "
         "create_router:enable_default_route_ecmp update_router:enable_default_route_ecmp "
+        "create_router:enable_default_route_bfd update_router:enable_default_route_bfd "
         "update_network:provider:network_type update_network:provider:physical_network "
         "update_network:provider:segmentation_id update_network:router:external update_network:is_default "
         "create_router:external_gateway_info:enable_snat "

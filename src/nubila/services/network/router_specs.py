@@ -23,6 +23,7 @@ def more(reader: Reader, row: Mapping[str, Any], way_in: Callable[[str], str]) -
     """Fields of the RouterSpec of a router's row."""
     return {
         "ecmp": row["enable_default_route_ecmp"],
+        "bfd": row["enable_default_route_bfd"],
         "forwardings": tuple(
             ForwardSpec(
                 floating_ip=one["floating_ip_address"],

@@ -44,6 +44,7 @@ from nubila.services.network.networks import check_zones
 
 Row = dict[str, Any]
 MAX_ROUTES = 30
+SWITCHES = ("enable_ndp_proxy", "enable_default_route_ecmp", "enable_default_route_bfd")
 _P = Port.table.c
 _PORTS = sa.select(Port.table).where(_P.device_id == sa.bindparam("router"), _P.device_owner.in_(INTERFACES))
 
@@ -60,14 +61,21 @@ def prepare(call: Call, values: Row) -> None:
         values.update(flavors.router_kind(call.tx, values["flavor_id"]))
     ha.prepare(call, values)
     dvr.prepare(call, values)
-    for name in ("enable_ndp_proxy", "enable_default_route_ecmp"):
+    for name in SWITCHES:
         values[name] = bool(values[name])
+    _no_bfd_with_ha(values)
     values["_gateway"] = gateways.wish(
         call, "create_router:external_gateway_info", values, values.get("external_gateway_info")
     )
     if values["_gateway"] and values["_gateway"].get("enable_snat") is not None:
         values["enable_snat"] = values["_gateway"]["enable_snat"]
     values["gw_qos_policy_id"] = values["_gateway"]["qos"] if values["_gateway"] else None
+
+
+def _no_bfd_with_ha(row: Row) -> None:
+    """Highly available routers notice by themselves when they are cut off; their hosts do not run BFD."""
+    if row["enable_default_route_bfd"] and row["ha"]:
+        raise refuse("enable_default_route_bfd is not available for highly available routers.")
 
 
 def created(call: Call, row: Row) -> None:
@@ -99,9 +107,10 @@ def prepare_update(call: Call, before: Row, values: Row) -> None:
             gateways.set_first(call, {**before, **values}, wish)
         values["gw_port_id"] = call.tx.scalar(_GW_PORT, {"id": before["id"]})
         values["gw_qos_policy_id"] = wish["qos"] if wish else None
-    for name in ("enable_ndp_proxy", "enable_default_route_ecmp"):
+    for name in SWITCHES:
         if name in values and values[name] is None:
             del values[name]
+    _no_bfd_with_ha({**before, **values})
     gateway = values.get("gw_port_id", before["gw_port_id"])
     if values.get("enable_ndp_proxy"):
         ndp_proxies.check_router(call.tx, before["id"], gateway)
@@ -113,7 +122,7 @@ def prepare_update(call: Call, before: Row, values: Row) -> None:
 
 SPEC = (
     "admin_state_up", "routes", "enable_snat", "gw_port_id", "gw_qos_policy_id", "enable_ndp_proxy",
-    "enable_default_route_ecmp",
+    "enable_default_route_ecmp", "enable_default_route_bfd",
 )  # fmt: skip
 """What hosts have to know of a router's own row."""
 _GW_PORT = sa.select(Router.table.c.gw_port_id).where(Router.table.c.id == sa.bindparam("id"))
