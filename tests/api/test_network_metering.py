@@ -42,11 +42,11 @@ def rule(net: Net, label: Json, **values: Any) -> Json:
     return net.make("metering_label_rule", RULES, metering_label_id=label["id"], **values)
 
 
-@pytest.mark.req("C/MTR-02")
+@pytest.mark.req("C/MTR-01", "C/MTR-02")
 def test_labels_and_rules_are_made_shown_and_deleted(admin: Net) -> None:
     one = label(admin, name="l", description="x" * 1024)
     assert (one["shared"], one["name"]) == (False, "l")
-    made = rule(admin, one, direction="ingress", remote_ip_prefix="10.0.1.0/24")
+    made = rule(admin, one, remote_ip_prefix="10.0.1.0/24")
     assert made == {
         "id": made["id"], "metering_label_id": one["id"], "direction": "ingress", "excluded": False,
         "remote_ip_prefix": "10.0.1.0/24", "source_ip_prefix": None, "destination_ip_prefix": None,
@@ -95,7 +95,7 @@ def test_members_make_none_and_see_only_their_projects(admin: Net, demo: Net) ->
     assert admin.refused("POST", LABELS, full) == (409, "OverQuota")
 
 
-@pytest.mark.req("C/MTR-01")
+@pytest.mark.req("C/MTR-03")
 def test_routers_count_for_their_project_and_shared_labels_and_sums_last(play: Play) -> None:
     _, subnet = play.network()
     public = play.test.request("GET", "/network/v2.0/networks?router:external=true").json["networks"][0]["id"]

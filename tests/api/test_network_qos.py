@@ -48,7 +48,6 @@ def rule(admin: Net, policy: Json, kind: str, **values: Any) -> Json:
 
 
 
-@pytest.mark.req("C/QOS-01")
 def test_rules_of_every_kind_are_made_shown_changed_and_deleted(admin: Net) -> None:
     p = policy(admin)
     base = f"qos/policies/{p['id']}"
@@ -145,7 +144,6 @@ def test_rule_types_say_what_hosts_honour(admin: Net, demo: Net) -> None:
     assert drivers[0]["supported_parameters"][0]["parameter_values"][:3] == [0, 8, 10]
 
 
-@pytest.mark.req("C/QOS-06")
 def test_a_project_neither_sees_nor_uses_nor_changes_what_is_not_shared_with_it(admin: Net, demo: Net) -> None:
     mine = demo.make("network")
     p = policy(admin)
@@ -237,7 +235,6 @@ def forget_debts(play: Play) -> None:
         tx.execute(sa.update(work.work).values(done=work.work.c.gen))
 
 
-@pytest.mark.req("C/QOS-05")
 def test_hosts_are_told_what_a_policy_says_and_when_it_changes(play: Play) -> None:
     net, _ = play.network()
     p = play.post("qos/policies", "policy", "admin", name="p", shared=True)
@@ -263,7 +260,6 @@ def test_hosts_are_told_what_a_policy_says_and_when_it_changes(play: Play) -> No
     assert (both.ingress_pps, both.ingress_burst_packets, both.egress_kbps) == (2000, 1000, 1000)
 
 
-@pytest.mark.req("C/QOS-05")
 def test_routers_carry_the_limits_of_gateways_and_floating_addresses(play: Play) -> None:
     net, subnet = play.network()
     p = play.post("qos/policies", "policy", "admin", name="p", shared=True)

@@ -41,7 +41,6 @@ def sub(port: Json, vlan: int) -> Json:
     return {"port_id": port["id"], "segmentation_type": "vlan", "segmentation_id": vlan}
 
 
-@pytest.mark.req("C/TRUNK-02")
 def test_a_trunk_gets_and_loses_subports(demo: Net) -> None:
     parent, one, two = port(demo), port(demo), port(demo)
     trunk = demo.make("trunk", port_id=parent["id"], sub_ports=[sub(one, 5)])
@@ -116,7 +115,6 @@ def test_what_cannot_be_in_a_trunk_is_refused(demo: Net, admin: Net) -> None:
     assert carrier["sub_ports"][0]["segmentation_id"] == vlan["provider:segmentation_id"]
 
 
-@pytest.mark.req("C/TRUNK-03")
 def test_another_project_sees_no_trunk_and_lends_no_port(demo: Net, admin: Net) -> None:
     mine, theirs = port(demo), port(admin)
     trunk = admin.make("trunk", port_id=theirs["id"])
@@ -144,7 +142,6 @@ def test_another_project_sees_no_trunk_and_lends_no_port(demo: Net, admin: Net) 
     assert demo.refused("POST", "trunks", {"trunk": {"port_id": port(demo)["id"]}}) == (409, "OverQuota")
 
 
-@pytest.mark.req("C/TRUNK-01")
 def test_subports_go_where_their_parent_goes(play: Play) -> None:
     nets = [play.network(f"10.{i}.0.0/24")[0] for i in range(3)]
     parent = play.plug(nets[0], "host1")

@@ -11,7 +11,7 @@ from network_world import Host
 
 from nubila.core.ports import FloatingSpec, LabelRule, LabelSpec, MeterCount
 
-pytestmark = [pytest.mark.host, pytest.mark.req("C/MTR-01")]
+pytestmark = pytest.mark.host
 ONE, TWO = "1a111111-2222-3333-4444-555555555555", "2b222222-2222-3333-4444-555555555555"
 
 
@@ -22,6 +22,7 @@ def host(tmp_path: Path) -> Iterator[Host]:
     host.close()
 
 
+@pytest.mark.req("C/MTR-04")
 @pytest.mark.req("C/MTR-04")
 def test_packets_are_counted_and_counters_outlive_every_change(host: Host) -> None:
     inside, outside = network(dhcp=False), external()
@@ -64,3 +65,22 @@ def test_packets_are_counted_and_counters_outlive_every_change(host: Host) -> No
     assert host.driver.ensure_router(replace(gate, labels=())).counts == ()
     assert "nubila-metering" not in host.inside(host.driver.router_namespace(gate.id), "nft", "list", "tables")
     assert count(replace(gate, gateway=None, gateway_ips=())) == {ONE: (0, 0)}
+
+
+@pytest.mark.req("C/MTR-03")
+def test_every_router_counts_for_itself(host: Host) -> None:
+    outside = external()
+    host.driver.ensure_network(outside)
+    rules = tuple(LabelRule(direction=to, **{end: "10.0.0.0/8"}) for to, end in (
+        ("egress", "source"), ("ingress", "destination")))  # type: ignore[arg-type]  # fmt: skip
+    label = LabelSpec(id=ONE, rules=rules)
+    for number, pings in ((10, 1), (11, 2)):
+        inside = network(f"10.{number}.0.0/24", dhcp=False, vni=number)
+        host.driver.ensure_network(inside)
+        gate = replace(router(inside, outside=outside, number=number), labels=(label,))
+        host.driver.ensure_router(gate)
+        guest = host.guest(port(inside, 3, PING)).configure(f"10.{number}.0.1")
+        for _ in range(pings):
+            assert guest.pings("172.24.4.1")
+        counted = MeterCount(label_id=ONE, packets=2 * pings, bytes=168 * pings)
+        assert host.driver.ensure_router(gate).counts == (counted,)

@@ -118,7 +118,6 @@ def limit(kbps: int, **more: int) -> QosSpec:
     return QosSpec(egress_kbps=kbps, egress_burst_kbit=int(kbps * 0.8), **more)
 
 
-@pytest.mark.req("C/QOS-01")
 def test_bandwidth_is_limited_both_ways_changed_while_streaming_and_freed(host: Host) -> None:
     a, b = pair(host)
     both = limit(6_000, ingress_kbps=5_000, ingress_burst_kbit=4_000)
@@ -140,7 +139,6 @@ def test_bandwidth_is_limited_both_ways_changed_while_streaming_and_freed(host: 
     assert kbps(b, a, first_s=0.2, last_s=0.7) > 13_000
 
 
-@pytest.mark.req("C/QOS-02")
 def test_packets_are_limited_both_ways_beside_bandwidth(host: Host) -> None:
     a, b = pair(host)
     spec = limit(
@@ -155,7 +153,6 @@ def test_packets_are_limited_both_ways_beside_bandwidth(host: Host) -> None:
     assert meters(host) == []
 
 
-@pytest.mark.req("C/QOS-03")
 def test_marks_are_seen_at_the_far_end(host: Host) -> None:
     a, b = pair(host)
     listening = listen(b, "icmp")
@@ -177,7 +174,6 @@ def test_marks_are_seen_at_the_far_end(host: Host) -> None:
     assert "tos 0x0," in heard(listening), "only what the owner sends is marked"
 
 
-@pytest.mark.req("C/QOS-04")
 def test_limits_outlive_a_restart_of_the_switch(host: Host) -> None:
     a, b = pair(host)
     host.driver.ensure_port(replace(a.spec, qos=limit(10_000)))
@@ -208,7 +204,6 @@ def sink_of(host: Host, address: str) -> Iterator[Guest]:
         child.wait()
 
 
-@pytest.mark.req("C/QOS-05")
 def test_gateways_and_floating_addresses_have_limits_of_their_own(host: Host) -> None:
     inside, outside = network(dhcp=False), external()
     for net in (inside, outside):
@@ -231,7 +226,6 @@ def test_gateways_and_floating_addresses_have_limits_of_their_own(host: Host) ->
     assert "nubila-qos" not in tables
 
 
-@pytest.mark.req("C/QOS-01")
 def test_linux_bridges_limit_and_mark_as_well(tmp_path: Path) -> None:
     host = Host(tmp_path, switch="linuxbridge")
     try:

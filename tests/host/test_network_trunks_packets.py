@@ -16,7 +16,7 @@ from test_network_packets import ip, mac, send_frame
 
 from nubila.core.ports import NetworkSpec, PortSpec, TrunkPlace
 
-pytestmark = [pytest.mark.host, pytest.mark.req("C/TRUNK-01")]
+pytestmark = pytest.mark.host
 TRUNK = "11111111-2222-3333-4444-555555555555"
 
 

@@ -51,7 +51,7 @@ class MeteringLabelRule(Resource):
     project_id = Attr(OwnerId, "Owner of the label.", api="project_id", default="", hidden=True, index=True)
     metering_label_id = Attr(Uuid, "Label it belongs to.", write="c", ref="metering_label.id", filter="eq", sort=True)
     direction = Attr(Enum("ingress", "egress"), "Into the project's networks, or out of them.", write="c",
-                     filter="eq", sort=True)  # fmt: skip
+                     default="ingress", filter="eq", sort=True)  # fmt: skip
     excluded = Attr(LooseBool, "Whether what it matches is left out.", write="c", default=False, filter="eq",
                     sort=True)  # fmt: skip
     remote_ip_prefix = Attr(Prefix, "Inside addresses: source of what goes out, destination of what comes in.",
