@@ -71,6 +71,17 @@ def deleting(call: Call, row: Row) -> None:
         raise conflict(text, "AddressGroupInUse")
 
 
+def find(call: Call, id: str) -> Row | None:
+    """The group; for whoever may only use it, it is not there to be changed."""
+    if call.method != "GET":
+        look.lock(call.tx, AddressGroup, id)
+    row = look.row(call.tx, AddressGroup, id)
+    verb = {"PUT": "update", "DELETE": "delete"}.get(call.method)
+    if row is not None and verb and not call.may(f"{verb}_address_group", look.wire(AddressGroup, row)):
+        return None
+    return row
+
+
 def scope(call: Call, q: ListQuery) -> list[Any]:
     return paging.adapt(call, AddressGroup, q)
 
@@ -136,7 +147,8 @@ FEATURE = Feature(
         AddressGroup: rbac.shareable(
             AddressGroup,
             Hooks(
-                target=look.own_project, prepare=prepare, prepare_update=prepare_update, deleting=deleting, scope=scope
+                target=look.own_project, prepare=prepare, prepare_update=prepare_update, deleting=deleting, scope=scope,
+                find=find,
             ),
         )
     },
