@@ -33,7 +33,9 @@ def test_two_ends_come_up_and_notice_silence() -> None:
     assert (a.state, b.state, a.was_up) == (State.DOWN, State.DOWN, True)
     talk(a, b, 5.3, 4.0)
     assert (a.state, b.state) == (State.UP, State.UP)
-    talk(a, Session(3, 9.3), 9.3, 0.2)
+    anew = Session(3, 9.3).tick(9.3)
+    assert anew is not None
+    a.receive(anew, 9.3)
     assert a.state == State.DOWN, "somebody who began anew is noticed at once"
 
 
