@@ -132,6 +132,12 @@ def test_an_update_says_what_is_wrong_with_its_body_before_whether_there_is_such
     assert demo.refused("PUT", f"subnetpools/{unknown}", {"subnetpool": {"name": "x"}}) == (404, "SubnetPoolNotFound")
 
 
+def test_collections_are_found_with_either_kind_of_dash(demo: Net) -> None:
+    for one, other in (("security-groups", "security_groups"), ("availability_zones", "availability-zones")):
+        assert demo.ok("GET", one) == demo.ok("GET", other)
+    assert demo.call("GET", "security_group-s").status == 404
+
+
 def test_things_made_together_may_be_wrapped_one_by_one(demo: Net) -> None:
     net = demo.make("network")
     wish = [{"port": {"network_id": net["id"], "name": "a", "tags": ["x"]}}, {"network_id": net["id"], "name": "b"}]

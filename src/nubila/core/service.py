@@ -76,6 +76,7 @@ class Service:
     prefix: str  # path on the one port: "/network", "" for identity
     catalog_path: str = ""  # what the catalogue URL has after the prefix: "/v2.1"
     classic_port: int
+    loose_paths: bool = False  # "_" and "-" mean the same in the paths
     kinds: Sequence[Kind] = ()
     hooks: Mapping[Kind, Hooks] = field(default_factory=dict)
     routes: Sequence[Route] = ()

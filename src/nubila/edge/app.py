@@ -71,7 +71,7 @@ class Edge:
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="handler")
         self._trusted: tuple[Settings, Proxies] | None = None
         wired = [
-            _Wired(s, Router([*s.routes, *crud.routes(s), openapi.route(s)]), dialects.of(s.name))
+            _Wired(s, Router([*s.routes, *crud.routes(s), openapi.route(s)], loose=s.loose_paths), dialects.of(s.name))
             for s in cloud.services
         ]  # fmt: skip
         self.by_prefix = {w.service.prefix.strip("/"): w for w in wired if w.service.prefix}

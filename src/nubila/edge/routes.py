@@ -23,8 +23,10 @@ class _Node:
 class Router:
     """The routes of one service."""
 
-    def __init__(self, routes: Iterable[Route]) -> None:
+    def __init__(self, routes: Iterable[Route], *, loose: bool = False) -> None:
+        """``loose``: "_" and "-" mean the same in literal segments, as clients of Networking write either."""
         self._root = _Node()
+        self._loose = loose
         self._fixed: dict[tuple[str, str], Route] = {}  # paths without parameters that exist at every version
         self.routes = list(routes)
         for route in self.routes:
@@ -75,6 +77,9 @@ class Router:
                 yield node, values, False
         else:
             child = node.literal.get(parts[i])
+            if child is None and self._loose:
+                part = parts[i]
+                child = node.literal.get(part.replace("_", "-")) or node.literal.get(part.replace("-", "_"))
             if child is not None:
                 yield from self._walk(child, parts, i + 1, values)
             if node.param is not None:

@@ -84,6 +84,7 @@ SERVICE = Service(
     title="neutron",
     prefix="/network",
     classic_port=9696,
+    loose_paths=True,
     kinds=(
         Network,
         AddressScope,

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nubila.core.declare import Attr
 from nubila.core.types import Json, LooseBool, LooseInt, Str
-from nubila.services.network.kinds import Named, Tags, rest
+from nubila.services.network.kinds import Named, OwnerId, Tags, rest
 
 
 class NetworkSegmentRange(Named):
     """VLAN or tunnel ids that networks get, of everybody or of one project."""
 
     kind, quota = "network_segment_range", ""
-    rest = rest("network_segment_range", "network_segment_ranges", bulk=False)
+    rest = replace(rest("network_segment_range", "network_segment_ranges", bulk=False),
+                   path="/v2.0/network_segment_ranges")  # fmt: skip
+    project_id = Attr(OwnerId, "Project whose networks use it; empty: every project's.", write="c", default="",
+                      filter="eq", sort=True, index=True)  # fmt: skip
     is_default = Attr(LooseBool, "Whether it comes from the settings.", api="default", default=False, filter="eq",
                       sort=True)  # fmt: skip
     shared = Attr(LooseBool, "Whether networks of every project use it.", write="c", default=True, filter="eq",

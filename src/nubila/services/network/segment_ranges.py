@@ -118,7 +118,7 @@ def _valid(call: Call, row: Row) -> None:
     kind = row["network_type"]
     if kind not in RANGED:
         text = f"Network type {kind} does not support network segment ranges; use one of {', '.join(RANGED)}."
-        raise bad_request(text, "NetworkSegmentRangeNetTypeNotSupported")
+        raise bad_request(text, "HTTPBadRequest")
     lo, hi = row["minimum"], row["maximum"]
     if not 1 <= lo <= hi <= RANGED[kind]:
         text = f"Invalid input for operation: minimum {lo} and maximum {hi} are not in order or not in 1 to "
@@ -136,6 +136,8 @@ def _valid(call: Call, row: Row) -> None:
 def prepare(call: Call, values: Row) -> None:
     physnet = values["physical_network"] or ""
     if values["network_type"] == "vlan":
+        if not physnet:
+            raise bad_request("Bad network_segment_range request: VLAN ids need a physical_network.", "BadRequest")
         if physnet not in call.cloud.settings.physical_networks:
             text = f"Invalid input for operation: physical_network '{physnet}' unknown; VLAN ids belong to one of "
             raise bad_request(f"{text}{', '.join(call.cloud.settings.physical_networks)}.", "InvalidInput")
@@ -220,7 +222,7 @@ FEATURE = Feature(
         for verb in _NAMES
         for part, what in (("", ""), (":tags", "'s tags"))
     ),
-    resources={"network-segment-ranges": "network_segment_range"},
+    resources={"network_segment_ranges": "network_segment_range"},
     extensions={
         "network-segment-range": (
             "Neutron Network Segment Range", "Ids of networks come from ranges of projects or of everybody.",
