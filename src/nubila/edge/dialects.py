@@ -96,7 +96,7 @@ class Network(Dialect):
         "ValidationError": "HTTPBadRequest", "ConversionError": "InvalidInput",
         "MethodNotAllowed": "HTTPMethodNotAllowed",
         "FloatingipNotFound": "FloatingIPNotFound", "SubnetpoolNotFound": "SubnetPoolNotFound",
-        "NdpProxyNotFound": "NDPProxyNotFound",
+        "NdpProxyNotFound": "NDPProxyNotFound", "LocalIpNotFound": "LocalIPNotFound",
         "PolicyNotFound": "QosPolicyNotFound",
     }  # fmt: skip
 
