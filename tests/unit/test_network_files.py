@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from contract_network import external, fixed, network, port, replace, router, with_hosts
+from contract_network import external, fixed, network, port, replace, router, router_port, with_hosts
 
-from nubila.core.ports import DhcpHost, FloatingSpec, HostPlace, SubnetSpec
-from nubila.drivers import dhcp, nft
+from nubila.core.ports import DhcpHost, FloatingSpec, ForwardSpec, HostPlace, SubnetSpec
+from nubila.drivers import dhcp, ovs_shared, router_nft
 from nubila.drivers.ovs_daemons import Daemons
 from nubila.drivers.ovs_switch import bridge_name
+from nubila.drivers.router_nft import Door
 from nubila.drivers.switches import mark, marked
 
 
@@ -87,16 +88,47 @@ def test_router_translations() -> None:
     inner, outside = network(), external()
     floating = FloatingSpec(id="1", floating_ip="172.24.4.99", fixed_ip="10.0.0.3")
     spec = router(inner, outside=outside, floating_ips=(floating,))
-    table = nft.router_table(spec, ["qr-1"], "qg-1")
+    door = Door(device="qg-1", port=spec.gateway or router_port(outside, 9))
+    table = router_nft.script(spec, ["qr-1"], [door])
     assert 'iifname "qr-1" ip daddr 169.254.169.254 tcp dport 80 redirect to :9697' in table
     assert "ip daddr 172.24.4.99 dnat to 10.0.0.3" in table
     own = table.index('oifname "qg-1" ip saddr 10.0.0.3 snat to 172.24.4.99')
-    assert own < table.index('oifname "qg-1" meta mark != 0x2 snat to 172.24.4.10')
-    without = nft.router_table(replace(spec, snat=False), ["qr-1"], "qg-1")
-    assert 'oifname "qg-1" meta mark != 0x2 snat' not in without
-    inside_only = nft.router_table(replace(spec, gateway=None), ["qr-1"], None)
+    assert own < table.index('oifname "qg-1" meta mark & 0x2 == 0 snat to 172.24.4.10')
+    without = router_nft.script(replace(spec, snat=False), ["qr-1"], [door])
+    assert 'oifname "qg-1" meta mark & 0x2 == 0 snat' not in without
+    inside_only = router_nft.script(replace(spec, gateway=None), ["qr-1"], [])
     assert "snat" not in inside_only.replace("srcnat", "")
     assert "172.24.4.99" not in inside_only
+
+
+def test_forwarded_ports() -> None:
+    spec = router(network(), outside=external())
+
+    def rule(outside: tuple[int, int], inside: tuple[int, int], protocol: str = "tcp") -> str:
+        ends = {"floating_ip": "172.24.4.9", "fixed_ip": "10.0.0.3"}
+        lead = ForwardSpec(**ends, protocol=protocol, outside=outside, inside=inside)
+        door = Door(device="qg-1", port=spec.gateway or router_port(network(), 9))
+        lines = router_nft.script(replace(spec, forwardings=(lead,)), [], [door]).splitlines()
+        return next(line.strip() for line in lines if "172.24.4.9 " in line)
+
+    assert rule((80, 80), (8080, 8080)) == "ip daddr 172.24.4.9 tcp dport 80 dnat to 10.0.0.3:8080"
+    assert rule((1, 9), (5, 5), "udp") == "ip daddr 172.24.4.9 udp dport 1-9 dnat to 10.0.0.3:5"
+    assert rule((1, 9), (1, 9)) == "ip daddr 172.24.4.9 tcp dport 1-9 dnat to 10.0.0.3"
+    assert rule((1, 2), (5, 6)).endswith("dnat ip to tcp dport map { 1 : 10.0.0.3 . 5, 2 : 10.0.0.3 . 6 }")
+
+
+def test_what_distributed_interfaces_send_never_has_the_shared_mac() -> None:
+    flows = ovs_shared.flows(
+        5, ofport=3, mac="fa:16:3e:01:02:03", alias="0e:aa:bb:01:02:03", addresses=["10.0.0.1", "fd00::1"],
+        others=["output:4"], away=["output:9"], back=[], learns=False,
+    )  # fmt: skip
+    for flow in flows:
+        match, _, actions = flow.partition(" actions=")
+        if "output:9" in actions and "in_port=3" in match:
+            assert "mod_dl_src:0e:aa:bb:01:02:03,output:9" in actions
+        if "arp_op=1" in match or "icmp_type=135" in match:
+            assert actions in ("output:3", "drop"), "questions for the gateway stay here"
+    assert any("dl_src=0e:00:00:01:02:03/ff:00:00:ff:ff:ff" in flow for flow in flows)
 
 
 def test_marks_are_of_one_cloud_and_one_played_host(tmp_path: Path) -> None:
