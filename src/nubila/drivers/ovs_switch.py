@@ -114,6 +114,7 @@ class Switch:
         self.bridge = bridge_name("br-int", place.cloud)
         self.replica = Replica(self.db.path, self.db.timeout_s)
         self._seen: tuple[int, View] | None = None  # the newest view, with the replica's count of changes
+        self._settled: dict[str, View] = {}  # network -> the view in which its flows were up to date
         self._read: dict[str, tuple[Row, Interface]] = {}
         self._copies = place.root / "switch-flows"
         self.log = SecurityLog(place, self.daemons, self.bridge)
@@ -253,6 +254,7 @@ class Switch:
         view = self.view()
         known = view.networks.get(id)
         self.replace_flows({**gone, ("network", id): ()}, [known.vlan] if known else [])
+        self._settled.pop(id, None)
         forget = ["external_ids", "delete", ["set", [_NET + id]]]
         self.db.transact(ovs_db.mutate("Bridge", view.bridge_uuid, forget))
 
@@ -264,6 +266,8 @@ class Switch:
         if network is None:
             self.replace_flows(sets)
             return
+        if not sets and self._settled.get(network_id) is view:
+            return  # nothing at all has changed since it was found to be up to date
         flows = ovs_flows.network_flows(network.vlan, members(view, network_id), network.uplinks, network.restricted)
         plugged = {i.ids.get(ID, ""): i.ofport for i in view.interfaces.values() if i.kind == "guest" and i.ofport}
         flows += ovs_local_ip.flows(network.vlan, network.local_ips, plugged)
@@ -273,6 +277,7 @@ class Switch:
             self.save_network(network_id, msgspec.structs.replace(network, flows=ovs_flows.digest(flows)), view)
         else:
             self.replace_flows(sets)
+            self._settled[network_id] = view
 
     # --- security groups and address sets
 
