@@ -206,20 +206,22 @@ class Chaos:
 
 
 def flood(stage: Stage) -> None:
-    """What comes from outside reaches both network hosts."""
+    """What comes from outside reaches both network hosts, and neither hears the other there: so none learns better."""
     for host in stage.network_hosts:
-        stage.external.inside("bridge", "link", "set", "dev", f"to-{host}", "learning", "off", "flood", "on")
+        stage.external.inside(
+            "bridge", "link", "set", "dev", f"to-{host}", "learning", "off", "flood", "on", "isolated", "on"
+        )
 
 
 def test_at_no_moment_two_hosts_forward(tmp_path: Path) -> None:
     seed = int(os.environ.get("NUBILA_CHAOS_SEED", str(random.randrange(10**6))))
     stage = Stage(tmp_path / "stage")
     try:
+        flood(stage)
         stage.build()
         until(stage.active, "one host forwards")
         stage.guest("compute1")
         until(lambda: stage.pings(stage.floating), "the floating IP answers")
-        flood(stage)
         witness = Witness(stage, tmp_path)
         stream = Stream(stage, stage.floating)
         chaos = Chaos(stage, seed)
@@ -252,11 +254,11 @@ def test_the_witness_sees_two_hosts(tmp_path: Path) -> None:
     """With a gate opened by force, the captures show it: they prove something."""
     stage = Stage(tmp_path / "stage")
     try:
+        flood(stage)
         stage.build()
         until(stage.active, "one host forwards")
         stage.guest("compute1")
         until(lambda: stage.pings(stage.floating), "the floating IP answers")
-        flood(stage)
         witness = Witness(stage, tmp_path)
         stream = Stream(stage, stage.floating)
         standby = stage.standby()

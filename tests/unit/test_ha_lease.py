@@ -145,7 +145,7 @@ class World:
         if not host.alive or self.now < host.busy_until:
             return
         seat, sent = host.seat, host.clock(self.now)
-        asked = seat.claim()
+        asked = seat.claim(sent)
 
         def arrive() -> None:
             if not self.control_up:
@@ -224,7 +224,7 @@ def test_there_are_never_two(seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("broken", "value"), [("ha_grant.MARGIN_S", -0.3), ("ha_seat.PROMISE_S", 1.2), ("quiet", 0.0), ("known", 0.0)]
+    ("broken", "value"), [("ha_grant.MARGIN_S", -0.3), ("ha_seat.PROMISE_S", 1.2), ("kept", 0.0), ("known", 0.0)]
 )
 def test_the_play_finds_mistakes(broken: str, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """A protocol that is wrong in one place has two holders in some of these worlds."""
@@ -242,8 +242,15 @@ def test_the_play_finds_mistakes(broken: str, value: float, monkeypatch: pytest.
 
         monkeypatch.setattr(Seat, "asked", asked)
         monkeypatch.setattr(ha_seat, "PROMISE_S", value)
-    elif broken == "quiet":
-        monkeypatch.setattr(Seat, "barred", lambda self, now: False)
+    elif broken == "kept":  # promises that nobody remembers
+        promising = Seat.asked
+
+        def forgetful(self: Seat, host: str, term: int, now: float) -> bool:
+            said = promising(self, host, term, now)
+            self.given.clear()
+            return said
+
+        monkeypatch.setattr(Seat, "asked", forgetful)
     else:  # grants to hosts that the last holder does not know of
         original_known = ha_grant._may_have
 
@@ -283,11 +290,13 @@ def test_a_dead_host_is_succeeded_within_a_second() -> None:
 
 def test_a_control_plane_outage_alone_changes_nothing() -> None:
     world = calm()
-    world.control_up = False
-    for _ in range(2000):
-        world.run(world.now + 0.01)
-        assert world.hosts["a"].open_until > world.now
+    for up in (False, True):
+        world.control_up = up
+        for _ in range(1000):
+            world.run(world.now + 0.01)
+            assert world.hosts["a"].open_until > world.now
     assert world.hosts["b"].open_until < world.now
+    assert world.lease.epoch == 1
 
 
 def test_without_a_majority_nobody_forwards() -> None:

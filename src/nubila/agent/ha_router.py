@@ -30,7 +30,7 @@ PORT, FRAMES_PORT = 3781, 3782
 RELAY_S = 1.5
 MOST_WAITING = 4096
 NEEDED = "needed.json"
-TTL_S = 0.6
+TTL_S = 0.5
 ASK_S = 0.12
 AGAIN_S = (0.05, 0.2, 0.7, 2.0)
 """When the addresses are announced again after the gate opened."""

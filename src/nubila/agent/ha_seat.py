@@ -17,7 +17,7 @@ FOREVER = float("inf")
 NEVER = float("-inf")
 DRIFT = 0.01
 SLACK_S = 0.01
-PROMISE_S = 0.6
+PROMISE_S = 0.5
 """How long a promise holds, from when it was asked for."""
 LEAST_S = 0.05
 """A lease with less left is not worth opening for."""
@@ -90,7 +90,7 @@ class Seat:
 
     # --- the control plane
 
-    def claim(self) -> dict[str, Any]:
+    def claim(self, now: float) -> dict[str, Any]:
         """What to tell the control plane."""
         self.seq += 1
         if not self.opened:  # our word: nothing that was granted before opens the gate any more
@@ -99,7 +99,8 @@ class Seat:
             self.told[self.seq] = self.others
         return {
             "seq": self.seq, "want": self.up, "open": self.opened, "master": self.master, "fit": self.fit,
-            "term": self.term, "ready": self.ready, "knows": list(self.others),
+            "bound": any(now < until for _, until in self.given.values()), "term": self.term, "ready": self.ready,
+            "knows": list(self.others),
         }  # fmt: skip
 
     def answered(self, sent: float, now: float, answer: Mapping[str, Any]) -> None:

@@ -25,7 +25,7 @@ from nubila.drivers.ha import Kept
 
 log = logging.getLogger("nubila.keeper")
 RENEW_S = 0.15
-MOVING_S = 0.02
+MOVING_S, WAITING_S = 0.02, 0.04
 TICK_S = 0.04
 FOLDER_S = 0.1
 LINKS_S = 0.5
@@ -131,7 +131,7 @@ class Keeper:
             self._files.pop(id, None)
             with contextlib.suppress(TryAgain, OSError):
                 one.end()
-            self._ending[id] = {**one.seat.claim(), "want": False, "open": False}
+            self._ending[id] = {**one.seat.claim(clock()), "want": False, "open": False}
             self._wake.set()
         for id, changed in seen.items():
             if self._files.get(id) == changed:
@@ -153,6 +153,11 @@ class Keeper:
 
     # --- the control plane
 
+    def _waiting(self) -> bool:
+        """Whether we are the VRRP master of a router that another host's lease keeps us from."""
+        with self._turn:
+            return any(one.seat.master and one.seat.up and not one.seat.opened for one in self.routers.values())
+
     def _talk(self, stop: threading.Event) -> None:
         pause = RENEW_S
         while not stop.is_set():
@@ -161,7 +166,7 @@ class Keeper:
             sent = clock()
             with self._turn:  # what a claim says of a gate must be true when it is sent
                 ending = dict(self._ending)
-                claims = {id: one.seat.claim() for id, one in self.routers.items()} | ending
+                claims = {id: one.seat.claim(sent) for id, one in self.routers.items()} | ending
             pause = RENEW_S
             if not claims:
                 continue
@@ -180,3 +185,5 @@ class Keeper:
             self._out.send(b".")
             if any(a.get("prepare") or a.get("give_back") for a in answers.values()):
                 pause = MOVING_S
+            elif self._waiting():
+                pause = WAITING_S

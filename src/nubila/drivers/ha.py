@@ -217,6 +217,7 @@ def remove(routers: Routers, router_id: str) -> None:
     place = routers.place
     record = folder(place) / f"{router_id}.json"
     if not record.exists():
+        ha_daemons.stop(routers.run_dir(router_id))
         return
     record.unlink(missing_ok=True)
     with contextlib.suppress(TryAgain, OSError):
@@ -257,4 +258,8 @@ def destroy(place: HostPlace) -> None:
     """End the keeper and everything it was told."""
     run_dir = folder(place)
     processes.stop(KEEPER, run_dir, timeout_s=3)
+    for record in run_dir.glob("*.json") if run_dir.is_dir() else ():
+        one = kept(place, record.stem)
+        if one is not None:
+            ha_daemons.stop(Path(one.run_dir))
     shutil.rmtree(run_dir, ignore_errors=True)

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from nubila.core.ports import AddressSetSpec, NeedsOperator, NetworkSpec, PortSpec, SecurityGroupSpec, TryAgain
-from nubila.drivers import links, ovs_ports, ovs_security
+from nubila.drivers import links, ovs_db, ovs_ports, ovs_security
 from nubila.drivers.ovs_flows import Uplink
 from nubila.drivers.ovs_switch import ID, INDEX, NETWORK, OWNER, Switch, Wish
-from nubila.drivers.switches import Plugged, mark
+from nubila.drivers.switches import Plugged, mark, marked
 
 
 class OpenVSwitch(Switch):
@@ -145,6 +145,23 @@ class OpenVSwitch(Switch):
         self.drop_shared("address_set", id)
 
     # --- ways out
+
+    def uplink_devices(self, network_id: str) -> list[str]:
+        """The host's cards in the bridge of a network's physical network."""
+        network = self.view().networks.get(network_id)
+        bridge = self.place.bridges.get((network.segment.physical_network if network else None) or "")
+        if not bridge:
+            return []
+        bridges, ports = self.db.rows(
+            ovs_db.select("Bridge", ["ports"], [["name", "==", bridge]]), ovs_db.select("Port", ["_uuid", "name"])
+        )
+        mine: set[str] = set()
+        for row in bridges:
+            mine |= set(row["ports"] if isinstance(row["ports"], list) else [row["ports"]])
+        names = [row["name"] for row in ports if row["_uuid"] in mine and row["name"] != bridge]
+        with links.opened(self.place.namespace) as net:
+            devices = [net.device(name) for name in names]
+        return sorted(d.name for d in devices if d is not None and marked(self.place, d.alias) is None)
 
     def _uplinks(self, spec: NetworkSpec) -> tuple[Uplink, ...]:
         """The network's ways to other hosts, made; those it does not need any more are removed."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-TTL_S = 0.6
+TTL_S = 0.5
 """How long a granted lease is good, from when the holder asked."""
 MARGIN_S = 0.06
 """How much longer the control plane waits: clocks that differ by 1 %, and a kernel that wakes up late."""
@@ -48,6 +48,7 @@ class Claim:
     open: bool = False  # its gate is, or may still be, open
     master: bool = False  # it is the VRRP master
     fit: bool = True  # its links are up
+    bound: bool = False  # it has promised another host not to take over
     term: int = 0  # grows with every time it opens its gate
     ready: bool = False  # prepared to take over in a planned move
     seq: int = 0  # grows with every claim of the host
@@ -128,7 +129,7 @@ def _over(lease: Lease, now: float) -> bool:
 def _may_have(lease: Lease, claim: Claim, me: str, now: float, scene: Scene) -> bool:
     if not (claim.want and me in scene.members and _over(lease, now)):
         return False
-    if lease.holder and me not in lease.known:  # run out, not given back: only who may have promised, or not
+    if lease.holder and (me not in lease.known or claim.bound):  # run out, not given back: it may be open by promises
         return False
     if lease.to:
         return lease.to == me or now > lease.until + PATIENCE_S
@@ -154,7 +155,7 @@ def parse(asked: Mapping[str, object]) -> Claim:
         raise ValueError("knows must be a list of host names")
     if not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 2**62 for n in (term, seq)):
         raise ValueError("term and seq must be whole numbers")
-    flags = {name: asked.get(name, name == "fit") for name in ("want", "open", "master", "fit", "ready")}
+    flags = {name: asked.get(name, name == "fit") for name in ("want", "open", "master", "fit", "ready", "bound")}
     if not all(isinstance(value, bool) for value in flags.values()):
         raise ValueError(f"{', '.join(flags)} are true or false")
     return Claim(**flags, term=term, seq=seq, knows=tuple(knows))  # type: ignore[arg-type]
