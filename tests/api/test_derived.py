@@ -110,6 +110,13 @@ def _ndp_proxy(w: World, who: str) -> dict[str, Any]:
     return {"router_id": router_id, "port_id": port["id"], "ip_address": port["fixed_ips"][0]["ip_address"]}
 
 
+def _with_subnet(w: World, who: str) -> str:
+    net = w.network(who)
+    cidr = f"10.{next(w.n) % 250}.0.0/24"
+    w.post("/network/v2.0/subnets", {"subnet": {"network_id": net, "cidr": cidr, "ip_version": 4}}, who)
+    return net
+
+
 NEEDS: dict[str, Callable[[World, str], dict[str, Any]]] = {
     "subnet": lambda w, who: {"network_id": w.network(who), "cidr": f"10.{next(w.n) % 250}.0.0/24", "ip_version": 4},
     "port": lambda w, who: {"network_id": w.network(who)},
@@ -145,6 +152,12 @@ NEEDS: dict[str, Callable[[World, str], dict[str, Any]]] = {
     },
     "credential": lambda w, who: {"user_id": w.users.get(who, w.users["owner"]), "type": "cert", "blob": "{}"},
     "ndp_proxy": lambda w, who: _ndp_proxy(w, who),
+    "log": lambda w, who: {"resource_type": "security_group"},
+    "local_ip": lambda w, who: {"network_id": _with_subnet(w, who)},
+    "default_security_group_rule": lambda w, who: {
+        "direction": "ingress", "protocol": "tcp", "port_range_min": next(w.n), "port_range_max": 60000,
+        "used_in_default_sg": False, "used_in_non_default_sg": False,
+    },
     "network_flavor": lambda w, who: {"service_type": "L3_ROUTER_NAT"},
     "network_service_profile": lambda w, who: {"metainfo": "facts"},
 }  # fmt: skip

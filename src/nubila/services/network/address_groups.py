@@ -153,7 +153,7 @@ FEATURE = Feature(
         )
     },
     shareable=(rbac.Shareable(kind=AddressGroup, uses={rbac.SHARED: projects_using}),),
-    quotas={"address_group": 10},
+    quotas={"address_group": 100},
     resources={"address-groups": "address_group"},
     routes=(
         Route(method="PUT", path="/v2.0/address-groups/{id}/add_addresses", handler=add_addresses, tx="write",
