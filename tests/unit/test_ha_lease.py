@@ -214,7 +214,7 @@ def play(seed: int, seconds: float = 40.0) -> World:
     return world
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 2**63))
 def test_there_are_never_two(seed: int) -> None:
     world = play(seed)

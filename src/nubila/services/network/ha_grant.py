@@ -18,7 +18,7 @@ TTL_S = 0.5
 """How long a granted lease is good, from when the holder asked."""
 MARGIN_S = 0.06
 """How much longer the control plane waits: clocks that differ by 1 %, and a kernel that wakes up late."""
-PATIENCE_S = 1.0
+PATIENCE_S = 0.2
 """How long a lease that nobody holds is kept for the VRRP master before any host may have it."""
 MOVE_S = 3.0
 """How long a planned move may take before it is given up."""
