@@ -201,3 +201,38 @@ def test_a_router_changes_its_kind_while_it_is_off(play: Play) -> None:
     assert (plain.central, plain.interfaces[0].alias_mac, len(plain.interfaces)) == (None, "", 1)
     owners = {p["device_owner"] for p in play.test.request("GET", f"/network/v2.0/ports?device_id={id}").json["ports"]}
     assert owners == {"network:router_interface", "network:router_gateway"}
+
+
+def test_operators_move_the_central_part(play: Play) -> None:
+    play.test.add_host("host5", roles=["network"])
+    a, a_sub = play.network()
+    guest = play.plug(a, "host2")
+    id = distributed(play, a_sub, gateway=True)
+    sound(play)
+    agents = {x["host"]: x for x in play.test.request("GET", "/network/v2.0/agents?agent_type=L3 agent").json["agents"]}
+    old = play.test.request("GET", f"/network/v2.0/ports?device_id={id}&device_owner=network:router_gateway")
+    host = old.json["ports"][0]["binding:host_id"]
+    other = {"host1": "host5", "host5": "host1"}[host]
+    assert agents["host2"]["configurations"]["agent_mode"] == "dvr"
+    assert agents[host]["configurations"]["agent_mode"] == "dvr_snat"
+    away = f"/network/v2.0/agents/{agents[host]['id']}/l3-routers/{id}"
+    assert play.test.request("DELETE", away).status == 204
+    sound(play)
+    assert spec(play, id, "host2").central is None
+    assert "host2" in where(play, "router", id), "guests go on without it"
+    here = f"/network/v2.0/agents/{agents[other]['id']}/l3-routers"
+    assert play.test.request("POST", here, {"router_id": id}).status == 201
+    sound(play)
+    assert spec(play, id, other).central is not None
+    fip = play.post("floatingips", "floatingip", floating_network_id=spec_gateway(play, id))
+    lead = {"protocol": "tcp", "internal_port_id": guest["id"], "internal_port": 80, "external_port": 80}
+    play.post(f"floatingips/{fip['id']}/port_forwardings", "port_forwarding", **lead)
+    sound(play)
+    central = spec(play, id, other).central
+    assert central is not None
+    assert [f.fixed_ip for f in central.forwardings] == [guest["fixed_ips"][0]["ip_address"]]
+    assert spec(play, id, "host2").forwardings == ()
+    mine = play.post("floatingips", "floatingip", floating_network_id=spec_gateway(play, id))
+    body = {"floatingip": {"port_id": guest["id"]}}
+    got = play.test.request("PUT", f"/network/v2.0/floatingips/{mine['id']}", body)
+    assert (got.status, got.json["NeutronError"]["type"]) == (400, "PortHasPortForwarding")

@@ -145,6 +145,15 @@ def kept(cloud: Cloud, tx: Tx, row: Row, *, tell: bool = True) -> None:
         asks.router(tx, id)
 
 
+def unplaced(tx: Tx, row: Row) -> None:
+    """An operator took the central part from its host: it is nowhere."""
+    for port in _of(tx, row["id"], CENTRAL):
+        if port["bound_host"]:
+            ports.bind(tx, port, "")
+    dvr_hosts.spread(tx, row["id"])
+    asks.router(tx, row["id"])
+
+
 def network_changed(tx: Tx, router_id: str, network_id: str) -> None:
     """A network was connected to the router or taken from it: all hosts of either look at it."""
     for host in {*dvr_hosts.of(tx, router_id), *asks.network_hosts(tx, network_id)}:

@@ -14,7 +14,7 @@ from nubila.core.query import ListQuery
 from nubila.core.service import Hooks
 from nubila.services.network import asks, fixed, floating_links, look, paging, ports, qos_use, tags
 from nubila.services.network.asks import FLOATING, GATEWAY, INTERFACES
-from nubila.services.network.kinds import FloatingIP, Network, Subnet
+from nubila.services.network.kinds import FloatingIP, Network, Router, Subnet
 from nubila.services.network.kinds_l3 import PortForwarding, brief
 from nubila.services.network.kinds_port import Port
 from nubila.services.network.tables import IP_ALLOCATION
@@ -124,6 +124,10 @@ def link(call: Call, values: Row, row: Row) -> None:
         raise conflict(f"{text}{row['floating_network_id']}.", "FloatingIPPortAlreadyAssociated")
     values["fixed_ip_address"] = chosen["ip_address"]
     values["router_id"] = _router(call, chosen["subnet_id"], row["floating_network_id"], port_id)
+    if floating_links.forwardings_of_port(tx, port_id) and look.need(tx, Router, values["router_id"])["distributed"]:
+        # What is forwarded to the port comes back by the central part, what has a floating IP leaves on its own host.
+        text = f"Cannot associate floating IP to port {port_id} because it already has a Port Forwarding binding."
+        raise bad_request(text, "PortHasPortForwarding")
 
 
 def _router(call: Call, subnet_id: str, external: str, port_id: str) -> str:

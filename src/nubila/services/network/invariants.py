@@ -18,6 +18,7 @@ from nubila.services.network import addresses, segments
 from nubila.services.network.asks import DHCP, FLOATING, GATEWAY, INTERFACES, ROUTER_OWNERS
 from nubila.services.network.dvr_hosts import DVR_INTERFACE
 from nubila.services.network.kinds import FloatingIP, Network, Router, Subnet
+from nubila.services.network.kinds_l3 import PortForwarding
 from nubila.services.network.kinds_port import Port, SecurityGroup
 from nubila.services.network.tables import DEFAULT_GROUP, DHCP_BINDING, IP_ALLOCATION, PORT_GROUP, SEGMENT, TAG
 from nubila.services.network.tags import TAGGED
@@ -36,6 +37,8 @@ class _Rows:
         self.networks, self.subnets = _table(reader, Network.table), _table(reader, Subnet.table)
         self.ports, self.routers = _table(reader, Port.table), _table(reader, Router.table)
         self.floating, self.groups = _table(reader, FloatingIP.table), _table(reader, SecurityGroup.table)
+        self.forwardings = _table(reader, PortForwarding.table)
+        self.forwarding = {row["floatingip_id"] for row in self.forwardings.values()}
         self.hosts = {h["name"] for h in hosts.every(reader)}
         self.addresses: dict[str, list[Row]] = {}
         for row in reader.all(sa.select(IP_ALLOCATION).order_by(IP_ALLOCATION.c.place)):
@@ -47,7 +50,7 @@ def everything(cloud: Cloud, reader: Reader) -> list[str]:
     """All of Network's invariants."""
     rows = _Rows(reader)
     return [
-        *_addresses(rows), *_ports(rows), *_floating(rows), *_dhcp(rows), *_routers(rows),
+        *_addresses(rows), *_ports(rows), *_floating(rows), *_forwardings(rows), *_dhcp(rows), *_routers(rows),
         *_segments(rows, reader), *_memberships(rows, reader), *_tags(reader),
     ]  # fmt: skip
 
@@ -95,12 +98,22 @@ def _floating(rows: _Rows) -> Iterator[str]:
             if f["status"] == "ACTIVE":
                 yield f"floating IP {id} leads nowhere and is ACTIVE"
             continue
-        if not all(linked):
+        if id in rows.forwarding:
+            if linked[:2] != (None, None) or f["router_id"] not in rows.routers:
+                yield f"floating IP {id} forwards ports, and leads elsewhere: {linked}"
+        elif not all(linked):
             yield f"floating IP {id} is half linked: {linked}"
         elif f["fixed_ip_address"] not in {a["ip_address"] for a in rows.addresses.get(f["port_id"], ())}:
             yield f"floating IP {id} leads to {f['fixed_ip_address']}, which port {f['port_id']} does not have"
         elif f["router_id"] not in rows.routers:
             yield f"floating IP {id} is translated by router {f['router_id']}, which is not there"
+
+
+def _forwardings(rows: _Rows) -> Iterator[str]:
+    for id, one in rows.forwardings.items():
+        if one["internal_ip_address"] not in {a["ip_address"] for a in rows.addresses.get(one["internal_port_id"], ())}:
+            port = one["internal_port_id"]
+            yield f"port forwarding {id} leads to {one['internal_ip_address']}, which port {port} does not have"
 
 
 def _dhcp(rows: _Rows) -> Iterator[str]:

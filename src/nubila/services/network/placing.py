@@ -338,6 +338,8 @@ def unschedule(tx: Tx, row: Row) -> None:
     for port in tx.all(_ROUTER_PORTS, {"router": row["id"]}):
         if port["bound_host"]:
             ports.bind(tx, port, "")
+    if row["distributed"]:
+        dvr.unplaced(tx, row)
 
 
 def schedule_taken(tx: Tx) -> None:
