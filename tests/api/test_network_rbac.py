@@ -64,6 +64,25 @@ def test_a_network_is_shared_with_one_project_only_and_only_as_long_as_nobody_ne
     assert demo.call("GET", f"networks/{net['id']}").status == 404
 
 
+def test_what_is_shared_with_others_is_in_no_list_of_mine(demo: Net, admin: Net) -> None:
+    net = admin.make("network", name="theirs")
+    subnet = admin.make("subnet", network_id=net["id"], ip_version=4, cidr="10.9.0.0/24")
+    pool = admin.make("subnetpool", name="theirs", prefixes=["10.61.0.0/16"])
+    scope = admin.make("address_scope", "address-scopes", name="theirs", ip_version=4)
+    outside = admin.make("network", name="theirs")
+    for kind, id in (("network", net["id"]), ("subnetpool", pool["id"]), ("address_scope", scope["id"])):
+        share(admin, kind, id, "1" * 32)
+    share(admin, "network", outside["id"], "1" * 32, "access_as_external")
+    for items in ("networks", "subnetpools", "address-scopes"):
+        for query in ({}, {"shared": True}):
+            assert demo.ok("GET", items, name="theirs", **query) == {items.replace("-", "_"): []}
+    assert demo.ok("GET", "subnets", network_id=net["id"])["subnets"] == []
+    for path in (f"networks/{net['id']}", f"networks/{outside['id']}", f"subnets/{subnet['id']}",
+                 f"subnetpools/{pool['id']}", f"address-scopes/{scope['id']}"):  # fmt: skip
+        assert demo.call("GET", path).status == 404
+    assert demo.refused("POST", "ports", {"port": {"network_id": net["id"]}}) == (404, "NetworkNotFound")
+
+
 def test_nobody_shares_what_is_not_his_or_with_everybody(demo: Net, admin: Net) -> None:
     theirs = admin.make("network")
     mine = demo.make("network")

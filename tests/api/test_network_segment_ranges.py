@@ -58,6 +58,17 @@ def test_a_projects_own_range_is_its_own(small: TestCloud) -> None:
     assert more["available"] == list(range(22, 31))
 
 
+def test_what_one_project_has_for_itself_nobody_else_gets(small: TestCloud) -> None:
+    demo, admin = Net(small), Net(small, "admin")
+    project = demo.ok("GET", "quotas/project")["project"]["project_id"]
+    admin.make("network_segment_range", "network-segment-ranges", shared=False, project_id=project,
+               network_type="vxlan", minimum=3, maximum=4)  # fmt: skip
+    ids = [admin.make("network")["provider:segmentation_id"] for _ in range(10)]
+    assert sorted(ids) == [1, 2, *range(5, 13)]
+    assert admin.refused("POST", "networks", {"network": {}}) == (503, "NoNetworkAvailable")
+    assert demo.make("network")["status"] == "ACTIVE"
+
+
 def test_shared_ranges_add_to_the_settings(small: TestCloud) -> None:
     admin = Net(small, "admin")
     for _ in range(12):
