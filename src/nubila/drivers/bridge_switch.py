@@ -254,6 +254,13 @@ class LinuxBridge:
         """The bridge itself carries the host's address."""
         return bridge_name(spec.id)
 
+    def uplink_devices(self, network_id: str) -> list[str]:
+        """The host's card in the bridge of a flat network."""
+        with links.opened(self.place.namespace) as net:
+            bridge = net.device(bridge_name(network_id))
+            card = net.device(words(bridge.alias).get("card", "")) if bridge is not None else None
+        return [card.name] if card is not None else []
+
     # --- ports
 
     def ensure_guest(self, spec: PortSpec) -> str:

@@ -8,6 +8,9 @@ loaded again from the files in one transaction, so there is no moment in which a
 
 from __future__ import annotations
 
+import os
+import socket
+import struct
 from pathlib import Path
 
 from nubila.core.ports import HostPlace, NeedsOperator, TryAgain
@@ -15,6 +18,8 @@ from nubila.drivers import bridge_rules, links, nft, programs
 from nubila.drivers.bridge_rules import Part
 from nubila.drivers.files import read_json, write_json
 
+_INET, _BRIDGE = 1, 7  # NFPROTO_INET, NFPROTO_BRIDGE
+_NETLINK_NETFILTER, _GET_TABLE, _ERROR = 12, 10 << 8 | 1, 2  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETTABLE; NLMSG_ERROR
 _ORDER = ("set", "group", "network", "pvlan", "port")  # as they are loaded
 
 
@@ -70,9 +75,9 @@ class Tables:
         self._load(bridge_rules.skeleton(self.name) + "".join(part.add for part in parts if part), timeout_s=60)
 
     def present(self) -> bool:
-        """Whether both tables are there."""
+        """Whether both tables are there; asked of the kernel, since nft reads every rule to list tables."""
         with links.entered(self.place.namespace):
-            return {("bridge", self.name), ("inet", self.name)} <= set(nft.tables())
+            return all(_has_table(family, self.name) for family in (_BRIDGE, _INET))
 
     def remove(self) -> None:
         """Delete both tables and forget everything."""
@@ -113,3 +118,22 @@ class Tables:
 def words(alias: str) -> dict[str, str]:
     """The ``name=value`` words of a mark."""
     return dict(word.split("=", 1) for word in alias.split(" ") if "=" in word)
+
+
+def _has_table(family: int, name: str) -> bool:
+    """Whether the namespace this thread is in has a table (nfnetlink, linux/netfilter/nf_tables.h)."""
+    text = name.encode() + b"\0"
+    attribute = struct.pack("=HH", 4 + len(text), 1) + text + b"\0" * (-len(text) % 4)
+    body = struct.pack("=BBH", family, 0, 0) + attribute
+    request = struct.pack("=IHHII", 16 + len(body), _GET_TABLE, 1, 1, 0) + body
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as kernel:
+        kernel.settimeout(5)
+        kernel.bind((0, 0))
+        kernel.send(request)
+        answer = kernel.recv(1 << 16)
+    if struct.unpack_from("=H", answer, 4)[0] != _ERROR:
+        return True
+    code = -struct.unpack_from("=i", answer, 16)[0]
+    if code == 2:  # ENOENT
+        return False
+    raise TryAgain(f"The kernel did not say whether it has the table {name}: {os.strerror(code)}.")
