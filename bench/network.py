@@ -77,7 +77,7 @@ class Side:
         rate, p99, bad = wrk(case.url, connections, seconds, case)
         if bad:
             raise SystemExit(f"{case.name} at {case.url}: {bad} answers were not 2xx")
-        if rate > case.rates.get(connections, 0.0):
+        if rate >= case.rates.get(connections, 0.0):
             case.rates[connections], case.p99_ms[connections] = rate, p99
 
     def clean(self) -> None:
