@@ -76,8 +76,10 @@ def throughput(host: Host, n: int, seconds: float, rounds: int) -> dict[str, Any
         until(lambda s=server: ":5001" in s.run("busybox", "netstat", "-ltn").stdout, "the sink")  # type: ignore[misc]
         pairs[name] = (server, client)
     seen: dict[str, list[float]] = {name: [] for name in pairs}
-    for _ in range(rounds):
-        for name, (server, client) in pairs.items():
+    names = list(pairs)
+    for turn in range(rounds):  # each is first, in the middle and last equally often
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            server, client = pairs[name]
             seen[name].append(stream(server, client, seconds))
     found: dict[str, Any] = {f"mbit_s_{name}": round(statistics.median(values)) for name, values in seen.items()}
     one, many = found["mbit_s_1_rule"], found[f"mbit_s_{n}_rules"]
