@@ -11,7 +11,7 @@ from nubila.core.faults import Fault, bad_request, conflict
 from nubila.core.policy import Rule
 from nubila.core.query import ListQuery
 from nubila.core.service import Hooks
-from nubila.services.network import look, logs, paging
+from nubila.services.network import logs, look, paging
 from nubila.services.network.feature import Feature
 from nubila.services.network.kinds_logging import Log
 from nubila.services.network.kinds_port import Port, SecurityGroup
