@@ -50,6 +50,7 @@ BASE: tuple[tuple[str, str], ...] = (
 RULES_BY_TEXT: tuple[tuple[str, str], ...] = (
     (
         ADMIN_OR_MEMBER,
+        "create_port:pvlan_type update_port:pvlan_type create_port:pvlan_community update_port:pvlan_community "
         "create_network create_network:port_security_enabled create_network:tags update_network "
         "update_network:port_security_enabled update_network:tags delete_network delete_network:tags "
         "create_router create_router:external_gateway_info create_router:external_gateway_info:network_id "
