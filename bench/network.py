@@ -117,7 +117,8 @@ def compared(state: Path, seconds: float, rounds: int, only: str = "") -> str:
                     case.name, str(n), f"{case.rates[n]:.0f}", f"{case.rates[n] / case.floors[n]:.0%}",
                     f"{case.p99_ms[n]:.1f}", f"{theirs.rates[n]:.1f}" if theirs else "not here",
                     f"{theirs.p99_ms[n]:.0f}" if theirs else "",
-                    f"{case.rates[n] / theirs.rates[n]:.0f}x" if theirs and theirs.rates[n] else "", f"{GOALS[case.name]}x",
+                    f"{case.rates[n] / theirs.rates[n]:.0f}x" if theirs and theirs.rates[n] else "",
+                    f"{GOALS[case.name]}x",
                 ))  # fmt: skip
             print(*rows[-len(CONNECTIONS) :], sep="\n", flush=True)
     finally:
