@@ -90,6 +90,8 @@ class Kind:
 
 
 KINDS = [Kind(s, cls, cls.rest) for s in SERVICES for cls in s.kinds if cls.rest is not None]
+
+
 def _ndp_proxy(w: World, who: str) -> dict[str, Any]:
     """A router with an IPv6 gateway and interface of one address scope, and a port behind it."""
     base, n = "/network/v2.0", next(w.n)

@@ -546,7 +546,8 @@ def test_what_is_announced_is_there(demo: Net) -> None:
     names = {r["name"] for r in demo.ok("GET", "")["resources"]}
     assert {"network", "subnet", "port"} <= names
     assert demo.ok("GET", "availability_zones")["availability_zones"][0]["state"] == "available"
-    assert [p["service_type"] for p in demo.ok("GET", "service-providers")["service_providers"]][:1] == ["L3_ROUTER_NAT"]
+    providers = demo.ok("GET", "service-providers")["service_providers"]
+    assert [p["service_type"] for p in providers][:1] == ["L3_ROUTER_NAT"]
 
 
 @pytest.mark.req("C/L3A-14")

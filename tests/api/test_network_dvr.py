@@ -133,9 +133,7 @@ def test_floating_ips_live_with_their_guests_where_they_can(play: Play) -> None:
     id = distributed(play, a_sub, gateway=True)
     near, far = play.plug(a, "host2"), play.plug(a, "host4")
     public = spec_gateway(play, id)
-    floats = [
-        play.post("floatingips", "floatingip", floating_network_id=public, port_id=p["id"]) for p in (near, far)
-    ]
+    floats = [play.post("floatingips", "floatingip", floating_network_id=public, port_id=p["id"]) for p in (near, far)]
     sound(play)
     local, remote, central = spec(play, id, "host2"), spec(play, id, "host4"), spec(play, id, "host1")
     assert [f.floating_ip for f in local.floating_ips] == [floats[0]["floating_ip_address"]]

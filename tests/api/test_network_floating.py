@@ -204,7 +204,8 @@ def test_flavors_of_routers(demo: Net, admin: Net) -> None:
     assert admin.refused("DELETE", f"service_profiles/{profile['id']}") == (409, "ServiceProfileInUse")
     admin.ok("PUT", f"flavors/{flavor['id']}", {"flavor": {"enabled": False}})
     assert demo.refused("POST", "routers", {"router": {"flavor_id": flavor["id"]}}) == (503, "FlavorDisabled")
-    assert demo.refused("POST", "flavors", {"flavor": {"service_type": "L3_ROUTER_NAT"}}) == (403, "PolicyNotAuthorized")
+    wanted = {"flavor": {"service_type": "L3_ROUTER_NAT"}}
+    assert demo.refused("POST", "flavors", wanted) == (403, "PolicyNotAuthorized")
     strange = {"service_profile": {"driver": "a.b.C"}}
     assert admin.refused("POST", "service_profiles", strange) == (404, "ServiceProfileDriverNotFound")
     assert admin.refused("POST", "service_profiles", {"service_profile": {}}) == (400, "ServiceProfileEmpty")

@@ -47,7 +47,6 @@ def rule(admin: Net, policy: Json, kind: str, **values: Any) -> Json:
     return found[f"{kind}_rule"]
 
 
-
 def test_rules_of_every_kind_are_made_shown_changed_and_deleted(admin: Net) -> None:
     p = policy(admin)
     base = f"qos/policies/{p['id']}"

@@ -28,9 +28,7 @@ def project(who: Net) -> str:
 
 
 def share(who: Net, kind: str, id: str, target: str, action: str = "access_as_shared") -> Json:
-    return who.make(
-        "rbac_policy", "rbac-policies", object_type=kind, object_id=id, action=action, target_tenant=target
-    )
+    return who.make("rbac_policy", "rbac-policies", object_type=kind, object_id=id, action=action, target_tenant=target)
 
 
 def test_a_network_is_shared_with_one_project_only_and_only_as_long_as_nobody_needs_it(demo: Net, admin: Net) -> None:
@@ -168,9 +166,7 @@ def test_policies_are_counted(demo: Net, admin: Net) -> None:
     assert demo.make("rbac_policy", "rbac-policies", **more)
 
 
-def test_a_list_costs_the_same_however_much_is_shared(
-    demo: Net, admin: Net, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_list_costs_the_same_however_much_is_shared(demo: Net, admin: Net, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     for name in ("all", "one", "scalar", "rows"):
         real = getattr(Reader, name)

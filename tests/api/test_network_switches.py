@@ -14,7 +14,7 @@ from nubila.testing.cloud import TestCloud
 
 
 class Mixed:
-    """"ovs" switches with Open vSwitch, "bridge" and "bridge2" with Linux bridges."""
+    """ "ovs" switches with Open vSwitch, "bridge" and "bridge2" with Linux bridges."""
 
     def __init__(self, state: Path) -> None:
         self.test = TestCloud(state, hosts=0)

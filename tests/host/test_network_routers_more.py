@@ -390,8 +390,6 @@ def test_packets_larger_than_the_next_network_takes_are_refused_with_its_mtu(hos
     assert "mtu = 1300" in said or "mtu=1300" in said, said
 
 
-
-
 def test_bfd_leaves_out_a_next_hop_that_went_away(tmp_path: Path) -> None:
     host = Host(tmp_path)
     fars: list[Far] = []

@@ -1,7 +1,7 @@
 """Make one thing on this host what its spec says. The order of kinds is written once, here.
 
-To create: networks, address sets, security groups, ports, routers, guests. To remove: the reverse. ``apply`` never raises for what a driver says; it
-returns the outcome in the form the host API settles.
+To create: networks, address sets, security groups, ports, routers, guests. To remove: the reverse. ``apply`` never
+raises for what a driver says; it returns the outcome in the form the host API settles.
 """
 
 from __future__ import annotations

@@ -192,8 +192,16 @@ def _get_certificate(context: ssl.SSLContext, url: str, body: dict[str, Any]) ->
 
 
 def join(
-    state: Path, url: str, token: str, *, name: str | None, gear: str, tunnel_ip: str, hypervisor: str | None = None,
-    switch: str = "openvswitch", physical: Sequence[str] = (),
+    state: Path,
+    url: str,
+    token: str,
+    *,
+    name: str | None,
+    gear: str,
+    tunnel_ip: str,
+    hypervisor: str | None = None,
+    switch: str = "openvswitch",
+    physical: Sequence[str] = (),
 ) -> str:
     """Get a certificate for this machine and write its agent's configuration. Raises Cannot; then nothing is changed.
 

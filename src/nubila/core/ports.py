@@ -454,9 +454,9 @@ class NetworkDriver(Protocol):
     """Makes networks, ports and routers real on this host.
 
     Order of use: ``start``; networks; ports (the tap exists before the guest starts); routers. Removal is the
-    reverse. ``prune`` gets everything that may stay and removes whatever else carries our mark (groups and sets are left
-    alone when they are not given). Security groups and address sets come in any order: who is named before it is told
-    lets nobody through.
+    reverse. ``prune`` gets everything that may stay and removes whatever else carries our mark (groups and sets are
+    left alone when they are not given). Security groups and address sets come in any order: who is named before it is
+    told lets nobody through.
     """
 
     def start(self) -> None: ...
@@ -493,6 +493,7 @@ class NetworkDriver(Protocol):
     def drift(self, known: Mapping[str, set[str]], spec: Callable[[str, str], object]) -> list[tuple[str, str]]:
         """What of ``known`` (kind -> ids) is not as it was made, found by a quick look; ``spec``: its last spec."""
         ...
+
     def tend(self, claims: LeaseClaims) -> None: ...
 
 

@@ -90,7 +90,7 @@ class Service:
     quotas: Mapping[str, int] = field(default_factory=dict)  # default limits by resource, -1 = unlimited
     observe: Callable[[Call, Reply | StreamReply, Fault | None], None] | None = None  # sees every answer; never raises
     healthy: Callable[[Cloud, Reader], str] | None = None  # "" = fine, else a sentence
-    gauges: Callable[[Cloud, Reader], dict[str, float]] | None = None  # further lines of /metrics: name{labels} -> value
+    gauges: Callable[[Cloud, Reader], dict[str, float]] | None = None  # more of /metrics: name{labels} -> value
     versions: tuple[Version, Version] | None = None  # microversions honoured (lowest, highest)
     version_headers: tuple[str, ...] = ()  # lower-case request headers that choose one, newest style first
     version_word: str = ""  # "compute" in "OpenStack-API-Version: compute 2.90"

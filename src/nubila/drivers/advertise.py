@@ -124,7 +124,6 @@ def running(run_dir: Path) -> bool:
     return processes.alive(NAME, run_dir) is not None
 
 
-
 def _until_ready(run_dir: Path, pid: int, timeout_s: float = 3.0) -> None:
     """Until it catches SIGHUP; before, the signal would end it."""
     deadline = time.monotonic() + timeout_s

@@ -75,7 +75,7 @@ class VirtualSwitch(Protocol):
         """The host's device on a flat network: it carries the host's own address there."""
         ...
 
-    def ensure_guest(self, spec: PortSpec) -> None:
+    def ensure_guest(self, spec: PortSpec) -> str:
         """A guest's tap, plugged and filtered; a device that has the name already is adopted as it is.
 
         Returns a sentence about what this switch cannot do for it, "" when there is nothing.
@@ -121,8 +121,8 @@ class VirtualSwitch(Protocol):
     ) -> list[str]:
         """A router's or DHCP server's port: ``device`` in ``namespace`` with its addresses; returns the new ones.
 
-        ``addresses`` None: somebody else cares for them. ``roams``: its MAC may also be in use on another host, so where
-        it is must be learned. ``made`` is called in the namespace when the device is there and not yet up.
+        ``addresses`` None: somebody else cares for them. ``roams``: its MAC may also be in use on another host, so
+        where it is must be learned. ``made`` is called in the namespace when the device is there and not yet up.
         ``shared_as``: the same MAC and addresses are on every host of the network, each with its own; out there this
         host's goes by that MAC (ovs_shared.py).
         """

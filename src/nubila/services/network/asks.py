@@ -132,9 +132,7 @@ def dhcp(tx: Tx, network_id: str) -> None:
 def port(tx: Tx, row: Row, host: str | None = None) -> None:
     """The port's wiring changed: its host, and the router it belongs to."""
     where = row["bound_host"] if host is None else host
-    if row["device_owner"] in ROUTER_OWNERS:
-        router(tx, row["device_id"])
-    elif row["device_owner"] == CENTRAL:
+    if row["device_owner"] in (*ROUTER_OWNERS, CENTRAL):
         router(tx, row["device_id"])
     elif row["device_owner"] == DHCP:
         dhcp(tx, row["network_id"])

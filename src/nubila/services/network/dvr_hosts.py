@@ -36,9 +36,7 @@ _EVERY = sa.select(_R.id).where(_R.distributed.is_(True))
 _ALL = sa.select(_T.host).distinct()
 _ON = sa.select(_T.router_id).where(_T.host == sa.bindparam("host")).order_by(_T.router_id)
 _AT = sa.and_(_P.device_id == _T.router_id, _P.device_owner == DVR_INTERFACE)
-_OF_NETWORK = (
-    sa.select(_T.host).join(Port.table, _AT).where(_P.network_id == sa.bindparam("network")).distinct()
-)
+_OF_NETWORK = sa.select(_T.host).join(Port.table, _AT).where(_P.network_id == sa.bindparam("network")).distinct()
 _NETWORKS_ON = sa.select(_P.network_id).join(TABLE, _AT).where(_T.host == sa.bindparam("host")).distinct()
 _ROUTERS = (
     sa.select(_P.device_id)
@@ -56,9 +54,7 @@ _BOUND = (
     .distinct()
 )
 _CENTRAL = sa.select(_R.id, _R.host).where(_R.id.in_(sa.bindparam("routers", expanding=True)), _R.distributed.is_(True))
-_OUTER = (
-    sa.select(_P.network_id).where(_P.device_id == sa.bindparam("router"), _P.device_owner == GATEWAY).distinct()
-)
+_OUTER = sa.select(_P.network_id).where(_P.device_id == sa.bindparam("router"), _P.device_owner == GATEWAY).distinct()
 _OUTSIDE = (
     sa.select(_T.host)
     .join(Port.table, sa.and_(_P.device_id == _T.router_id, _P.device_owner == GATEWAY))

@@ -33,7 +33,7 @@ EXTENSIONS: dict[str, tuple[str, str, str]] = {
     "port-device-profile": ("Port device profile", "The accelerator profile of ports is kept.", "2020-12-17"),
     "port-mac-address-regenerate": ("Port MAC address regenerate", "Ports can get a new MAC.", "2018-05-03"),
     "port-numa-affinity-policy": ("Port NUMA affinity policy", "The NUMA policy of ports is kept.", "2020-07-08"),
-    "port-numa-affinity-policy-socket": ("Port NUMA affinity policy \"socket\"", "One more policy.", "2024-02-09"),
+    "port-numa-affinity-policy-socket": ('Port NUMA affinity policy "socket"', "One more policy.", "2024-02-09"),
     "port-trusted-vif": ("Port trusted vif", "Ports can be trusted.", "2024-07-10"),
     "uplink-status-propagation": ("Uplink status propagation", "Ports can ask for the uplink's state.", "2018-05-31"),
     "uplink-status-propagation-updatable": ("Uplink status propagation updatable", "It can be changed.", "2024-09-03"),

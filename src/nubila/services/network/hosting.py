@@ -94,8 +94,7 @@ _ROUTER_PORTS = (
     .order_by(_P.id)
 )
 _FLOATING = (
-    sa.select(_F.id, _F.floating_ip_address, _F.fixed_ip_address, _F.status, _F.qos_policy_id,
-              _F.floating_network_id)
+    sa.select(_F.id, _F.floating_ip_address, _F.fixed_ip_address, _F.status, _F.qos_policy_id, _F.floating_network_id)
     .where(_F.router_id == sa.bindparam("router"))
     .order_by(_F.id)
 )
@@ -372,8 +371,13 @@ def describe_router(cloud: Cloud, reader: Reader, id: str, host: str) -> RouterS
         more_gateways=tuple(gateways[1:]),
         snat=row["enable_snat"],
         floating_ips=tuple(
-            FloatingSpec(id=f["id"], floating_ip=f["floating_ip_address"], fixed_ip=f["fixed_ip_address"],
-                         qos=qos_use.spec(reader, f["qos_policy_id"]), port_id=way_in(f["floating_network_id"]))
+            FloatingSpec(
+                id=f["id"],
+                floating_ip=f["floating_ip_address"],
+                fixed_ip=f["fixed_ip_address"],
+                qos=qos_use.spec(reader, f["qos_policy_id"]),
+                port_id=way_in(f["floating_network_id"]),
+            )
             for f in reader.all(_FLOATING, {"router": id})
             if f["fixed_ip_address"]
         ),

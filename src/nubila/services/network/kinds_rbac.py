@@ -7,9 +7,7 @@ from nubila.core.declare import Attr, Resource
 from nubila.core.types import Str, Type, Uuid
 from nubila.services.network.kinds import OwnerId, rest
 
-TARGET_RULE = (
-    "rule:admin_only or (not field:rbac_policy:target_tenant=* and not field:rbac_policy:target_project=*)"
-)
+TARGET_RULE = "rule:admin_only or (not field:rbac_policy:target_tenant=* and not field:rbac_policy:target_project=*)"
 ObjectType = Type(Str(64).sql, {"type": "string", "maxLength": 64}, load=lambda v: str(v).strip().lower())
 
 

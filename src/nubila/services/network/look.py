@@ -30,7 +30,8 @@ NOT_FOUND: dict[type[Resource], str] = {
     Port: "PortNotFound", Network: "NetworkNotFound", Subnet: "SubnetNotFound", Router: "RouterNotFound",
     FloatingIP: "FloatingIPNotFound", SecurityGroup: "SecurityGroupNotFound", SubnetPool: "SubnetPoolNotFound",
     SecurityGroupRule: "SecurityGroupRuleNotFound", AddressScope: "AddressScopeNotFound",
-    Log: "LogResourceNotFound", LocalIP: "LocalIPNotFound", AddressGroup: "AddressGroupNotFound", DefaultSecurityGroupRule: "DefaultSecurityGroupRuleNotFound",
+    Log: "LogResourceNotFound", LocalIP: "LocalIPNotFound", AddressGroup: "AddressGroupNotFound",
+    DefaultSecurityGroupRule: "DefaultSecurityGroupRuleNotFound",
     QosPolicy: "QosPolicyNotFound", Trunk: "TrunkNotFound",
     MeteringLabel: "MeteringLabelNotFound", MeteringLabelRule: "MeteringLabelRuleNotFound",
 }  # fmt: skip

@@ -189,7 +189,8 @@ def changed(cloud: Cloud, tx: Tx, before: Row, after: Row) -> None:
         asks.port(tx, after)
     if before["device_owner"] != after["device_owner"] or before["device_id"] != after["device_id"]:
         asks.port(tx, before)
-    if new_ips != old_ips or any(before[n] != after[n] for n in ("mac_address", "dns_name", "dns_domain", "extra_dhcp_opts")):
+    told = ("mac_address", "dns_name", "dns_domain", "extra_dhcp_opts")
+    if new_ips != old_ips or any(before[n] != after[n] for n in told):
         asks.dhcp(tx, before["network_id"])
     pvlan.followed(tx, before, after)
     members = new_ips != old_ips or before["allowed_address_pairs"] != after["allowed_address_pairs"]

@@ -197,7 +197,9 @@ FEATURE = Feature(
         "port-resource-request-groups": ("Port Resource Request Groups", "In groups of one host.", "2021-08-02"),
         "qos": ("Quality of Service", "Limits and marks for ports and networks.", "2015-06-08"),
         "qos-bw-minimum-ingress": (
-            "Ingress direction for QoS minimum bandwidth rule", "Guarantees towards guests.", "2018-07-09",
+            "Ingress direction for QoS minimum bandwidth rule",
+            "Guarantees towards guests.",
+            "2018-07-09",
         ),
         "qos-pps-minimum": ("QoS minimum packet rate rule", "Guaranteed packets per second.", "2021-07-14"),
         "qos-pps-minimum-rule-alias": ("QoS minimum packet rate rule alias", "By their own id.", "2021-10-22"),

@@ -228,9 +228,7 @@ def sync(tx: Tx, cls: type[Resource], row: Mapping[str, Any]) -> Row:
 
 def copy(tx: Tx, network: Mapping[str, Any]) -> None:
     """Subnets carry copies of their network's ``shared`` and ``external``."""
-    tx.execute(
-        _SUBNETS, {"b_network": network["id"], "b_shared": network["shared"], "b_external": network["external"]}
-    )
+    tx.execute(_SUBNETS, {"b_network": network["id"], "b_shared": network["shared"], "b_external": network["external"]})
 
 
 # --- the wrapper ------------------------------------------------------------------------------------------------------

@@ -37,8 +37,12 @@ def gateways(reader: Reader, rows: Sequence[Mapping[str, Any]]) -> dict[str, lis
         for router, port, net, subnet, ip in reader.rows(_SHOWN, {"routers": ids[i : i + 500]}):
             info = out.setdefault(router, {}).setdefault(
                 port,
-                {"network_id": net, "external_fixed_ips": [], "enable_snat": facts[router]["enable_snat"],
-                 "qos_policy_id": facts[router]["gw_qos_policy_id"]},
+                {
+                    "network_id": net,
+                    "external_fixed_ips": [],
+                    "enable_snat": facts[router]["enable_snat"],
+                    "qos_policy_id": facts[router]["gw_qos_policy_id"],
+                },
             )
             if ip is not None:
                 info["external_fixed_ips"].append({"subnet_id": subnet, "ip_address": ip})
