@@ -31,6 +31,13 @@ class Stage:
         self.machines = {name: Machine(name) for name in names}
         self.management, self.tunnels, self.external = Wire(), Wire(), Wire()
         self.network_hosts = [name for name in names if name.startswith("network")]
+        try:
+            self._bring_up(names, settings)
+        except BaseException:
+            self.close()
+            raise
+
+    def _bring_up(self, names: tuple[str, ...], settings: str) -> None:
         for i, (name, machine) in enumerate(self.machines.items(), 1):
             self.management.connect(machine, f"10.0.0.{i}/24")
             if name != "controller":
