@@ -8,8 +8,8 @@ from contract_network import external, fixed, network, port, replace, router, ro
 
 from nubila.core.ports import DhcpHost, FloatingSpec, ForwardSpec, HostPlace, SubnetSpec
 from nubila.drivers import dhcp, ovs_shared, router_nft
+from nubila.drivers.ovs_bridges import bridge_name
 from nubila.drivers.ovs_daemons import Daemons
-from nubila.drivers.ovs_switch import bridge_name
 from nubila.drivers.router_nft import Door
 from nubila.drivers.switches import mark, marked
 

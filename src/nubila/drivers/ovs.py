@@ -10,7 +10,8 @@ import msgspec
 from nubila.core.ports import AddressSetSpec, NeedsOperator, NetworkSpec, PortSpec, SecurityGroupSpec, TryAgain
 from nubila.drivers import links, ovs_db, ovs_ports, ovs_security
 from nubila.drivers.ovs_flows import Uplink
-from nubila.drivers.ovs_switch import ID, INDEX, NETWORK, OWNER, Switch, Wish
+from nubila.drivers.ovs_switch import Switch
+from nubila.drivers.ovs_view import ID, INDEX, NETWORK, OWNER, Wish
 from nubila.drivers.switches import Plugged, mark, marked
 
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 
 from nubila.core.ports import PortSpec, TryAgain
 from nubila.drivers import links, ovs_flows, ovs_qos, ovs_security, ovs_trunk
-from nubila.drivers.ovs_switch import (
+from nubila.drivers.ovs_switch import Switch
+from nubila.drivers.ovs_view import (
     ALIAS,
     FLOWS,
     ID,
@@ -24,7 +25,6 @@ from nubila.drivers.ovs_switch import (
     UP,
     Interface,
     LocalNetwork,
-    Switch,
     View,
     Wish,
 )

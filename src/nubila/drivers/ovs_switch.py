@@ -14,8 +14,6 @@ Failure: everything may be killed anywhere. Flows of things that no row names ar
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import re
 import time
 from collections import Counter
@@ -23,94 +21,40 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
-from nubila.core.ports import HostPlace, Impossible, LocalIp, NeedsOperator, Restricted, Segment, TryAgain
+from nubila.core.ports import HostPlace, Impossible, Segment, TryAgain
 from nubila.drivers import ovs_db, ovs_flows, ovs_local_ip, ovs_qos, ovs_security
+from nubila.drivers.ovs_bridges import Bridges, bridge_name
 from nubila.drivers.ovs_daemons import Daemons
 from nubila.drivers.ovs_db import Operation, Row
 from nubila.drivers.ovs_replica import Replica
+from nubila.drivers.ovs_view import (
+    CLOUD,
+    FLOWS,
+    ID,
+    INDEX,
+    KIND,
+    NETWORK,
+    OWNER,
+    Interface,
+    LocalNetwork,
+    Shared,
+    View,
+    Wish,
+    members,
+)
 from nubila.drivers.security_log import SecurityLog
 
-CLOUD, KIND, ID, NETWORK, OWNER = "nubila-cloud", "nubila-kind", "nubila-id", "nubila-network", "nubila-owner"
-MACS, OPEN, UP, FLOWS, INDEX = "nubila-macs", "nubila-open", "nubila-up", "nubila-flows", "nubila-ifindex"
-ALIAS, SHARED = "nubila-alias", "nubila-shared"  # of interfaces that are on other hosts as well
 _SWITCH, _NET, _LAST = "nubila-switch", "net:", "nubila-last-number"
 _SHARED = {"security_group": "group:", "address_set": "set:"}
 _LOCAL_PORT = 65534
 
 
-class LocalNetwork(Struct, frozen=True, kw_only=True):
-    """What br-int remembers of a network."""
-
-    vlan: int
-    segment: Segment
-    uplinks: tuple[ovs_flows.Uplink, ...] = ()
-    flows: str = ""
-    project_id: str = ""
-    restricted: tuple[Restricted, ...] = ()
-    local_ips: tuple[LocalIp, ...] = ()
-
-
-class Shared(Struct, frozen=True, kw_only=True):
-    """What br-int remembers of a security group or an address set."""
-
-    number: int
-    flows: str = ""  # fingerprint, "" until it was told here
-
-
-class Interface(Struct, frozen=True, kw_only=True):
-    """One interface of ours in the database."""
-
-    uuid: str
-    port_uuid: str
-    name: str
-    ofport: int | None
-    error: str
-    ids: dict[str, str]
-
-    @property
-    def kind(self) -> str:
-        """guest, router, dhcp, uplink or patch."""
-        return self.ids.get(KIND, "")
-
-
-class View(Struct, frozen=True, kw_only=True):
-    """One consistent look at the database."""
-
-    bridge_uuid: str
-    networks: dict[str, LocalNetwork]
-    interfaces: dict[str, Interface]  # by name
-    numbers: frozenset[int]  # OpenFlow port numbers in use anywhere in this database
-    shared: dict[str, dict[str, Shared]] = {}  # kind (security_group, address_set) -> id -> what is known
-    last: int = 0  # the number given out last
-
-    def of(self, kind: str, id: str) -> Interface | None:
-        """The interface that belongs to one thing."""
-        found = (i for i in self.interfaces.values() if i.ids.get(KIND) == kind and i.ids.get(ID) == id)
-        return next(found, None)
-
-
-class Wish(Struct, frozen=True, kw_only=True):
-    """An interface that must be plugged into br-int."""
-
-    name: str
-    kind: str
-    id: str
-    network_id: str = ""
-    type: str = ""  # OVS interface type: "" = a device of the system
-    options: dict[str, str] = {}
-    ids: dict[str, str] = {}
-    tag: int | None = None
-
-
-class Switch:
-    """The bridges of one place."""
+class Switch(Bridges):
+    """The integration bridge of one place, with what is plugged into it."""
 
     def __init__(self, place: HostPlace, daemons: Daemons | None = None) -> None:
-        self.place = place
-        self.daemons = daemons or Daemons(place)
-        self.db = self.daemons.database
+        super().__init__(place, daemons)
         self.bridge = bridge_name("br-int", place.cloud)
         self.replica = Replica(self.db.path, self.db.timeout_s)
         self._seen: tuple[int, View] | None = None  # the newest view, with the replica's count of changes
@@ -399,25 +343,6 @@ class Switch:
 
     # --- physical networks
 
-    def physical_bridge(self, physical_network: str) -> str:
-        """The bridge of a physical network: the operator's when it exists unmarked, else one of our own.
-
-        A name that another cloud's bridge has already gets this cloud's suffix.
-
-        Raises NeedsOperator when this host has no bridge configured for it.
-        """
-        wanted = self.place.bridges.get(physical_network)
-        if wanted is None:
-            raise NeedsOperator(f"This host has no bridge for the physical network {physical_network}.")
-        row = self._bridge_row(wanted)
-        owner = row["external_ids"].get(CLOUD, "") if row is not None else None
-        if owner in ("", self.place.cloud):
-            return wanted
-        name = wanted if owner is None else bridge_name(wanted, self.place.cloud)
-        if self._bridge_row(name) is None:
-            self._add_bridge(name)
-        return name
-
     def patch(self, physical_network: str) -> int:
         """Join br-int to a physical network's bridge; returns the OpenFlow number of br-int's end."""
         outer = self.physical_bridge(physical_network)
@@ -588,89 +513,6 @@ class Switch:
                 counts[int(mark[1], 16) if mark else 0] += 1
         return counts
 
-    # --- bridges
-
-    def _root(self) -> tuple[str, int]:
-        """The database's only Open_vSwitch row and the number of its newest configuration."""
-        row = self.db.rows(ovs_db.select("Open_vSwitch", ["_uuid", "next_cfg"]))[0][0]
-        return row["_uuid"], row["next_cfg"]
-
-    def _bridge_row(self, name: str) -> Row | None:
-        rows = self.db.rows(ovs_db.select("Bridge", ["_uuid", "external_ids"], [["name", "==", name]]))[0]
-        return rows[0] if rows else None
-
-    def bridge_row(self, name: str) -> Row | None:
-        """``_uuid`` and ``external_ids`` of a bridge, None when there is none of that name."""
-        return self._bridge_row(name)
-
-    def add_bridge(self, name: str) -> None:
-        """Make an ordinary switching bridge, marked ours."""
-        self._add_bridge(name)
-
-    def remove_bridge(self, name: str) -> None:
-        """Take away a bridge of ours with all its ports; absent is success."""
-        row = self._bridge_row(name)
-        if row is not None and row["external_ids"].get(CLOUD) == self.place.cloud:
-            gone = ["bridges", "delete", ["set", [ovs_db.uuid(row["_uuid"])]]]
-            self.db.transact(ovs_db.mutate("Open_vSwitch", self._root()[0], gone))
-
-    def _our_bridges(self) -> list[Row]:
-        rows = self.db.rows(ovs_db.select("Bridge", ["_uuid", "name", "external_ids"]))[0]
-        return [row for row in rows if row["external_ids"].get(CLOUD) == self.place.cloud]
-
-    def our_bridges(self) -> list[str]:
-        """Names of the bridges we made."""
-        return sorted(row["name"] for row in self._our_bridges())
-
-    def _add_bridge(self, name: str, fail_mode: str = "standalone") -> None:
-        """Make a bridge and wait until ovs-vswitchd has it."""
-        root, _ = self._root()
-        ids = ovs_db.ovs_map({CLOUD: self.place.cloud})
-        mac = hashlib.sha256(f"{self.place.cloud}/{self.place.host}/{name}".encode()).digest()
-        bridge = {
-            "name": name,
-            "datapath_type": self.daemons.datapath_type,
-            "fail_mode": fail_mode,
-            "ports": ovs_db.named("port"),
-            "external_ids": ids,
-            "protocols": ["set", ["OpenFlow10", "OpenFlow13", "OpenFlow14", "OpenFlow15"]],
-            # A fixed address: else it would change whenever the lowest address among the ports does.
-            "other_config": ovs_db.ovs_map({"hwaddr": ":".join(f"{byte:02x}" for byte in (0xFA, 0x16, *mac[:4]))}),
-        }
-        self.db.transact(
-            ovs_db.insert("Interface", "interface", {"name": name, "type": "internal", "external_ids": ids}),
-            ovs_db.insert("Port", "port", {"name": name, "interfaces": ovs_db.named("interface")}),
-            ovs_db.insert("Bridge", "bridge", bridge),
-            ovs_db.mutate("Open_vSwitch", root, ["bridges", "insert", ["set", [ovs_db.named("bridge")]]]),
-        )
-        where = [["name", "==", name]]
-        self.db.transact(ovs_db.wait_changed("Interface", where, ["ofport"], {"ofport": ["set", []]}, 4.0))
-        error = self.db.rows(ovs_db.select("Interface", ["error"], where))[0]
-        said = ovs_db.one(error[0]["error"]) if error else None
-        if said:
-            raise NeedsOperator(f"Open vSwitch could not make the bridge {name}: {said}.")
-
-
-def members(view: View, network_id: str) -> list[ovs_flows.Member]:
-    """The local ports of a network that take part in it."""
-    found = []
-    for interface in view.interfaces.values():
-        ids = interface.ids
-        if ids.get(NETWORK) != network_id or not interface.ofport or ids.get(UP) == "0":
-            continue
-        if interface.kind in ("guest", "router", "dhcp"):
-            found.append(
-                ovs_flows.Member(
-                    ofport=interface.ofport,
-                    macs=tuple(json.loads(ids.get(MACS, "[]"))),
-                    trusted=interface.kind != "guest",
-                    open=ids.get(OPEN) == "1",
-                    alias=ids.get(ALIAS, ""),
-                    addresses=tuple(json.loads(ids.get(SHARED, "[]"))),
-                )
-            )
-    return found
-
 
 def _thing(interface: Interface) -> tuple[str, str]:
     """Which thing must be ensured to have the interface as it should be."""
@@ -679,16 +521,6 @@ def _thing(interface: Interface) -> tuple[str, str]:
     if interface.kind == "router":
         return "router", interface.ids.get(OWNER, "")
     return "network", interface.ids.get(NETWORK, "")
-
-
-def bridge_name(base: str, cloud: str) -> str:
-    """A bridge's name for one cloud, at most 15 characters; the cloud called nubila has the plain names."""
-    if cloud == "nubila":
-        return base[:15]
-    plain = f"{base}-{cloud}"
-    if len(plain) <= 15:
-        return plain
-    return f"{base[:8]}-{hashlib.sha256(plain.encode()).hexdigest()[:6]}"
 
 
 def _number(value: Any) -> int | None:

@@ -18,7 +18,8 @@ from nubila.drivers import ovs_db
 from nubila.drivers.ovs_db import Operation
 
 if TYPE_CHECKING:
-    from nubila.drivers.ovs_switch import Interface, Switch, View
+    from nubila.drivers.ovs_switch import Switch
+    from nubila.drivers.ovs_view import Interface, View
 
 TRUNK, TAP = "nubila-trunk", "nubila-tap"
 _CLOUD, _ID, _INDEX = "nubila-cloud", "nubila-id", "nubila-ifindex"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from nubila.core.ports import TryAgain
 from nubila.drivers import links, programs, router, trace_nft, trace_ovs
 from nubila.drivers.ovs import OpenVSwitch
-from nubila.drivers.ovs_switch import ID, NETWORK, OWNER, Interface
+from nubila.drivers.ovs_view import ID, NETWORK, OWNER, Interface
 
 if TYPE_CHECKING:
     from nubila.drivers.network import RealNetwork
