@@ -278,3 +278,17 @@ def test_a_floating_ip_by_an_interface_on_an_external_network(demo: Net, admin: 
     demo.ok("PUT", f"floatingips/{fip['id']}", {"floatingip": {"port_id": None}})
     admin.ok("PUT", f"networks/{ext['id']}", {"network": {"router:external": False}})
     assert demo.call("GET", f"floatingips/{unused['id']}").status == 404, "unused ones go with the network's role"
+
+
+def test_a_floating_ip_has_a_name_and_its_domain(demo: Net) -> None:
+    public = demo.public()["id"]
+    named = demo.make("floatingip", floating_network_id=public, dns_name="www", dns_domain="example.org.")
+    assert (named["dns_name"], named["dns_domain"]) == ("www", "example.org.")
+    plain = demo.make("floatingip", floating_network_id=public)
+    assert (plain["dns_name"], plain["dns_domain"]) == ("", "")
+    for half in (
+        {"dns_name": "www"},
+        {"dns_domain": "example.org."},
+        {"dns_name": "a b", "dns_domain": "example.org."},
+    ):
+        assert demo.call("POST", "floatingips", {"floatingip": {"floating_network_id": public, **half}}).status == 400

@@ -12,7 +12,7 @@ from nubila.core.db import Reader, Tx
 from nubila.core.faults import Fault, bad_request, conflict
 from nubila.core.query import ListQuery
 from nubila.core.service import Hooks
-from nubila.services.network import asks, fixed, floating_links, look, paging, ports, qos_use, tags
+from nubila.services.network import asks, fixed, floating_links, look, paging, ports, qos_use, segments, tags
 from nubila.services.network.asks import FLOATING, GATEWAY, INTERFACES
 from nubila.services.network.kinds import FloatingIP, Network, Router, Subnet
 from nubila.services.network.kinds_l3 import PortForwarding, brief
@@ -60,6 +60,10 @@ def prepare(call: Call, values: Row) -> None:
     if not net["external"]:
         raise refuse(f"Network {net['id']} is not a valid external network.")
     values["tags"] = tags.clean(values["tags"])
+    values["dns_name"] = ports.host_name(values["dns_name"])
+    values["dns_domain"] = segments.domain(values["dns_domain"])
+    if bool(values["dns_name"]) != bool(values["dns_domain"]):
+        raise refuse("dns_name and dns_domain go together.")
     subnets = [s for s in look.subnets(tx, net["id"]) if s["ip_version"] == 4]
     if not subnets:
         raise refuse(f"Network {net['id']} does not contain any IPv4 subnet.")

@@ -260,6 +260,8 @@ class FloatingIP(Standard):
     port_details = Attr(Json, "Facts about the port it leads to.", store=False)
     qos_policy_id = Attr(Uuid, "QoS policy of the address.", write="cu", default=None, null=True,
                          ref="qos_policy.id")  # fmt: skip
+    dns_name = Attr(Str(63), "Host name of the address.", write="c", default="", filter="eq", sort=True)
+    dns_domain = Attr(Str(255), "DNS domain of that name.", write="c", default="", filter="eq", sort=True)
     port_forwardings = Attr(Json, "Ports of it that lead to ports of the network.", store=False)
     tags = Attr(Tags, "Labels.", write="c", default=[])
     unique = (("port_id", "fixed_ip_address"),)
