@@ -310,7 +310,9 @@ def test_an_agent_obeys_nobody_else(wire: Wire, member: Joined) -> None:
     finally:
         listener.close()
     real = HostApi(f"https://localhost:{wire.port}", member.name, **files)
-    assert set(real.every()) == {"guest", "network", "port", "router", "query"}
+    assert set(real.every()) == {
+        "guest", "network", "port", "router", "query", "security_group", "address_set",
+    }  # fmt: skip
     real.close()
 
 
@@ -375,7 +377,7 @@ def test_odd_reports_are_refused_and_nothing_gets_stuck(three: TestCloud) -> Non
                 got = tell(three, agent.place.host, "/settle", {"items": [said]})
                 assert got.status in (200, 400), (item["kind"], shape, got.body)
                 tried.add((item["kind"], got.status))
-    assert {kind for kind, _ in tried} == {"network", "port", "guest"}
+    assert {kind for kind, _ in tried} == {"network", "port", "guest", "security_group", "address_set"}
     for agent in three.agents:
         agent._greet()
     three.settle()

@@ -20,12 +20,12 @@ real_ask, real_settle, real_drop, real_take = work.ask, work.settle, work.drop, 
 def ask_after_commit(patch: pytest.MonkeyPatch) -> None:
     """The broker's way: first the database, then the queue."""
 
-    def ask(tx: Tx, kind: str, id: str, shard: str) -> None:
+    def ask(tx: Tx, kind: str, id: str, shard: str, *how: float) -> None:
         store = tx._store
 
         def later() -> None:
             with store.write() as second:
-                real_ask(second, kind, id, shard)
+                real_ask(second, kind, id, shard, *how)
 
         tx.after_commit(later)
 

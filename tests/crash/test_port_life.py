@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from nubila.core.cloud import Cloud
 from nubila.core.db import Tx
 from nubila.edge import app as edge_app
-from nubila.services.network import asks, floating_links, hosting
+from nubila.services.network import SERVICE, asks, floating_links
 from nubila.services.network.kinds_port import Port
 from nubila.testing.crashpoints import Theatre
 
@@ -178,7 +178,8 @@ def believes_any_host(patch: pytest.MonkeyPatch) -> None:
         tx.execute(sa.update(Port.table).where(Port.table.c.id == id).values(status=status))
         return status
 
-    patch.setitem(hosting.HOST_ITEMS, "port", dataclasses.replace(hosting.HOST_ITEMS["port"], observe=observe))
+    items: Any = SERVICE.host_items
+    patch.setitem(items, "port", dataclasses.replace(items["port"], observe=observe))
 
 
 def forgets_floating_ips(patch: pytest.MonkeyPatch) -> None:
