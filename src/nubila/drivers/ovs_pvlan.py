@@ -1,6 +1,6 @@
 """Private VLANs as OpenFlow: who may reach a port that does not reach everybody.
 
-Frames to such a port pass two tables before its own filter: 50 notes in reg10 which role the sender has (0: no role, it
+Frames to such a port pass two tables before its own filter: 50 notes in reg12 which role the sender has (0: no role, it
 is promiscuous), 51 lets pass promiscuous senders and those of the same community. Anti-spoofing makes the sender's MAC
 as good as its name, on every host.
 """
@@ -31,14 +31,14 @@ def flows(vlan: int, known: Mapping[str, int], members: Iterable[tuple[int, Sequ
     """One network's flows: ``known`` from :func:`roles`, ``members`` are (OpenFlow port, MACs) of its ports here."""
     if not known:
         return []
-    found = [f"table=50,priority=5,reg5={vlan} actions=set_field:0->reg10,resubmit(,51)"]
-    found.append(f"table=51,priority=10,reg5={vlan},reg10=0 actions=resubmit(,40)")
+    found = [f"table=50,priority=5,reg5={vlan} actions=set_field:0->reg12,resubmit(,51)"]
+    found.append(f"table=51,priority=10,reg5={vlan},reg12=0 actions=resubmit(,40)")
     for mac, role in sorted(known.items()):
-        found.append(f"table=50,priority=10,reg5={vlan},dl_src={mac} actions=set_field:{role}->reg10,resubmit(,51)")
+        found.append(f"table=50,priority=10,reg5={vlan},dl_src={mac} actions=set_field:{role}->reg12,resubmit(,51)")
     for ofport, macs in members:
         role = role_of(known, macs)
         if role > _ISOLATED:
-            found.append(f"table=51,priority=10,reg5={vlan},reg7={ofport},reg10={role} actions=resubmit(,40)")
+            found.append(f"table=51,priority=10,reg5={vlan},reg7={ofport},reg12={role} actions=resubmit(,40)")
     return found
 
 
