@@ -335,7 +335,7 @@ def test_what_somebody_deleted_by_hand_is_made_again(host: Host) -> None:
         until(lambda: a.pings("172.24.4.1"), f"out again after {damage}")
         assert host.pings(OUT), damage
     links.remove_namespace(where)
-    assert not a.pings("172.24.4.1")
+    until(lambda: not a.pings("172.24.4.1"), "the kernel has taken the namespace apart")
     host.driver.ensure_router(floats)
     until(lambda: a.pings("172.24.4.1"), "out again in a new namespace")
     assert host.pings(OUT)
