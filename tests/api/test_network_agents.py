@@ -184,6 +184,8 @@ def test_a_network_that_was_taken_from_an_agent_is_not_given_back_by_itself(play
         play.ok("PUT", f"agents/{play.dhcp_agent(first)}", {"agent": {"admin_state_up": up}})
     play.cloud.settle()
     assert play.served_by(net) == sorted([first, third])
+    play.ok("DELETE", f"agents/{play.dhcp_agent(first)}/dhcp-networks/{net}")
+    play.ok("DELETE", f"networks/{net}")  # what was taken from an agent does not keep it
     play.sound()
 
 

@@ -59,6 +59,7 @@ _GATEWAYS_OF = (
 _OUTSIDE = sa.select(_P.id).where(
     _P.network_id == sa.bindparam("network"), _P.device_owner.in_((FLOATING, GATEWAY))
 ).limit(1)  # fmt: skip
+_FORGET_DHCP = sa.delete(DHCP_BINDING).where(DHCP_BINDING.c.network_id == sa.bindparam("b_network"))
 _DEFAULT = sa.select(_N.id).where(_N.is_default.is_(True), _N.id != sa.bindparam("id"))
 _SCOPES = (
     sa.select(SubnetPool.table.c.id, AddressScope.table.c.id, AddressScope.table.c.ip_version)
@@ -191,6 +192,7 @@ def deleting(call: Call, row: Row) -> None:
     for host, port_id in placing.bindings(tx, id).items():
         row["_hosts"].add(host)
         placing.unbind(tx, id, host, port_id)
+    tx.execute(_FORGET_DHCP, {"b_network": id})  # also what says from which agents it was taken
     for port in mine:
         if look.row(tx, Port, port["id"]) is not None:
             ports.delete(tx, port)
