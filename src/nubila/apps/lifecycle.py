@@ -63,6 +63,10 @@ def up(state: Path, options: Mapping[str, Any]) -> Up:
     merged = {**first.overrides(state), **given}
     try:
         settings = config.load(state / "nubila.toml", merged)
+        if settings.network_quotas:
+            from nubila.apps import wiring
+
+            wiring.with_quotas(wiring.services(), settings)  # say now what a server could only say in its log
         gear = choose_gear(settings.gear)
     except ValueError as e:
         raise Cannot(str(e)) from None

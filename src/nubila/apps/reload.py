@@ -15,7 +15,7 @@ AT_START = frozenset(
     {
         "name", "gear", "listen", "host_listen", "classic_ports", "database", "host", "api_workers", "controllers",
         "simulated_hosts", "simulated_boot_s", "tunnel_ip", "external_cidr", "token_provider",
-        "switch", "physical_devices",
+        "switch", "physical_devices", "network_quotas",
     }
 )  # fmt: skip
 """Settings that hold from one start to the next."""

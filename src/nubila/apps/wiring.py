@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import sqlalchemy as sa
 
 from nubila.core import config, migrate
 from nubila.core.cloud import Cloud
-from nubila.core.config import Settings
+from nubila.core.config import BadSetting, Settings
 from nubila.core.db import Store
 from nubila.core.declare import METADATA
 from nubila.core.nudge import Nudger
@@ -48,6 +49,19 @@ def settings(state: Path, overrides: Mapping[str, Any] | None = None) -> Setting
     )
 
 
+def with_quotas(wired: tuple[Service, ...], found: Settings) -> tuple[Service, ...]:
+    """The services with the operator's default limits in them. Raises BadSetting for a resource without a limit."""
+    given = {name: int(most) for name, _, most in (one.partition("=") for one in found.network_quotas)}
+    if not given:
+        return wired
+    known = {name for s in wired if s.name == "network" for name in s.quotas}
+    for name in given:
+        if name not in known:
+            near = ", ".join(get_close_matches(name, known, 1) or sorted(known))
+            raise BadSetting(f"setting network_quotas: no resource {name!r} has a quota; there is {near}")
+    return tuple(replace(s, quotas={**s.quotas, **given}) if s.name == "network" else s for s in wired)
+
+
 def rules(wired: tuple[Service, ...]) -> dict[str, list[Any]]:
     """Every service's policy rules, those of guarded attributes included."""
     from nubila.edge.views import attr_rules
@@ -64,7 +78,7 @@ def open_cloud(state: Path, found: Settings, *, wired: tuple[Service, ...] | Non
     """Open the database (made or migrated as needed) and everything a process needs around it."""
     for part in ("", "run", "log", "keys"):
         (state / part).mkdir(mode=0o700, parents=True, exist_ok=True)
-    wired = wired if wired is not None else services()
+    wired = with_quotas(wired if wired is not None else services(), found)
     nudger = Nudger(state / "run")
     store = Store(found.database, nudge=nudger.send)
     migrate.prepare(store, METADATA, backups=state / "backups")

@@ -179,6 +179,11 @@ class Settings:
     min_l3_agents_per_router: int = setting(1, "How many hosts must be there to make a highly available router.")
     l3_ha_net_cidr: str = setting("169.254.192.0/18", "Addresses of the hidden network between such a router's hosts.")
     ha_vrrp_advert_s: float = setting(0.1, "Seconds between VRRP advertisements (0.01 to 40).")
+    network_quotas: tuple[str, ...] = setting(
+        (),
+        "Limits of Network that projects without their own have, as RESOURCE=NUMBER (-1: unlimited), e.g. router=30, "
+        "floatingip=100; resources left out keep the built-in ones (`openstack quota show --default`).",
+    )
     dhcp_agents_per_network: int = setting(1, "On how many hosts DHCP runs for each network.")
     dhcp_dns_servers: tuple[str, ...] = setting(
         (), "Name servers that DHCP's own name servers ask; empty: those of the network's subnets, else external_dns."
@@ -210,6 +215,11 @@ class Settings:
         wrong = [one for one in self.physical_devices if not re.fullmatch(r"[^=\s]{1,64}=[^=\s/]{1,15}", one)]
         if wrong:
             raise BadSetting(f"setting physical_devices: {wrong[0]!r} is not NETWORK=DEVICE, e.g. physnet1=eth1")
+        wrong = [one for one in self.network_quotas if not re.fullmatch(r"[a-z_]{1,64}=(-1|[0-9]{1,9})", one)]
+        if wrong:
+            raise BadSetting(
+                f"setting network_quotas: {wrong[0]!r} is not RESOURCE=NUMBER (-1: unlimited), e.g. router=30"
+            )
         if self.limit_model not in LIMIT_MODELS:
             raise BadSetting(f"setting limit_model must be one of {', '.join(LIMIT_MODELS)}, not {self.limit_model!r}")
         if self.password_hash_algorithm not in PASSWORD_ALGORITHMS:
