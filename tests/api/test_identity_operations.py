@@ -27,6 +27,7 @@ from nubila.edge.forwarded import Proxies, der
 from nubila.services.identity import kinds
 from nubila.services.identity.revision import bump
 from nubila.testing.cloud import Response, TestCloud
+from nubila.testing.started import free_port
 
 FORGED = {"X-Forwarded-Host": "evil.example.org", "X-Forwarded-Proto": "https", "X-Forwarded-For": "192.0.2.1"}
 
@@ -327,7 +328,7 @@ def test_keys_that_cannot_be_used(stopped: TestCloud, damage: str) -> None:
     assert said.exit_code == 2
     assert said.output.startswith("nubila: token keys: ")
     with pytest.raises(lifecycle.Cannot, match="nubila key setup"):
-        lifecycle.up(stopped.state, {"gear": "simulated", "listen": f"127.0.0.1:{lifecycle.free_port(0)}"})
+        lifecycle.up(stopped.state, {"gear": "simulated", "listen": f"127.0.0.1:{free_port()}"})
     process = subprocess.run(
         [sys.executable, "-m", "nubila.apps.process", "controller", "--state", str(stopped.state)],
         capture_output=True, text=True, timeout=60, check=False,
@@ -388,7 +389,7 @@ def test_the_doctor_looks_at_certificates(stopped: TestCloud) -> None:
 
 def test_the_doctor_follows_the_catalogue(stopped: TestCloud, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "running", lambda state: 1)
-    stopped.cloud.settings = replace(stopped.cloud.settings, public_url=f"http://127.0.0.1:{lifecycle.free_port(0)}")
+    stopped.cloud.settings = replace(stopped.cloud.settings, public_url=f"http://127.0.0.1:{free_port()}")
     assert "Connection refused" in wrong(stopped)["catalogue"]
     with stopped.cloud.store.write() as tx:
         tx.execute(sa.delete(kinds.Endpoint.table))
@@ -398,7 +399,7 @@ def test_the_doctor_follows_the_catalogue(stopped: TestCloud, monkeypatch: pytes
 def test_the_doctor_asks_directories(stopped: TestCloud) -> None:
     made = stopped.request("POST", "/v3/domains", {"domain": {"name": "office"}})
     assert made.status == 201
-    url = f"ldap://127.0.0.1:{lifecycle.free_port(0)}"
+    url = f"ldap://127.0.0.1:{free_port()}"
     stopped.cloud.settings = replace(
         stopped.cloud.settings, ldap=Sections({"office": {"url": url, "suffix": "dc=example"}})
     )

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from nubila.apps import lifecycle, logs, server, supervisor, tls
 from nubila.core import pki
 from nubila.core.config import BadSetting, Settings
-from nubila.testing.started import Started, nubila, started
+from nubila.testing.started import Started, free_port, nubila, started
 
 
 def until(condition: Callable[[], object], what: str) -> None:
@@ -177,7 +177,7 @@ def test_what_cannot_be_used_is_said_in_a_sentence(certificates: Certificates, t
             tls.context(settings, tmp_path)
     with pytest.raises(lifecycle.Cannot, match=r"tls_cert: .*none.pem cannot be read"):
         lifecycle.up(tmp_path / "state", {"tls_cert": str(tmp_path / "none.pem"), "gear": "simulated",
-                                          "listen": f"127.0.0.1:{lifecycle.free_port(0)}"})  # fmt: skip
+                                          "listen": f"127.0.0.1:{free_port()}"})  # fmt: skip
     assert not (tmp_path / "state").exists()
 
 

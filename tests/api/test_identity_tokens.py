@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from costs import calls
 
 from nubila.edge.app import Edge
 from nubila.services.identity.auth import authenticate
@@ -228,10 +229,7 @@ def test_changes_end_tokens_on_every_server(cloud: TestCloud, what: str) -> None
     role = cloud.request("GET", "/v3/roles?name=member").json["roles"][0]["id"]
     assert changes()[what](cloud, user["id"], project["id"], role).status < 300
     assert uses(cloud.edge) == 401
-    deadline = time.monotonic() + 1.0
-    while (status := uses(other)) != 401 and time.monotonic() < deadline:
-        pass
-    assert status == 401
+    assert within_a_second(lambda: uses(other), 401) == 401
 
 
 def test_what_lost_rights_showed_is_not_kept(cloud: TestCloud) -> None:
@@ -247,10 +245,16 @@ def test_what_lost_rights_showed_is_not_kept(cloud: TestCloud) -> None:
 
     assert [lists(), lists()] == [200, 200]
     assert cloud.request("DELETE", f"{given}/{roles['admin']}").status == 204
+    assert within_a_second(lists, 403) == 403
+
+
+def within_a_second(ask: Callable[[], int], wished: int) -> int:
+    """The wished status, or what is still answered to a question asked a second from now."""
     deadline = time.monotonic() + 1.0
-    while (status := lists()) != 403 and time.monotonic() < deadline:
-        pass
-    assert status == 403
+    while True:
+        last = time.monotonic() >= deadline
+        if (status := ask()) == wished or last:
+            return status
 
 
 def _second(cloud: TestCloud) -> Any:
@@ -377,15 +381,8 @@ def test_trust(cloud: TestCloud, impersonation: bool) -> None:
 def test_authentication_costs_no_query(cloud: TestCloud) -> None:
     token = cloud.token()
     cloud.request("GET", "/v3/auth/projects", token=token)
-    best = min(_time(cloud, token) for _ in range(5))
-    assert best < 20e-6  # ~1 us on an idle machine
-
-
-def _time(cloud: TestCloud, token: str) -> float:
-    started = time.perf_counter()
-    for _ in range(2000):
-        authenticate(cloud.cloud, token)
-    return (time.perf_counter() - started) / 2000
+    # What is remembered is compared with the database four times a second: the cheapest of many is one in between.
+    assert min(calls(lambda: authenticate(cloud.cloud, token)) for _ in range(50)) < 10
 
 
 def test_memory_of_tokens_is_bounded(cloud: TestCloud) -> None:

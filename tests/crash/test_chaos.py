@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 from nubila.apps import lifecycle
 from nubila.testing import chaos
 from nubila.testing.databases import Databases
+from nubila.testing.started import free_port
 
 SECONDS = float(os.environ.get("NUBILA_CHAOS_S", "12"))
 
@@ -38,9 +40,8 @@ def database() -> Iterator[str]:
 def up(state: Path, gear: str, database: str = "") -> None:
     state.mkdir(parents=True)
     (state / "nubila.toml").write_text("api_workers = 2\ncontrollers = 2\nsimulated_hosts = 2\nsweep_s = 10.0\n")
-    port = lifecycle.free_port(15100)
     command = [str(Path(sys.executable).parent / "nubila"), "up", "-d", "--state", str(state), "--gear", gear,
-               "--listen", f"127.0.0.1:{port}", "--name", f"ch{port % 1000}"]  # fmt: skip
+               "--listen", f"127.0.0.1:{free_port()}", "--name", f"ch{uuid.uuid4().hex[:6]}"]  # fmt: skip
     if database:
         command += ["--database", database]
     subprocess.run(command, check=True, timeout=60)

@@ -151,9 +151,11 @@ class World:
         slowest = 0.0
         running = [p for p in self.processes if p.runs]
         for process in running:
+            asked = time.monotonic()  # an answer may be late on a busy machine; what counts is when it was asked for
             while self.good(process, tokens[0]):
-                assert time.monotonic() - since < WITHIN_S, f"process {process.number} still accepts the token"
-            slowest = max(slowest, time.monotonic() - since)
+                assert asked - since < WITHIN_S, f"process {process.number} still accepts the token"
+                asked = time.monotonic()
+            slowest = max(slowest, asked - since)
         for process in running:
             assert not any(self.good(process, t) for t in tokens)
         return slowest
@@ -310,8 +312,9 @@ def test_a_process_killed_while_it_revokes_leaves_all_or_nothing(world: World) -
             world.refused_within_a_second([token], since)
         verdicts = set()
         for one in world.processes:
-            while (now := world.good(one, token)) and time.monotonic() - since < WITHIN_S:
-                pass  # it may have been done without an answer
+            late = False
+            while (now := world.good(one, token)) and not late:  # it may have been done without an answer
+                late = time.monotonic() - since >= WITHIN_S  # one more time after that
             verdicts.add(now)
         assert len(verdicts) == 1, "the processes disagree"
         outcomes.add((answered, verdicts.pop()))

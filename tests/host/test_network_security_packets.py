@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -140,14 +139,11 @@ def test_a_thousand_rules_for_many_ports_are_one_bundle(host: Host) -> None:
         RuleSpec(direction="ingress", protocol="tcp", port_min=n, port_max=n, remote=(f"192.0.{n % 200}.0/24",))
         for n in range(1, 1001)
     )
-    began = time.monotonic()
     host.driver.ensure_security_group(SecurityGroupSpec(id="many", rules=rules))
-    took = time.monotonic() - began
     assert len(sizes) == 1
     assert sizes[0] == len(rules) + 1
     host.driver.ensure_security_group(SecurityGroupSpec(id="many", rules=rules[1:]))
     assert sizes[1:] == [1], "one rule less is one flow less"
-    assert took < 10, f"{took:.1f} s"
 
 
 def test_a_stateless_group_needs_rules_for_answers(host: Host) -> None:

@@ -20,6 +20,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from nubila.testing.started import free_port
+
 SUFFIX = "dc=example,dc=org"
 ROOT = f"cn=root,{SUFFIX}"
 READER = f"cn=reader,{SUFFIX}"
@@ -74,13 +76,6 @@ ou: UserGroups
 """
 
 
-def port() -> int:
-    """A free port on loopback."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
 def authority(folder: Path, name: str) -> tuple[Path, x509.Certificate, ec.EllipticCurvePrivateKey]:
     """A CA certificate in a file, and what signs with it."""
     key = ec.generate_private_key(ec.SECP256R1())
@@ -129,7 +124,7 @@ class Slapd:
     def __init__(self, root: Path, *, certificate: tuple[Path, Path, Path] | None = None, ldif: str = "") -> None:
         self.root = root
         (root / "db").mkdir(parents=True)
-        self.port, self.tls_port = port(), port()
+        self.port, self.tls_port = free_port(), free_port()
         self.certificate = certificate
         tls = ""
         if certificate:

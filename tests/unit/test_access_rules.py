@@ -49,10 +49,10 @@ def test_templates_match_as_their_expressions(template: str, path: str) -> None:
 
 
 def test_no_template_takes_for_ever() -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     assert not matches("/" + "**a" * 60, "/" + "a" * 2000 + "b")
     assert not matches("/" + "*a" * 60, "/" + "a" * 2000 + "b")
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_who_may_do_what() -> None:

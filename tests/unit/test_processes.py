@@ -75,13 +75,15 @@ def test_what_fails_is_done_again() -> None:
 
 
 def test_one_agent_of_several_that_ends_ends_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[bool] = []
+
     class Fake:
         def __init__(self, name: str, ends: bool) -> None:
             self.place, self.ends = type("Place", (), {"host": name}), ends
 
         def run(self, stop: threading.Event) -> None:
             if not self.ends:
-                stop.wait(30)
+                told.append(stop.wait(60))
 
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -91,9 +93,8 @@ def test_one_agent_of_several_that_ends_ends_the_process(tmp_path: Path, monkeyp
         (tmp_path / name / "agent.json").write_bytes(msgspec.json.encode(config))
     monkeypatch.setattr(host, "make_agent", lambda root, config: Fake(config.host, config.host == "a"))
     monkeypatch.setattr(host.signal, "signal", lambda *a: None)
-    started = time.monotonic()
     host.run(tmp_path)
-    assert time.monotonic() - started < 10
+    assert told == [True]
 
 
 def test_passwords_are_written_down_before_they_hold(tmp_path: Path) -> None:

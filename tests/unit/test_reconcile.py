@@ -83,11 +83,9 @@ def test_everything_asked_is_done_by_several_threads(store: Store):
 def test_nudge_wakes_a_sleeping_loop_at_once(store: Store):
     with running(store, settle, idle_s=60) as loop:
         time.sleep(0.1)  # it sleeps now
-        started = time.monotonic()
         ask(store, "a")
         loop.wake()
-        until(lambda: work.pending(store) == [])
-        assert time.monotonic() - started < 5
+        until(lambda: work.pending(store) == [])  # long before the minute is over
 
 
 def test_lost_nudge_costs_only_idle_time(store: Store):
@@ -106,8 +104,8 @@ def test_waiting_row_is_looked_at_when_due_without_a_nudge(store: Store):
 
     ask(store, "a")
     with running(store, twice, idle_s=60):
-        until(lambda: work.pending(store) == [])
-    assert 0.09 < turns[1] - turns[0] < 5
+        until(lambda: work.pending(store) == [])  # long before the minute is over
+    assert turns[1] - turns[0] > 0.09
 
 
 def test_failure_becomes_the_note_and_is_tried_again(store: Store):

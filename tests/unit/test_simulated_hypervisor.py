@@ -1,13 +1,13 @@
-"""The simulated hypervisor keeps the hypervisor contract, fails on request and is fast."""
+"""The simulated hypervisor keeps the hypervisor contract, fails on request and costs little."""
 
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
 from contract_hypervisor import Bench, HypervisorContract, replace
+from costs import calls
 
 from nubila.core.ports import HostPlace, Impossible, NicSpec, TryAgain
 from nubila.drivers.simulated_hypervisor import SimulatedHypervisor
@@ -66,11 +66,9 @@ def test_a_guest_that_halts_itself_is_off(bench: Bench) -> None:
     assert seen.power == "off"
 
 
-def test_ensure_takes_less_than_a_millisecond(bench: Bench) -> None:
-    specs = [bench.spec() for _ in range(300)]
-    began = time.perf_counter()
-    for spec in specs:
-        bench.driver.ensure(spec)
-    for spec in specs:
-        bench.driver.ensure(spec)
-    assert (time.perf_counter() - began) / 600 < 0.002  # measured 0.2 ms; twice the promise for a busy machine
+def test_ensure_costs_the_same_whatever_is_there(bench: Bench) -> None:
+    specs = [bench.spec() for _ in range(100)]
+    for turn in ("makes", "finds"):
+        costs = [calls(lambda spec=spec: bench.driver.ensure(spec)) for spec in specs]  # type: ignore[misc]
+        assert max(costs[1:]) < min(costs[1:]) + 20, turn
+        assert max(costs) < 500, turn

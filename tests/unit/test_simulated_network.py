@@ -1,13 +1,13 @@
-"""The simulated network keeps the network contract, fails on request and is fast."""
+"""The simulated network keeps the network contract, fails on request and costs little."""
 
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
 from contract_network import Bench, NetworkContract, network, port, router
+from costs import calls
 
 from nubila.core.ports import HostPlace, Impossible, NetworkSpec, RouterSpec, TryAgain
 from nubila.drivers.simulated_network import SimulatedNetwork
@@ -56,13 +56,12 @@ def test_ids_cannot_leave_the_folder(tmp_path: Path) -> None:
         driver.remove_port("../../etc/passwd")
 
 
-def test_a_call_takes_less_than_a_millisecond(tmp_path: Path) -> None:
+def test_a_call_costs_the_same_whatever_is_there(tmp_path: Path) -> None:
     driver = SimulatedNetwork(HostPlace(cloud="test", host="h1", root=tmp_path))
     driver.start()
     net = network()
     driver.ensure_network(net)
     specs = [port(net, number) for number in range(3, 103)]
-    started = time.process_time()
-    for spec in specs:
-        driver.ensure_port(spec)
-    assert (time.process_time() - started) / len(specs) < 0.001
+    costs = [calls(lambda spec=spec: driver.ensure_port(spec)) for spec in specs]  # type: ignore[misc]
+    assert max(costs[1:]) < min(costs[1:]) + 20, "the first reads what the others know"
+    assert max(costs) < 300

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+_PORTS = range(10_000, 32_768)
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,16 @@ def nubila(*arguments: str, timeout_s: float = 120) -> subprocess.CompletedProce
 
 
 def free_port() -> int:
-    """A TCP port of the loopback address nobody listens on at the moment."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    """A TCP port of the loopback address nobody listens on at the moment.
+
+    It is drawn from below the range the kernel takes the ports of clients from: neither another test's connection nor
+    another test's draw is likely to have it before the caller listens on it.
+    """
+    for port in random.SystemRandom().sample(_PORTS, 100):
+        with contextlib.suppress(OSError), socket.socket() as sock:
+            sock.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no free port on 127.0.0.1")
 
 
 @contextlib.contextmanager
