@@ -141,13 +141,14 @@ class TestCloud:
 
     def add_host(
         self, name: str, make: Callable[[HostPlace], Drivers] = simulated, roles: list[str] | None = None, *,
-        switch: Literal["openvswitch", "linuxbridge"] = "openvswitch",
+        switch: Literal["openvswitch", "linuxbridge"] = "openvswitch", bridges: Mapping[str, str] | None = None,
     ) -> Agent:  # fmt: skip
         """Start one more agent."""
         root = self.state / "hosts" / name
         root.mkdir(parents=True, exist_ok=True)
         place = HostPlace(
-            cloud=self.cloud.name, host=name, root=root, bridges={"physnet1": "br-ex"},
+            cloud=self.cloud.name, host=name, root=root,
+            bridges={"physnet1": "br-ex"} if bridges is None else dict(bridges),
             tunnel_ip=f"127.0.1.{len(self.agents) + 1}", switch=switch,
         )  # fmt: skip
         agent = Agent(DirectApi(self.edge, name), place, make(place), roles=roles or ["compute", "network"])

@@ -35,8 +35,13 @@ _OF = (
     .where(_P.device_id == sa.bindparam("router"), _P.device_owner == sa.bindparam("owner"))
     .order_by(_P.created_at, _P.id)
 )
+_INNER = Port.table.alias("inner_port")
+_JOINED = sa.exists().where(
+    _INNER.c.device_id == _F.router_id, _INNER.c.device_owner == DVR_INTERFACE, _INNER.c.network_id == _P.network_id
+)
+# A port behind a further router (floating-ip-router-writable) is reached by the central part.
 _WHERE = (
-    sa.select(_F.id, _P.bound_host, _F.floating_network_id)
+    sa.select(_F.id, sa.case((_JOINED, _P.bound_host), else_=""), _F.floating_network_id)
     .join(Port.table, _P.id == _F.port_id)
     .where(_F.router_id == sa.bindparam("router"))
 )
@@ -73,8 +78,8 @@ def prepare_update(call: Call, before: Row, values: Row) -> None:
         if values["distributed"] is None:
             values["distributed"] = before["distributed"]
         if bool(values["distributed"]) != bool(before["distributed"]) and before["admin_state_up"]:
-            text = "Bad router request: Cannot change the distributed attribute of an active router. Please set "
-            raise bad_request(f"{text}router admin_state_up to False prior to the change.", "BadRequest")
+            text = "Bad router request: distributed changes only while the router is off: set admin_state_up to false before."
+            raise bad_request(text, "BadRequest")
     _not_both({**before, **values})
 
 

@@ -39,6 +39,9 @@ EXTENSIONS: dict[str, tuple[str, str, str]] = {
     "uplink-status-propagation-updatable": ("Uplink status propagation updatable", "It can be changed.", "2024-09-03"),
     "dns-integration": ("DNS Integration", "Ports have names that the network's DNS knows.", "2015-08-15"),
     "dns-domain-ports": ("dns_domain for ports", "Ports can have a DNS domain of their own.", "2017-04-24"),
+    "floating-ip-router-writable": (
+        "Floating IP Router (writable)", "The router of a floating IP can be chosen.", "2026-08-05",
+    ),
     "ip-substring-filtering": ("IP address substring filtering", "Ports by part of an address.", "2017-11-28"),
     "l3_agent_scheduler": ("L3 Agent Scheduler", "Routers can be put on L3 agents.", "2013-02-07"),
     "net-mtu": ("Network MTU", "The MTU of networks is shown.", "2015-03-25"),

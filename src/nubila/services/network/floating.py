@@ -38,6 +38,9 @@ _ROUTERS = (
         _P.device_owner.in_((*INTERFACES, GATEWAY)), _P.network_id == sa.bindparam("external"),
     )
 )  # fmt: skip
+_GATEWAY_ON = sa.select(_P.id).where(
+    _P.device_id == sa.bindparam("router"), _P.device_owner == GATEWAY, _P.network_id == sa.bindparam("external")
+).limit(1)  # fmt: skip
 _DETAILS = sa.select(_P.id, _P.name, _P.network_id, _P.mac_address, _P.admin_state_up, _P.status, _P.device_id,
                      _P.device_owner).where(_P.id.in_(sa.bindparam("ports", expanding=True)))  # fmt: skip
 
@@ -127,11 +130,22 @@ def link(call: Call, values: Row, row: Row) -> None:
         text += f"{chosen['ip_address']}, as that fixed IP already has a floating IP on external network "
         raise conflict(f"{text}{row['floating_network_id']}.", "FloatingIPPortAlreadyAssociated")
     values["fixed_ip_address"] = chosen["ip_address"]
-    values["router_id"] = _router(call, chosen["subnet_id"], row["floating_network_id"], port_id)
+    if values.get("router_id"):
+        _chosen(call, values["router_id"], row["floating_network_id"])
+    else:
+        values["router_id"] = _router(call, chosen["subnet_id"], row["floating_network_id"], port_id)
     if floating_links.forwardings_of_port(tx, port_id) and look.need(tx, Router, values["router_id"])["distributed"]:
         # What is forwarded to the port comes back by the central part, what has a floating IP leaves on its own host.
         text = f"Cannot associate floating IP to port {port_id} because it already has a Port Forwarding binding."
         raise bad_request(text, "PortHasPortForwarding")
+
+
+def _chosen(call: Call, router_id: str, external: str) -> None:
+    """404 unless the caller may see the router they named, 409 unless it has a gateway on the external network."""
+    look.seen(call.cloud, call.tx, call.creds, Router, look.uuid("router_id", router_id))
+    if call.tx.one(_GATEWAY_ON, {"router": router_id, "external": external}) is None:
+        text = f"There was a conflict: Router {router_id} has no external gateway on network {external}."
+        raise conflict(text, "Conflict")
 
 
 def _router(call: Call, subnet_id: str, external: str, port_id: str) -> str:
@@ -154,6 +168,12 @@ def router_for(reader: Reader, subnet_id: str, external: str) -> str | None:
 def prepare_update(call: Call, before: Row, values: Row) -> None:
     look.check_revision(call, before)
     qos_use.check(call, values, before)
+    if "router_id" in values and not (port_id := values.get("port_id", before["port_id"])):
+        del values["router_id"]  # leads nowhere: nothing to translate
+        if "port_id" not in values and not values:
+            return
+    elif "router_id" in values:
+        values["port_id"] = port_id  # null: by the router that joins the networks
     if "port_id" not in values:
         if "fixed_ip_address" not in values:
             if not values and before["port_id"]:  # an empty update has always meant: lead nowhere
@@ -168,6 +188,7 @@ def prepare_update(call: Call, before: Row, values: Row) -> None:
         values["port_id"] = before["port_id"]
     if values["port_id"] and values["port_id"] == before["port_id"] and not values.get("fixed_ip_address"):
         values["fixed_ip_address"] = before["fixed_ip_address"]
+        values.setdefault("router_id", before["router_id"])
     link(call, values, before)
     if any(values[n] != before[n] for n in ("port_id", "fixed_ip_address", "router_id")):
         values["status"] = "DOWN"

@@ -255,7 +255,8 @@ class FloatingIP(Standard):
     floating_port_id = Attr(Uuid, "Port that holds the address.", default="", hidden=True, index=True)
     port_id = Attr(Uuid, "Port it leads to.", write="cu", default=None, null=True, filter="eq", sort=True, index=True)
     fixed_ip_address = Attr(Ip, "Address of that port.", write="cu", default=None, null=True, filter="eq", sort=True)
-    router_id = Attr(Uuid, "Router that translates.", default=None, null=True, filter="eq", sort=True, index=True)
+    router_id = Attr(Uuid, "Router that translates.", write="cu", default=None, null=True, filter="eq", sort=True,
+                     index=True)  # fmt: skip
     status = Attr(Str(16), "ACTIVE when it leads somewhere, else DOWN.", default="DOWN", filter="eq", sort=True)
     port_details = Attr(Json, "Facts about the port it leads to.", store=False)
     qos_policy_id = Attr(Uuid, "QoS policy of the address.", write="cu", default=None, null=True,
