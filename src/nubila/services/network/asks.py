@@ -34,7 +34,10 @@ INTERFACES = (INTERFACE, HA_INTERFACE, DVR_INTERFACE)  # what connects a router 
 ROUTER_OWNERS = (*INTERFACES, GATEWAY)
 
 _P = Port.table.c
-_HOSTS = sa.select(_P.bound_host).where(_P.network_id == sa.bindparam("network"), _P.bound_host != "").distinct()
+_HOSTS = l2pop.HOSTS
+_AT_HOST = (
+    sa.select(_P.id).where(_P.bound_host == sa.bindparam("host"), _P.network_id == sa.bindparam("network")).limit(2)
+)
 _DHCP_HOSTS = sa.union(
     sa.select(DHCP_BINDING.c.host).where(
         DHCP_BINDING.c.network_id == sa.bindparam("network"), DHCP_BINDING.c.port_id.is_not(None)
@@ -144,16 +147,15 @@ def moved(tx: Tx, row: Row, old: str, new: str) -> None:
     """The port left one host and came to another: both, and everybody on its network when its set of hosts changed."""
     if old == new:
         return
-    others = {host for (host,) in tx.rows(_HOSTS, {"network": row["network_id"]})}
     if is_guest(row):
         for host in {old, new} - {""}:
             tx.ask("port", row["id"], host)
             groups_at(tx, row.get("_groups") or [id for (id,) in tx.rows(_GROUPS_OF, {"port": row["id"]})], host)
         local_ips.moved(tx, row, old, new)
-    count = dict(tx.rows(_PER_HOST, {"network": row["network_id"]}))
-    appeared = bool(new) and count.get(new, 0) <= 1
-    vanished = bool(old) and count.get(old, 0) == 0
+    appeared = bool(new) and len(tx.rows(_AT_HOST, {"host": new, "network": row["network_id"]})) <= 1
+    vanished = bool(old) and not tx.rows(_AT_HOST, {"host": old, "network": row["network_id"]})
     if appeared or vanished:
+        others = {host for (host,) in tx.rows(_HOSTS, {"network": row["network_id"]})}
         if row["network_id"] in external_networks(tx):
             others |= network_hosts(tx, row["network_id"], external=True)
         for host in (others | {old, new}) - {""}:
@@ -163,13 +165,6 @@ def moved(tx: Tx, row: Row, old: str, new: str) -> None:
         l2pop.ask(tx, row["network_id"])
     if is_guest(row):
         dvr_hosts.port_moved(tx, row["id"])
-
-
-_PER_HOST = (
-    sa.select(_P.bound_host, sa.func.count())
-    .where(_P.network_id == sa.bindparam("network"), _P.bound_host != "")
-    .group_by(_P.bound_host)
-)
 
 
 def router(tx: Tx, router_id: str) -> None:

@@ -70,7 +70,7 @@ class Port(Named):
                                  default=None, set=NET_OWNER, filter="eq", sort=True)  # fmt: skip
     host_id = Attr(Str(64), "Host it is on.", api="binding:host_id", write="cu", default="", null=True,
                    see=ADMIN_OR_SERVICE, set=ADMIN_OR_SERVICE, filter="eq", sort=True, index=True)  # fmt: skip
-    bound_host = Attr(Str(64), "The host, when it is one of this cloud's.", default="", hidden=True, index=True)
+    bound_host = Attr(Str(64), "The host, when it is one of this cloud's.", default="", hidden=True)
     vnic_type = Attr(Enum(*VNIC_TYPES), "Kind of virtual card.", api="binding:vnic_type", write="cu", default="normal",
                      set=OWNER_OR_SERVICE, filter="eq", sort=True)  # fmt: skip
     profile = Attr(FreeObject, "Facts for the host.", api="binding:profile", write="cu", default={}, null=True,
@@ -104,7 +104,7 @@ class Port(Named):
         OwnerId, "Owner of the network.", api="network:project_id", default="", hidden=True, index=True
     )
     unique = (("network_id", "mac_address"),)
-    indexes = (("network_id", "device_owner"),)
+    indexes = (("network_id", "device_owner"), ("bound_host", "network_id"))
 
 
 class SecurityGroup(Named):

@@ -28,12 +28,10 @@ VIF_DETAILS = {"port_filter": True, "connectivity": "l2", "bound_drivers": {"0":
 _MANY_PLACES = ("network:ha_router_replicated_interface", "network:router_interface_distributed", "network:floatingip")
 
 _P, _A, _H = Port.table.c, IP_ALLOCATION.c, hosts.TABLE.c
-BRIDGED = (
-    sa.select(_P.bound_host)
-    .join(hosts.TABLE, _H.name == _P.bound_host)
-    .where(_P.network_id == sa.bindparam("network"), _H.switch == LINUX_BRIDGE)
-    .distinct()
-)
+_HERE = sa.exists().where(_P.bound_host == _H.name, _P.network_id == sa.bindparam("network"))
+HOSTS = sa.select(_H.name).where(_HERE)
+"""The hosts of a network; one look for each host, however many ports there are."""
+BRIDGED = HOSTS.where(_H.switch == LINUX_BRIDGE)
 """The hosts of a network that are told who lives where."""
 _ELSEWHERE = (
     sa.select(_P.id, _P.mac_address, _P.bound_host, _A.ip_address)
