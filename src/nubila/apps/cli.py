@@ -239,11 +239,12 @@ def image() -> None:
 
 @image.command(name="build-tiny")
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
-def build_tiny(out: Path) -> None:
+@click.option("--tools", is_flag=True, help="With bash, Python, tcpdump, nping, curl; the guest needs 384 MiB.")
+def build_tiny(out: Path, tools: bool) -> None:
     """Build a bootable guest image from Debian packages."""
     from nubila.drivers import tiny_image
 
-    tiny_image.build(out.absolute(), lambda line: click.echo(line))
+    tiny_image.build(out.absolute(), lambda line: click.echo(line), tools=tools)
 
 
 @main.command()

@@ -41,13 +41,30 @@ PROGRAMS = {  # package -> paths taken into the guest
     "netcat-traditional": ("bin/nc.traditional",),
     "libpam-modules": ("lib/x86_64-linux-gnu/security/pam_permit.so", "lib/x86_64-linux-gnu/security/pam_deny.so"),
 }
+TOOLBOX = {  # what suites call an advanced image: the real tools, not busybox's
+    "bash": ("bin/bash",),
+    "curl": ("bin/curl",),
+    "iproute2": ("bin/ip",),
+    "iputils-ping": ("bin/ping",),
+    "nmap": ("bin/nping",),
+    "python3.11-minimal": ("bin/python3.11",),
+    "libpython3.11-minimal": ("lib/python3.11/*",),
+    "libpython3.11-stdlib": ("lib/python3.11/selectors.py",),
+    "tcpdump": ("bin/tcpdump",),
+}
+_TOO_BIG = r"lib(atlas|blas|blis|openblas|gfortran|gomp|linear|perl|quadmath|sqlite)"  # nmap's, not nping's
 BLKID = {"util-linux": "bin/blkid", "util-linux-extra": "bin/blkid"}  # it moved between releases
 TOOLS = ("mtools", "dosfstools", "lz4", "syslinux", "syslinux-common")  # run here, not in the guest
 _LOADER = "lib64/ld-linux-x86-64.so.2"
 _DISK_MIB = 48
+_TOOLBOX_DISK_MIB = 128
 _FIRST_SECTOR = 2048
 _OPTIONS = "console=ttyS0 quiet cryptomgr.notests no_timer_check net.ifnames=0 random.trust_cpu=on panic=10"
 _TIMEOUT_S = 300.0
+
+
+Programs = Mapping[str, Sequence[str]]
+"""Package -> patterns of the paths that are taken into the guest."""
 
 
 class Entry(NamedTuple):
@@ -57,22 +74,25 @@ class Entry(NamedTuple):
     data: bytes
 
 
-def build(out: Path, progress: Progress, cache: Path | None = None) -> None:
+def build(out: Path, progress: Progress, cache: Path | None = None, *, tools: bool = False) -> None:
     """Write a bootable qcow2 image to ``out``; ``cache`` (default ``.tiny-cache`` beside it) keeps what was made.
 
+    With ``tools`` the guest has bash, Python, tcpdump, nping and the real curl, ip and ping as well; it needs 384 MiB.
     Raises NeedsOperator when apt or qemu-img is missing, TryAgain when a download fails.
     """
     cache = (cache or out.parent / ".tiny-cache").absolute()
     cache.mkdir(parents=True, exist_ok=True)
-    made = cache / f"tiny-{_recipe()}.qcow2"
+    programs = {**PROGRAMS, **TOOLBOX} if tools else PROGRAMS
+    kind = "tools" if tools else "tiny"
+    made = cache / f"{kind}-{_recipe(programs)}.qcow2"
     if not made.exists():
         for tool, package in (("apt-get", "apt"), ("dpkg-deb", "dpkg"), ("qemu-img", "qemu-utils")):
             if shutil.which(tool) is None:
                 raise NeedsOperator(f"{tool} is needed to build the tiny image; install the package {package}.")
         with tempfile.TemporaryDirectory(prefix="build-", dir=cache) as scratch:
-            _make(Path(scratch), cache / "packages", progress)
+            _make(Path(scratch), cache / "packages", progress, programs)
             os.replace(Path(scratch, "disk.qcow2"), made)
-        for older in set(cache.glob("tiny-*.qcow2")) - {made}:
+        for older in set(cache.glob(f"{kind}-*.qcow2")) - {made}:
             older.unlink()
     part = out.with_name(f".{out.name}.part")
     shutil.copyfile(made, part)
@@ -80,33 +100,33 @@ def build(out: Path, progress: Progress, cache: Path | None = None) -> None:
     progress(f"tiny image: {out} ({out.stat().st_size >> 20} MiB)")
 
 
-def _recipe() -> str:
-    text = repr((RECIPE, KERNEL, PROGRAMS, TOOLS, _OPTIONS, sorted(tiny_files.FILES.items())))
+def _recipe(programs: Programs) -> str:
+    text = repr((RECIPE, KERNEL, programs, TOOLS, _OPTIONS, sorted(tiny_files.FILES.items())))
     text += repr((tiny_files.EARLY_MODULES, tiny_files.LATE_MODULES, tiny_files.SPARE_MODULES, tiny_files.LINKS))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _make(scratch: Path, packages: Path, progress: Progress) -> None:
+def _make(scratch: Path, packages: Path, progress: Progress, programs: Programs) -> None:
     began = time.monotonic()
     progress("tiny image: downloading packages with apt")
-    kernel_package, debs = _download(packages)
+    kernel_package, debs = _download(packages, programs)
     progress(f"tiny image: {len(debs)} packages ready ({time.monotonic() - began:.1f} s)")
     kernel, modules = _kernel(debs[kernel_package])
     pool: dict[str, Entry] = {}
     for package, deb in debs.items():
         if package != kernel_package:
-            pool.update(_members(deb, _wanted(package)))
+            pool.update(_members(deb, _wanted(package, programs)))
     Path(scratch, "vmlinuz").write_bytes(kernel)
-    Path(scratch, "initrd.cpio").write_bytes(_cpio(_root(pool, modules)))
+    Path(scratch, "initrd.cpio").write_bytes(_cpio(_root(pool, modules, programs)))
     progress(f"tiny image: kernel {len(kernel) >> 10} KiB, {len(pool)} files; making the disk")
-    _disk(scratch, [debs[name] for name in TOOLS])
+    _disk(scratch, [debs[name] for name in TOOLS], _DISK_MIB if programs is PROGRAMS else _TOOLBOX_DISK_MIB)
     progress(f"tiny image: built in {time.monotonic() - began:.1f} s")
 
 
 # --- packages ---------------------------------------------------------------------------------------------------------
 
 
-def _download(folder: Path) -> tuple[str, dict[str, Path]]:
+def _download(folder: Path, programs: Programs) -> tuple[str, dict[str, Path]]:
     """The name of the kernel's package and the .deb of every package needed."""
     folder.mkdir(exist_ok=True)
     depends = _run("apt-cache", "depends", "--important", KERNEL, check=False)
@@ -117,13 +137,13 @@ def _download(folder: Path) -> tuple[str, dict[str, Path]]:
     if found is None:
         raise NeedsOperator(f"apt offers no package {KERNEL}; the tiny image needs Debian's package sources.")
     kernel = found[1]
-    named = [*PROGRAMS, *TOOLS]
+    named = [*programs, *TOOLS]
     options = [f"--no-{kind}" for kind in ("recommends", "suggests", "conflicts", "breaks", "replaces", "enhances")]
     everything = _run("apt-cache", "depends", "--recurse", *options, *named)
     libraries = {
         name
         for name in re.findall(r"^(\S+)$", everything, re.M)
-        if re.match(r"(lib|zlib)", name) and "-perl" not in name
+        if re.match(r"(lib|zlib)", name) and "-perl" not in name and not re.match(_TOO_BIG, name)
     }
     names = sorted({kernel, *named, *BLKID, *libraries} - {"libdebian-installer4", "libslang2", "libnewt0.52"})
     uris = _run("apt-get", "download", "--print-uris", *names)
@@ -136,9 +156,9 @@ def _download(folder: Path) -> tuple[str, dict[str, Path]]:
     return kernel, {name: path for name, path in debs.items() if path.exists()}
 
 
-def _wanted(package: str) -> tuple[str, ...]:
+def _wanted(package: str, programs: Programs) -> tuple[str, ...]:
     more = (BLKID[package],) if package in BLKID else ()
-    return (*PROGRAMS.get(package, ()), *more, "lib/x86_64-linux-gnu/*.so*", "lib64/*")
+    return (*programs.get(package, ()), *more, "lib/x86_64-linux-gnu/*.so*", "lib64/*")
 
 
 def _place(name: str) -> str:
@@ -158,7 +178,8 @@ def _members(deb: Path, wanted: Sequence[str]) -> dict[str, Entry]:
                 if not any(fnmatch.fnmatchcase(place, pattern) for pattern in wanted):
                     continue
                 if member.issym():
-                    found[place] = Entry(stat.S_IFLNK | 0o777, member.linkname.encode())
+                    if place not in found:  # /sbin/ip leads to /bin/ip, and both are one directory here
+                        found[place] = Entry(stat.S_IFLNK | 0o777, member.linkname.encode())
                 elif member.isfile():
                     data = archive.extractfile(member)
                     assert data is not None
@@ -201,11 +222,11 @@ def _depends(module: bytes) -> list[str]:
 # --- the guest's root -------------------------------------------------------------------------------------------------
 
 
-def _root(pool: Mapping[str, Entry], modules: Mapping[str, bytes]) -> dict[str, Entry]:
+def _root(pool: Mapping[str, Entry], modules: Mapping[str, bytes], programs: Programs) -> dict[str, Entry]:
     root: dict[str, Entry] = {path: Entry(stat.S_IFDIR | mode, b"") for path, mode in tiny_files.DIRECTORIES.items()}
     for path, target in tiny_files.LINKS.items():
         root[path] = Entry(stat.S_IFLNK | 0o777, target.encode())
-    patterns = [pattern for package in PROGRAMS.values() for pattern in package] + sorted(set(BLKID.values()))
+    patterns = [pattern for package in programs.values() for pattern in package] + sorted(set(BLKID.values()))
     for place, entry in pool.items():
         if any(fnmatch.fnmatchcase(place, pattern) for pattern in patterns):
             root[place] = entry
@@ -224,11 +245,25 @@ def _root(pool: Mapping[str, Entry], modules: Mapping[str, bytes]) -> dict[str, 
     _add_modules(root, modules)
     for path, (mode, text) in tiny_files.FILES.items():
         root[path] = Entry(stat.S_IFREG | mode, text.encode())
+    if "bash" in programs:
+        _settle_toolbox(root, pool)
     for path in list(root):
         for parent in list(Path(path).parents)[:-1]:
             if str(parent) not in root:
                 root[str(parent)] = Entry(stat.S_IFDIR | 0o755, b"")
     return root
+
+
+def _settle_toolbox(root: dict[str, Entry], pool: Mapping[str, Entry]) -> None:
+    """What the toolbox needs around it; busybox's shell would call its own applets instead of the real programs."""
+    root["bin/curl"] = pool["bin/curl"]
+    root["bin/python3"] = Entry(stat.S_IFLNK | 0o777, b"python3.11")
+    root["bin/ping"] = Entry(stat.S_IFREG | 0o4755, pool["bin/ping"].data)  # packages give it a capability instead
+    mode, passwd = root["etc/passwd"]
+    passwd = passwd.replace(b":/bin/sh\n", b":/bin/bash\n")
+    # tcpdump gives up being root, and ends when there is nobody else to be
+    root["etc/passwd"] = Entry(mode, passwd + b"tcpdump:x:100:65534:tcpdump:/:/bin/false\n")
+    root["etc/shells"] = Entry(root["etc/shells"].mode, root["etc/shells"].data + b"/bin/bash\n")
 
 
 def _applets(busybox: bytes) -> list[str]:
@@ -351,18 +386,18 @@ def _cpio(root: Mapping[str, Entry]) -> bytes:
 # --- the disk ---------------------------------------------------------------------------------------------------------
 
 
-def _disk(scratch: Path, debs: Sequence[Path]) -> None:
+def _disk(scratch: Path, debs: Sequence[Path], mib: int) -> None:
     """A disk with one bootable FAT partition: SYSLINUX, its configuration, kernel and initramfs."""
     tools = scratch / "tools"
     for deb in debs:
         _run("dpkg-deb", "-x", str(deb), str(tools))
     mbr = next(tools.rglob("mbr/mbr.bin")).read_bytes()
     raw = scratch / "disk.raw"
-    sectors = _DISK_MIB * 2048 - _FIRST_SECTOR
+    sectors = mib * 2048 - _FIRST_SECTOR
     entry = struct.pack("<B3sB3sII", 0x80, b"\xfe\xff\xff", 0x0E, b"\xfe\xff\xff", _FIRST_SECTOR, sectors)
     with open(raw, "wb") as file:
         file.write(mbr[:440].ljust(446, b"\0") + entry + b"\0" * 48 + b"\x55\xaa")
-        file.truncate(_DISK_MIB << 20)
+        file.truncate(mib << 20)
     Path(scratch, "syslinux.cfg").write_text(
         f"DEFAULT tiny\nPROMPT 0\nTIMEOUT 0\nLABEL tiny\n LINUX vmlinuz\n INITRD initrd\n APPEND {_OPTIONS}\n"
     )
