@@ -112,9 +112,9 @@ class Machine:
         done = self.run(program, *arguments, check=check, patience_s=patience_s)
         return done.stdout + done.stderr
 
-    def pings(self, address: str) -> bool:
-        """Whether one echo is answered within a second."""
-        return self.run("ping", "-c", "1", "-W", "1", address, check=False).returncode == 0
+    def pings(self, address: str, patience_s: int = 3) -> bool:
+        """Whether one echo is answered."""
+        return self.run("ping", "-c", "1", "-W", str(patience_s), address, check=False).returncode == 0
 
     @contextlib.contextmanager
     def network(self) -> Iterator[None]:
@@ -228,9 +228,9 @@ class Guest:
         assert f"leased {self.ip}\n" in got.stdout, got.stdout + got.stderr
         return True
 
-    def pings(self, address: str) -> bool:
-        """Whether one echo is answered within a second."""
-        return self.run("busybox", "ping", "-c", "1", "-W", "1", address, check=False).returncode == 0
+    def pings(self, address: str, patience_s: int = 3) -> bool:
+        """Whether one echo is answered."""
+        return self.run("busybox", "ping", "-c", "1", "-W", str(patience_s), address, check=False).returncode == 0
 
 
 class Controller:

@@ -65,9 +65,9 @@ class Guest:
         self._children.append(child)
         return child
 
-    def pings(self, address: str, patience_s: float = 1.0) -> bool:
-        """Whether an echo is answered; one probe, so that "no" is quick."""
-        argv = ["busybox", "ping", "-c", "1", "-W", str(int(patience_s)), address]
+    def pings(self, address: str, patience_s: int = 3) -> bool:
+        """Whether an echo is answered; 1 second is enough for who expects none, not for a lost ARP request."""
+        argv = ["busybox", "ping", "-c", "1", "-W", str(patience_s), address]
         return self.run(*argv, check=False).returncode == 0
 
     def serve(self, port: int, text: str) -> None:
@@ -75,7 +75,7 @@ class Guest:
         self.spawn("busybox", "nc", "-ll", "-p", str(port), "-e", "echo", text)
         until(lambda: f":{port}" in self.run("busybox", "netstat", "-ltn").stdout, f"port {port}")
 
-    def reads(self, address: str, port: int, patience_s: int = 1) -> str:
+    def reads(self, address: str, port: int, patience_s: int = 5) -> str:
         """What a TCP server says; "" when there is no connection."""
         argv = ["busybox", "nc", "-w", str(patience_s), address, str(port)]
         return self.run(*argv, check=False).stdout.strip()
@@ -142,9 +142,9 @@ class Host:
         with links.entered(namespace):
             return subprocess.run(argv, capture_output=True, text=True, timeout=20).stdout
 
-    def pings(self, address: str) -> bool:
+    def pings(self, address: str, patience_s: int = 3) -> bool:
         with links.entered(self.place.namespace):
-            argv = ["busybox", "ping", "-c", "1", "-W", "1", address]
+            argv = ["busybox", "ping", "-c", "1", "-W", str(patience_s), address]
             return subprocess.run(argv, capture_output=True, timeout=10).returncode == 0
 
     def guest(self, spec: PortSpec) -> Guest:

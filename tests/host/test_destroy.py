@@ -121,7 +121,7 @@ def test_two_clouds_on_one_machine_do_not_touch_each_other(machine: Machine, tmp
         until(lambda: machine.pings(address), f"{address} answers", 120)  # noqa: B023
     watch = machine.spawn("ping", "-i", "0.05", "-q", two)
     first.nubila("destroy", "--yes")
-    until(lambda: not machine.pings(one), "the first cloud's guest is gone", 10)
+    until(lambda: not machine.pings(one, 1), "the first cloud's guest is gone", 10)
     machine.run("pkill", "-INT", "-x", "ping")  # of this machine: it has only its own processes
     said = watch.communicate(timeout=20)[0]
     sent = re.search(r"(\d+) packets transmitted, (\d+) received", said)

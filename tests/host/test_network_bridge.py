@@ -72,7 +72,7 @@ def test_groups_and_sets_change_in_place_by_one_load(host: Host, monkeypatch: py
     friends = replace(PING, remote_set="friends")
     host.driver.ensure_security_group(SecurityGroupSpec(id="web", rules=(*EGRESS, friends)))
     web, other = (host.guest(port(net, n, rules=(), groups=("web",))).configure() for n in (3, 4))
-    assert not other.pings(web.ip), "a set that nobody told of is empty"
+    assert not other.pings(web.ip, 1), "a set that nobody told of is empty"
     seen = loads(host, monkeypatch)
     members = AddressSetSpec(id="friends", addresses=(f"{web.ip}/32", f"{other.ip}/32"))
     host.driver.ensure_address_set(members)
@@ -88,7 +88,7 @@ def test_groups_and_sets_change_in_place_by_one_load(host: Host, monkeypatch: py
     host.driver.ensure_address_set(replace(members, addresses=(f"{web.ip}/32",)))
     assert len(seen) == 3
     await_line(stream.stdout, "no answer")
-    assert not other.pings(web.ip), "and nothing that it let in goes on"
+    assert not other.pings(web.ip, 1), "and nothing that it let in goes on"
     assert web.pings(other.ip)
     assert host.driver.security_groups() == ["web"]
     assert host.driver.address_sets() == ["friends"]
@@ -108,11 +108,11 @@ def test_stateless_ports_are_judged_packet_by_packet(host: Host) -> None:
     web.serve(80, "hello")
     host.driver.ensure_security_group(SecurityGroupSpec(id="plain", rules=EGRESS))
     plain = host.guest(port(net, 4, rules=(), groups=("plain",), stateful=False)).configure()
-    assert plain.reads(web.ip, 80) == ""
+    assert plain.reads(web.ip, 80, 1) == ""
     back = RuleSpec(direction="ingress", protocol="tcp", port_min=1024, port_max=65535, remote=(f"{web.ip}/32",))
     host.driver.ensure_security_group(SecurityGroupSpec(id="plain", rules=(*EGRESS, back)))
     assert plain.reads(web.ip, 80) == "hello"
-    assert not plain.pings(web.ip)
+    assert not plain.pings(web.ip, 1)
 
 
 def test_an_open_port_cannot_forge_what_lets_answers_in(host: Host) -> None:

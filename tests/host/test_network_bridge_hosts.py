@@ -86,14 +86,14 @@ def test_a_network_spans_hosts_with_different_switches(pair: list[Host]) -> None
     assert a.run(*fits, check=False).returncode == 0, "a whole packet of 1450 octets"
     for client, server, host in ((a, b, ovs), (b, a, bridge)):
         server.serve(80, "closed")
-        assert client.reads(server.ip, 80) == ""
+        assert client.reads(server.ip, 80, 1) == ""
         host.driver.ensure_port(replace(server.spec, rules=(*server.spec.rules, WEB)))
         assert client.reads(server.ip, 80) == "closed"
     alien = ovs.guest(port(other, 5, PING)).configure()
-    assert not a.pings(alien.ip), "networks do not meet"
+    assert not a.pings(alien.ip, 1), "networks do not meet"
     bridge.driver.ensure_network(replace(known, dhcp=None))
     assert "vxlan-7" not in bridge.run("ip", "-br", "link")
-    assert not a.pings(b.ip)
+    assert not a.pings(b.ip, 1)
 
 
 @pytest.mark.req("C/LBR-09", "C/ML2-09", "C/ML2-12", "C/ML2-13")
@@ -210,7 +210,7 @@ def test_a_bridge_that_was_deleted_comes_back_with_its_ports(host: Host) -> None
     b.lease()
     assert a.pings(b.ip)
     host.run("ip", "link", "del", f"brq{net.id[:11]}")
-    assert not a.pings(b.ip)
+    assert not a.pings(b.ip, 1)
     host.driver.ensure_network(with_hosts(net, *specs))
     assert a.pings(b.ip)
     a.run("ip", "addr", "flush", "dev", "eth0")
@@ -223,11 +223,11 @@ def test_filters_that_were_flushed_come_back_whole(host: Host) -> None:
     a = host.guest(port(net, 3, PING)).configure()
     b = host.guest(port(net, 4)).configure()
     assert b.pings(a.ip)
-    assert not a.pings(b.ip)
+    assert not a.pings(b.ip, 1)
     host.run("nft", "flush", "ruleset")
     assert a.pings(b.ip), "nothing is filtered now"
     host.driver.ensure_network(net)
-    assert not a.pings(b.ip)
+    assert not a.pings(b.ip, 1)
     assert b.pings(a.ip)
     table = ("inet", "linuxbridge-nubila")
     before = host.run("nft", "list", "table", *table)

@@ -55,14 +55,14 @@ def test_a_network_spans_hosts_by_vxlan(tmp_path: Path) -> None:
         assert a.pings(b.ip)
         assert b.pings(a.ip)
         b.serve(80, "closed")
-        assert a.reads(b.ip, 80) == ""
+        assert a.reads(b.ip, 80, 1) == ""
         hosts[1].driver.ensure_port(replace(specs[1], rules=(*specs[1].rules, WEB)))
         assert a.reads(b.ip, 80) == "closed"
         alien = hosts[1].guest(port(other, 5, PING)).configure()
-        assert not a.pings(alien.ip)
+        assert not a.pings(alien.ip, 1)
         hosts[0].driver.ensure_network(known)
         assert "vxlan-7" not in hosts[0].run("ip", "-br", "link")
-        assert not a.pings(b.ip)
+        assert not a.pings(b.ip, 1)
     finally:
         for host in hosts:
             host.close()
@@ -134,11 +134,11 @@ def test_a_killed_switch_comes_back_with_all_flows(host: Host) -> None:
     assert b.pings(a.ip)
     for name in ("ovs-vswitchd", "ovsdb-server"):
         processes.kill(name, host.driver.switch.daemons.run_dir)
-    assert not b.pings(a.ip)
+    assert not b.pings(a.ip, 1)
     again = RealNetwork(host.place)
     again.start()
     assert b.pings(a.ip)
-    assert not a.pings(b.ip), "the filters are back as well"
+    assert not a.pings(b.ip, 1), "the filters are back as well"
 
 
 @pytest.mark.req("C/OPS-05")

@@ -72,8 +72,8 @@ def test_security_groups_are_closed_unless_opened(host: Host) -> None:
     web.serve(81, "secret")
     assert other.pings(web.ip)
     assert other.reads(web.ip, 80) == "hello"
-    assert other.reads(web.ip, 81) == ""
-    assert not web.pings(other.ip)
+    assert other.reads(web.ip, 81, 1) == ""
+    assert not web.pings(other.ip, 1)
 
 
 def test_remote_addresses_decide(host: Host) -> None:
@@ -84,7 +84,7 @@ def test_remote_addresses_decide(host: Host) -> None:
     rule = replace(PING, remote=(f"{friend.ip}/32",))
     web = host.guest(port(net, 3, rule)).configure()
     assert friend.pings(web.ip)
-    assert not stranger.pings(web.ip)
+    assert not stranger.pings(web.ip, 1)
 
 
 @pytest.mark.req("C/SG-12")
@@ -142,7 +142,7 @@ def test_ipv6_is_filtered_the_same_way(host: Host) -> None:
     ping6 = RuleSpec(direction="ingress", ethertype="IPv6", protocol="icmp")
     opened, closed = six(3, ping6), six(4)
     until(lambda: closed.pings("fd00:1::3"), "IPv6 echo")
-    assert not opened.pings("fd00:1::4")
+    assert not opened.pings("fd00:1::4", 1)
 
 
 def test_fragments_pass_with_their_first(host: Host) -> None:
@@ -240,7 +240,7 @@ def test_networks_never_meet(host: Host) -> None:
     a = host.guest(port(one, 3, PING)).configure()
     b = host.guest(port(two, 4, PING)).configure()
     listening = listen(b, "arp or ip")
-    assert not a.pings(b.ip)
+    assert not a.pings(b.ip, 1)
     send_frame(a, udp_frame(a.spec.mac, a.ip, b.spec.mac, b.ip))
     assert a.ip not in heard(listening)
 
@@ -253,11 +253,11 @@ def test_a_guest_cannot_reach_the_host_past_the_switch(host: Host) -> None:
     host.run("ip", "link", "set", "lo", "up")
     tap = json.loads(host.run("ip", "-j", "link", "show", guest.spec.device))[0]["address"]
     guest.run("ip", "route", "add", "192.0.2.1/32", "dev", "eth0")
-    assert not guest.pings("192.0.2.1")
+    assert not guest.pings("192.0.2.1", 1)
     guest.run("ip", "neigh", "replace", "192.0.2.1", "lladdr", tap, "dev", "eth0")
-    assert not guest.pings("192.0.2.1")
+    assert not guest.pings("192.0.2.1", 1)
     guest.run("ip", "neigh", "replace", "192.0.2.1", "lladdr", "ff:ff:ff:ff:ff:ff", "dev", "eth0")
-    assert not guest.pings("192.0.2.1")
+    assert not guest.pings("192.0.2.1", 1)
 
 
 @pytest.mark.req("C/NET-20")
@@ -268,7 +268,7 @@ def test_an_administratively_down_port_is_silent(host: Host) -> None:
     b = host.guest(port(net, 4, PING)).configure()
     assert a.pings(b.ip)
     host.driver.ensure_port(replace(b.spec, admin_state_up=False))
-    assert not a.pings(b.ip)
+    assert not a.pings(b.ip, 1)
     host.driver.ensure_port(b.spec)
     assert a.pings(b.ip)
 

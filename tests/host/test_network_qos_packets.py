@@ -181,7 +181,7 @@ def test_limits_outlive_a_restart_of_the_switch(host: Host) -> None:
     assert len(before) == 1
     switch = host.driver.switch
     switch.daemons.openflow("del-meters", switch.bridge)  # takes the flows that name them along
-    assert not a.pings(b.ip)
+    assert not a.pings(b.ip, 1)
     host.driver.start()
     host.driver.ensure_port(replace(a.spec, qos=limit(10_000)))
     assert a.pings(b.ip)

@@ -77,12 +77,12 @@ def test_members_of_a_set_change_in_place(host: Host) -> None:
     web = host.guest(port(net, 3, rules=(), groups=("web",))).configure()
     friend = host.guest(port(net, 4)).configure()
     other = host.guest(port(net, 5)).configure()
-    assert not friend.pings(web.ip), "a group that was not told yet lets nobody in"
+    assert not friend.pings(web.ip, 1), "a group that was not told yet lets nobody in"
     host.driver.ensure_security_group(group)
-    assert not friend.pings(web.ip), "nor does a set"
+    assert not friend.pings(web.ip, 1), "nor does a set"
     host.driver.ensure_address_set(AddressSetSpec(id="friends", addresses=(f"{friend.ip}/32",)))
     assert friend.pings(web.ip)
-    assert not other.pings(web.ip)
+    assert not other.pings(web.ip, 1)
     talk = Talk(web, friend, 80)
     try:
         assert talk.say("one") == "one"
@@ -95,7 +95,7 @@ def test_members_of_a_set_change_in_place(host: Host) -> None:
         assert sizes == [1, 1]
         assert talk.say("three") == "lost", "who is no member any more loses his connections"
         assert other.pings(web.ip)
-        assert not friend.pings(web.ip)
+        assert not friend.pings(web.ip, 1)
         host.driver.ensure_address_set(AddressSetSpec(id="friends", addresses=(f"{other.ip}/32",)))
         assert len(sizes) == 2, "nothing changed, nothing is done"
     finally:
@@ -125,7 +125,7 @@ def test_an_address_may_be_in_many_sets_and_prefixes(host: Host) -> None:
     assert five.pings(web.ip)
     mute = host.guest(port(net, 6, rules=(), groups=("out",))).configure()
     assert mute.pings(web.ip)
-    assert mute.reads(web.ip, 80) == ""
+    assert mute.reads(web.ip, 80, 1) == ""
 
 
 @pytest.mark.req("C/SG-02")
@@ -153,11 +153,11 @@ def test_a_stateless_group_needs_rules_for_answers(host: Host) -> None:
     web.serve(80, "hello")
     host.driver.ensure_security_group(SecurityGroupSpec(id="plain", rules=EGRESS))
     plain = host.guest(port(net, 4, rules=(), groups=("plain",), stateful=False)).configure()
-    assert plain.reads(web.ip, 80) == ""
+    assert plain.reads(web.ip, 80, 1) == ""
     back = RuleSpec(direction="ingress", protocol="tcp", port_min=1024, port_max=65535, remote=(f"{web.ip}/32",))
     host.driver.ensure_security_group(SecurityGroupSpec(id="plain", rules=(*EGRESS, back)))
     assert plain.reads(web.ip, 80) == "hello"
-    assert not plain.pings(web.ip)
+    assert not plain.pings(web.ip, 1)
     zone = host.driver.switch.view().of("guest", plain.spec.id).ofport  # type: ignore[attr-defined]
     tracked = host.driver.switch.daemons.control("dpctl/dump-conntrack", f"zone={zone}")  # type: ignore[attr-defined]
     assert tracked == "", "nothing of it is tracked"
@@ -205,7 +205,7 @@ def test_what_is_let_through_and_what_is_dropped_is_logged(host: Host) -> None:
     file = host.place.root / "log" / "security-groups.log"
     until(lambda: other.pings(web.ip) and file.is_file() and "action=ACCEPT" in file.read_text(), "the first line")
     assert other.reads(web.ip, 80) == "hello"
-    assert other.reads(web.ip, 81) == ""
+    assert other.reads(web.ip, 81, 1) == ""
     until(lambda: "action=DROP" in file.read_text(), "a line about what was dropped")
     lines = file.read_text().splitlines()
     accepted = [line for line in lines if "action=ACCEPT" in line]
@@ -221,7 +221,7 @@ def test_what_is_let_through_and_what_is_dropped_is_logged(host: Host) -> None:
     assert file.read_text().count("tp_dst=9,") < 1000
     host.driver.ensure_port(replace(spec, logs=()))
     size = len([line for line in file.read_text().splitlines() if "tp_dst=82" in line])
-    assert other.reads(web.ip, 82) == ""
+    assert other.reads(web.ip, 82, 1) == ""
     assert len([line for line in file.read_text().splitlines() if "tp_dst=82" in line]) == size == 0
 
 
@@ -237,7 +237,7 @@ def test_groups_and_sets_survive_a_killed_switch(host: Host) -> None:
     again = RealNetwork(host.place)
     again.start()
     assert friend.pings(web.ip)
-    assert not other.pings(web.ip)
+    assert not other.pings(web.ip, 1)
     sizes = counted(host)
     again.ensure_security_group(SecurityGroupSpec(id="web", rules=(*EGRESS, replace(PING, remote_set="friends"))))
     assert sizes == []
@@ -258,11 +258,11 @@ def test_a_local_ip_leads_to_a_port_of_this_host(host: Host) -> None:
     client.run("ip", "neigh", "flush", "all")
     assert client.reads("10.0.0.50", 80) == "near"
     assert client.reads(cache.ip, 80) == "near", "its own address works as before"
-    assert not client.pings("10.0.0.50"), "the group of the port behind it judges"
+    assert not client.pings("10.0.0.50", 1), "the group of the port behind it judges"
     peers = cache.run("busybox", "netstat", "-tn").stdout
     assert "10.0.0.50" not in peers, "the guest behind it sees its own address"
     stranger = host.guest(port(net, 5)).configure()
-    assert stranger.reads("10.0.0.50", 80) == ""
+    assert stranger.reads("10.0.0.50", 80, 1) == ""
     host.driver.ensure_network(net)
     client.run("ip", "neigh", "flush", "all")
     assert client.reads("10.0.0.50", 80) == "far"

@@ -135,7 +135,7 @@ def test_a_network_spans_hosts_and_projects_are_apart(scene: Scene) -> None:
     scene.d.lease()
     assert scene.d.ip.startswith("10.0.0."), "the same addresses, another network"
     for address in {scene.a, scene.b.ip} - {scene.d.ip}:
-        assert not scene.d.pings(address)
+        assert not scene.d.pings(address, 1)
 
 
 def test_a_host_that_is_cut_off_keeps_its_guests_and_catches_up(scene: Scene) -> None:
@@ -148,14 +148,14 @@ def test_a_host_that_is_cut_off_keeps_its_guests_and_catches_up(scene: Scene) ->
         if r["protocol"] == "icmp"
     )
     scene.wire.cut(scene.real)
-    assert not scene.b.pings(scene.a)
+    assert not scene.b.pings(scene.a, 1)
     scene.cloud.call("DELETE", "network", f"/security-group-rules/{rule}")
     late = scene.server("late", "real")
     assert scene.cloud.status(late) == "BUILD"
     assert scene.qemu() == before
     scene.wire.mend(scene.real)
     scene.cloud.becomes(late, "ACTIVE")
-    assert not scene.b.pings(scene.a), "what changed meanwhile holds"
+    assert not scene.b.pings(scene.a, 1), "what changed meanwhile holds"
     icmp = {"security_group_id": scene.group, "direction": "ingress", "ethertype": "IPv4", "protocol": "icmp"}
     scene.cloud.call("POST", "network", "/security-group-rules", {"security_group_rule": icmp})
     until(lambda: scene.b.pings(scene.a), "and changes back")

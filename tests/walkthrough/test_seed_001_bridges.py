@@ -167,8 +167,8 @@ def test_a_firewall_of_the_host_that_stops_tunnels_is_seen_and_cured(lab: Lab) -
     lab.controller.run("nft", "add chain ip host INPUT { type filter hook input priority 10; }")
     lab.controller.run("nft", "add rule ip host INPUT udp dport 4789 reject with icmp type host-prohibited")
     hearing = listen(lab.compute, "ens192", "icmp")
-    assert not lab.guest.pings(gateway)
-    assert not lab.guest.pings(gateway)
+    assert not lab.guest.pings(gateway, 1)
+    assert not lab.guest.pings(gateway, 1)
     assert "10.0.0.10 unreachable - admin prohibited" in said(hearing)[0]
     lab.controller.run("nft", "delete", "table", "ip", "host")
     assert lab.guest.pings(gateway), "without a restart of anything"
