@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from nubila.core.config import BadSetting, Settings
 from nubila.core.ports import NetworkSpec
+from nubila.drivers import dhcp
 from nubila.drivers.ovs_flows import link_local
 from nubila.services.network import addresses, hosting, placing, plug
 from nubila.testing.cloud import TestCloud
@@ -84,6 +86,29 @@ def test_guests_are_told_the_servers_of_dhcp_where_no_name_server_is_named(play:
     assert (plain.dns_nameservers, plain.resolvers) == ((), (own[plain.id],))
     assert by_cidr["10.1.0.0/24"].dns_nameservers == ("198.51.100.1",)
     assert plain.domain == spec.dhcp.dns_domain != ""
+
+
+def test_guests_search_the_domain_of_the_cloud_whatever_their_network_is_called(play: Play) -> None:
+    net = play.network({"ip_version": 4, "cidr": "10.0.0.0/24"})
+    other = {"network": {"dns_domain": "starwars."}}
+    token = play.cloud.token("demo")
+    assert play.cloud.request("PUT", f"/network/v2.0/networks/{net['id']}", other, token=token).status == 200
+    leia = play.make("port", network_id=net["id"], dns_name="leia")
+    luke = play.make("port", network_id=net["id"], dns_name="luke", dns_domain="tatooine.")
+    spec = play.spec(net)
+    assert spec.dhcp is not None
+    assert (spec.dhcp.dns_domain, spec.subnets[0].domain) == ("openstacklocal", "openstacklocal")
+    told = {host.port_id: host.domain for host in spec.dhcp.hosts}
+    assert (told[leia["id"]], told[luke["id"]]) == ("starwars", "tatooine")
+    names = dhcp.render(spec, spec.dhcp, Path("/run/x"))["names"].splitlines()
+    assert f"{leia['fixed_ips'][0]['ip_address']} leia.starwars leia.openstacklocal leia" in names
+    assert leia["dns_assignment"][0]["fqdn"] == "leia.starwars."
+
+
+@pytest.mark.parametrize("name", ["", "a b", "-a.org", "a..org", "x" * 64, "evil\nuser=root"])
+def test_a_domain_of_the_wrong_form_is_refused(name: str) -> None:
+    with pytest.raises(BadSetting, match="is no domain"):
+        Settings(dns_domain=name)
 
 
 def test_a_link_local_address_is_known_on_its_own_network_only(play: Play) -> None:

@@ -184,6 +184,9 @@ class Settings:
         "Limits of Network that projects without their own have, as RESOURCE=NUMBER (-1: unlimited), e.g. router=30, "
         "floatingip=100; resources left out keep the built-in ones (`openstack quota show --default`).",
     )
+    dns_domain: str = setting(
+        "openstacklocal", "Domain of guests' names, in which they look names up; networks and ports may add their own."
+    )
     dhcp_agents_per_network: int = setting(1, "On how many hosts DHCP runs for each network.")
     dhcp_dns_servers: tuple[str, ...] = setting(
         (), "Name servers that DHCP's own name servers ask; empty: those of the network's subnets, else external_dns."
@@ -215,6 +218,9 @@ class Settings:
         wrong = [one for one in self.physical_devices if not re.fullmatch(r"[^=\s]{1,64}=[^=\s/]{1,15}", one)]
         if wrong:
             raise BadSetting(f"setting physical_devices: {wrong[0]!r} is not NETWORK=DEVICE, e.g. physnet1=eth1")
+        labels = self.dns_domain.removesuffix(".").split(".")
+        if not all(re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?", label) for label in labels):
+            raise BadSetting(f"setting dns_domain: {self.dns_domain!r} is no domain, e.g. cloud.example.org")
         wrong = [one for one in self.network_quotas if not re.fullmatch(r"[a-z_]{1,64}=(-1|[0-9]{1,9})", one)]
         if wrong:
             raise BadSetting(

@@ -180,7 +180,7 @@ class DhcpHost(Struct, frozen=True, kw_only=True):
     hostname: str
     fixed_ips: tuple[FixedIp, ...]
     options: tuple[tuple[str, str], ...] = ()  # (name or number, value); an IPv6 option is "option6:NAME"
-    domain: str = ""  # DNS domain instead of the network's
+    domain: str = ""  # the port's or the network's own DNS domain, besides the cloud's
 
 
 class DhcpSpec(Struct, frozen=True, kw_only=True):

@@ -166,11 +166,12 @@ def _tagged(host: DhcpHost) -> str:
 
 
 def _name_lines(host: DhcpHost, dhcp: DhcpSpec) -> list[str]:
-    domain = host.domain or _domain(dhcp)
+    """Names of its addresses; the first is what an address is called: that in the domain of port or network."""
+    domains = dict.fromkeys(domain for domain in (_legal(host.domain), _domain(dhcp)) if domain)
     lines = []
     for ip in host.fixed_ips:
         name = _hostname(host, ip.ip_address)
-        lines.append(f"{ip.ip_address} {name}.{domain} {name}" if domain else f"{ip.ip_address} {name}")
+        lines.append(" ".join([ip.ip_address, *(f"{name}.{domain}" for domain in domains), name]))
     return lines
 
 
@@ -224,7 +225,11 @@ def _tag(subnet: SubnetSpec) -> str:
 
 
 def _domain(dhcp: DhcpSpec) -> str:
-    domain = dhcp.dns_domain.rstrip(".")
+    return _legal(dhcp.dns_domain)
+
+
+def _legal(name: str) -> str:
+    domain = name.rstrip(".")
     return domain if re.fullmatch(r"[A-Za-z0-9.-]+", domain) else ""
 
 

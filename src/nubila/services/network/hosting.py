@@ -145,7 +145,7 @@ def describe_network(cloud: Cloud, reader: Reader, id: str, host: str) -> Networ
             segmentation_id=net["segmentation_id"],
         ),
         mtu=net["mtu"],
-        subnets=_subnets(reader, net, subnets, dhcp),
+        subnets=_subnets(cloud, reader, net, subnets, dhcp),
         dhcp=dhcp,
         peers=tuple(dict.fromkeys(peers)),
         restricted=pvlan.restricted(reader, net),
@@ -158,19 +158,21 @@ def describe_network(cloud: Cloud, reader: Reader, id: str, host: str) -> Networ
     )
 
 
-def _subnets(reader: Reader, net: Row, subnets: list[Row], dhcp: DhcpSpec | None) -> tuple[SubnetSpec, ...]:
+def _subnets(
+    cloud: Cloud, reader: Reader, net: Row, subnets: list[Row], dhcp: DhcpSpec | None
+) -> tuple[SubnetSpec, ...]:
     """Subnets with what their guests are told: by DHCP here, or by a router on this host."""
     found = tuple(_subnet(s, ()) for s in subnets) if dhcp is None else _isolated(reader, net["id"], subnets, dhcp)
     servers: dict[str, list[str]] = {}
     for subnet, ip in reader.rows(_DHCP_IPS, {"network": net["id"]}):
         servers.setdefault(subnet, []).append(ip)
     return tuple(
-        msgspec.structs.replace(s, resolvers=tuple(servers.get(s.id, ())), domain=_domain(net)) for s in found
+        msgspec.structs.replace(s, resolvers=tuple(servers.get(s.id, ())), domain=_domain(cloud)) for s in found
     )  # fmt: skip
 
 
-def _domain(net: Row) -> str:
-    return str(net["dns_domain"]).rstrip(".") or "openstacklocal"
+def _domain(cloud: Cloud) -> str:
+    return cloud.settings.dns_domain.rstrip(".")
 
 
 def _subnet(row: Row, more_routes: Iterable[tuple[str, str]]) -> SubnetSpec:
@@ -212,7 +214,7 @@ def _dhcp(cloud: Cloud, reader: Reader, net: Row, subnets: list[Row], host: str)
         hosts=tuple(
             DhcpHost(
                 port_id=p["id"], mac=p["mac_address"], hostname=p["dns_name"], fixed_ips=tuple(ips[p["id"]]),
-                domain=str(p["dns_domain"]).rstrip("."),
+                domain=str(p["dns_domain"] or net["dns_domain"]).rstrip("."),
                 options=tuple(
                     (o["opt_name"] if o["ip_version"] == 4 else f"option6:{o['opt_name']}", o["opt_value"])
                     for o in p["extra_dhcp_opts"]
@@ -222,7 +224,7 @@ def _dhcp(cloud: Cloud, reader: Reader, net: Row, subnets: list[Row], host: str)
             if p["id"] in ips
         ),
         metadata=True,
-        dns_domain=_domain(net),
+        dns_domain=_domain(cloud),
         upstreams=_upstreams(cloud, subnets),
         host_resolvers=cloud.settings.dhcp_host_resolvers,
     )  # fmt: skip
@@ -354,7 +356,7 @@ def describe_router(cloud: Cloud, reader: Reader, id: str, host: str) -> RouterS
                 net = look.need(reader, Network, p["network_id"])
                 mine = {ip.subnet_id for ip in ips}
                 found = [s for s in look.subnets(reader, net["id"]) if s["ipv6_ra_mode"] and s["id"] in mine]
-                advertised += _subnets(reader, net, found, None)
+                advertised += _subnets(cloud, reader, net, found, None)
     if not gateways and not interfaces and ha is None:
         return None
     gateway = gateways[0] if gateways else None

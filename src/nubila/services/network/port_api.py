@@ -34,7 +34,6 @@ _DOMAINS = sa.select(Network.table.c.id, Network.table.c.dns_domain).where(
     Network.table.c.id.in_(sa.bindparam("networks", expanding=True)), Network.table.c.dns_domain != ""
 )
 _CHUNK = 500
-DOMAIN = "openstacklocal."
 
 
 def target(call: Call, row: Row) -> Mapping[str, Any]:
@@ -180,9 +179,10 @@ def present(call: Call, rows: list[Row]) -> None:
             domains[id] = net["dns_domain"]
     for i in range(0, len(networks), _CHUNK):
         domains.update(dict(call.tx.rows(_DOMAINS, {"networks": networks[i : i + _CHUNK]})))
+    domain = call.cloud.settings.dns_domain
     for row in rows:
         row["dns_assignment"] = [
-            _named(ip["ip_address"], row["dns_name"], row["dns_domain"] or domains.get(row["network_id"], DOMAIN))
+            _named(ip["ip_address"], row["dns_name"], row["dns_domain"] or domains.get(row["network_id"], domain))
             for ip in row["fixed_ips"]
         ]
         row["vif_details"] = ports.details(row["vif_type"])
