@@ -287,6 +287,7 @@ $timeout wget "$@" "$url"
         """\
 #!/bin/sh
 # busybox nc for TCP (a persistent server is -ll there), Debian's netcat for UDP; takes the flags of both
+# started as lib/tcp/nc and lib/udp/nc: suites look for a process called nc, and kill it by that name
 listen=; keep=; udp=; port=; run=; wait=; verbose=; zero=
 while [ $# -gt 0 ]; do
   case "$1" in
@@ -311,7 +312,7 @@ while [ $# -gt 0 ]; do
   esac
 done
 if [ -n "$udp" ]; then
-  real="nc.traditional -u ${wait:+-w $wait}"
+  real="/lib/udp/nc -u ${wait:+-w $wait}"
   [ -z "$listen" ] && exec $real "$@"
   [ -n "$port" ] || port="$1"
   [ -n "$run" ] && printf '#!/bin/sh\\nexec %s\\n' "$run" >"/tmp/.nc.$$" && chmod 755 "/tmp/.nc.$$"
@@ -320,12 +321,12 @@ if [ -n "$udp" ]; then
 fi
 if [ -n "$listen" ]; then
   [ -n "$port" ] || port="$1"
-  [ -n "$run" ] && exec busybox nc "-l${keep:+l}" ${wait:+-w $wait} -p "$port" -e $run
-  while busybox nc -l ${wait:+-w $wait} -p "$port"; [ -n "$keep" ]; do :; done
+  [ -n "$run" ] && exec /lib/tcp/nc "-l${keep:+l}" ${wait:+-w $wait} -p "$port" -e $run
+  while /lib/tcp/nc -l ${wait:+-w $wait} -p "$port"; [ -n "$keep" ]; do :; done
   exit
 fi
-[ -z "$zero" ] || exec busybox nc ${wait:+-w $wait} "$@" </dev/null
-exec busybox nc ${wait:+-w $wait} ${port:+-p $port} "$@"
+[ -z "$zero" ] || exec /lib/tcp/nc ${wait:+-w $wait} "$@" </dev/null
+exec /lib/tcp/nc ${wait:+-w $wait} ${port:+-p $port} "$@"
 """,
     ),
     "bin/mkfs": (
@@ -392,4 +393,6 @@ LINKS: dict[str, str] = {
     "var/lock": "../run",
     "var/tmp": "../tmp",
     "etc/mtab": "../proc/mounts",
+    "lib/tcp/nc": "../../bin/busybox",
+    "lib/udp/nc": "../../bin/nc.traditional",
 }
