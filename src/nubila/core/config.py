@@ -167,7 +167,9 @@ class Settings:
     )
     vlan_range: tuple[int, int] = setting((1, 4094), "First and last VLAN id given to vlan networks.")
     physical_networks: tuple[str, ...] = setting(
-        ("physnet1",), "Names of the physical networks that flat and vlan networks may use."
+        ("physnet1",),
+        "Names of the physical networks that flat and vlan networks may use, besides those that hosts report; `*` "
+        "allows flat networks any name.",
     )
     physical_network_mtu: int = setting(1500, "Largest packet in bytes on physical networks.")
     global_mtu: int = setting(1500, "Largest packet in bytes between hosts; tunnels leave less to tenant networks.")
@@ -218,6 +220,7 @@ class Settings:
         wrong = [one for one in self.physical_devices if not re.fullmatch(r"[^=\s]{1,64}=[^=\s/]{1,15}", one)]
         if wrong:
             raise BadSetting(f"setting physical_devices: {wrong[0]!r} is not NETWORK=DEVICE, e.g. physnet1=eth1")
+        self._check_segments()
         labels = self.dns_domain.removesuffix(".").split(".")
         if not all(re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?", label) for label in labels):
             raise BadSetting(f"setting dns_domain: {self.dns_domain!r} is no domain, e.g. cloud.example.org")
@@ -233,6 +236,15 @@ class Settings:
                 f"setting password_hash_algorithm must be one of {', '.join(PASSWORD_ALGORITHMS)}, "
                 f"not {self.password_hash_algorithm!r}"
             )
+
+    def _check_segments(self) -> None:
+        for name, most in (("vni_range", 2**24 - 1), ("vlan_range", 4094)):
+            given: tuple[Any, ...] = getattr(self, name)
+            if not (len(given) == 2 and all(isinstance(n, int) for n in given) and 1 <= given[0] <= given[1] <= most):
+                raise BadSetting(f"setting {name} must be two numbers in order, from 1 to {most}, not {given}")
+        names: tuple[Any, ...] = self.physical_networks
+        if len(set(names)) != len(names) or not all(isinstance(one, str) and one for one in names):
+            raise BadSetting(f"setting physical_networks must be different names, not {names}")
 
 
 _NOT_NEGATIVE = (

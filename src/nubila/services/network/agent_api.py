@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from nubila.core.call import Call, Reply, Route
 from nubila.core.faults import Fault, bad_request, conflict
-from nubila.services.network import agents, dvr_hosts, ha_place, look, networks, placing, router_views
+from nubila.services.network import agent_counts, agents, dvr_hosts, ha_place, look, networks, placing, router_views
 from nubila.services.network.agents import DHCP, L3
 from nubila.services.network.kinds import Network, Router
 from nubila.services.network.tables import DHCP_BINDING
@@ -31,7 +31,7 @@ def _fields(call: Call, found: list[Row]) -> list[Row]:
 
 def listing(call: Call) -> Row:
     found = agents.filtered(agents.every(call.tx) if call.may("get_agent") else [], call.query)
-    return {"agents": _fields(call, found)}
+    return {"agents": _fields(call, agent_counts.fill(call.tx, found))}
 
 
 def _allowed(call: Call, rule: str, id: str) -> None:
@@ -42,7 +42,7 @@ def _allowed(call: Call, rule: str, id: str) -> None:
 
 def show(call: Call) -> Row:
     _allowed(call, "get_agent", call.params["id"])
-    return {"agent": _fields(call, [agents.get(call.tx, call.params["id"])])[0]}
+    return {"agent": _fields(call, agent_counts.fill(call.tx, [agents.get(call.tx, call.params["id"])]))[0]}
 
 
 def update(call: Call) -> Row:
@@ -98,7 +98,7 @@ def add_network(call: Call) -> Reply:
     look.lock(call.tx, Network, id)
     have = placing.bindings(call.tx, id)
     if agent["host"] in have:
-        text = f"The network {id} has been already hosted by the DHCP Agent {agent['id']}."
+        text = f"DHCP agent {agent['id']} serves network {id} already."
         raise conflict(text, "NetworkHostedByDHCPAgent")
     if not agent["admin_state_up"]:
         raise agents.invalid(agent["id"], DHCP)
@@ -114,7 +114,7 @@ def remove_network(call: Call) -> None:
     look.lock(call.tx, Network, id)
     have = placing.bindings(call.tx, id)
     if agent["host"] not in have:
-        text = f"The network {id} is not hosted by the DHCP agent {agent['id']}."
+        text = f"DHCP agent {agent['id']} does not serve network {id}."
         raise conflict(text, "NetworkNotHostedByDhcpAgent")
     placing.take_away(call.tx, id, agent["host"], have[agent["host"]])
 
@@ -153,7 +153,7 @@ def add_router(call: Call) -> Reply:
     if row["host"] == agent["host"]:
         return Reply(b"null", 201)
     if row["host"]:
-        text = f"The router {id} has been already hosted by another L3 agent; remove it there first."
+        text = f"Another L3 agent carries router {id}; remove it there first."
         raise conflict(text, "RouterHostedByL3Agent")
     if not agent["admin_state_up"]:
         raise agents.invalid(agent["id"], L3)
@@ -172,7 +172,7 @@ def remove_router(call: Call) -> None:
         ha_place.take_by_operator(call.cloud, call.tx, row, agent["host"])
         return
     if row["ha"] or row["host"] != agent["host"]:
-        raise conflict(f"The router {id} is not hosted by L3 agent {agent['id']}.", "RouterNotHostedByL3Agent")
+        raise conflict(f"L3 agent {agent['id']} does not carry router {id}.", "RouterNotHostedByL3Agent")
     placing.unschedule(call.tx, row)
 
 
