@@ -180,7 +180,7 @@ def _set_metadata(call: Call, row: Row, given: Row, mine: list[str]) -> None:
 def _add_host(call: Call, row: Row, host: str, members: dict[int, list[str]]) -> None:
     known = {h["name"]: h for h in zones.compute_hosts(call.tx)}
     if host not in known:
-        raise Fault(404, f"Compute host {host} could not be found.")
+        raise Fault(404, f"There is no compute host {host}.")
     if host in members.get(row["id"], []):
         raise conflict(f"Aggregate {row['id']} already has host {host}.")
     zone = (row["metadata"] or {}).get("availability_zone")

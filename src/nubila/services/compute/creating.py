@@ -251,16 +251,15 @@ def _image(call: Call, body: Row, flavor: Row) -> tuple[str, Row]:
     if row["status"] != "active":
         raise bad_request(f"Image {id} is not active.")
     if int(row["min_ram"] or 0) > flavor["ram"]:
-        raise bad_request("Flavor's memory is too small for requested image.")
+        raise bad_request(f"The image needs {row['min_ram']} MiB of memory: choose a larger flavor.")
     gib, limit = 1 << 30, flavor["disk"]
     if limit == 0 and not call.may("os_compute_api:servers:create:zero_disk_flavor", mine(call)):
-        raise forbidden("Only volume-backed servers are allowed for flavors with zero disk.")
+        raise forbidden("The flavor has no disk of its own: choose one that has.")
     if limit:
         size = max(int(row.get("virtual_size") or 0), int(row.get("size") or 0))
         if size > limit * gib:
             raise bad_request(
-                f"Flavor's disk is too small for requested image. Flavor disk is {limit * gib} bytes, "
-                f"image is {size} bytes."
+                f"The image takes {size} bytes, the flavor's disk only {limit * gib}: choose a larger flavor."
             )
         if int(row["min_disk"] or 0) > limit:
             raise bad_request(
@@ -280,7 +279,7 @@ def _boot_mapping(mappings: list[Row], old: bool, image_id: str) -> str:
         if m.get("source_type") != "image" or m.get("destination_type", "local") != "local":
             raise bad_request(no_volumes)
         if str(m.get("boot_index", "0")) != "0":
-            raise bad_request("Block Device Mapping is Invalid: Boot sequence for the instance is invalid.")
+            raise bad_request("boot_index: the image to boot from has 0.")
         boot = str(m.get("uuid") or m.get("image_id") or "")
         if image_id and boot != image_id:
             raise bad_request("block_device_mapping_v2 names another image than imageRef.")
@@ -295,7 +294,7 @@ def _networks(call: Call, body: Row) -> list[Row] | str:
     if asked is None or asked == "auto" or asked == []:
         usable = plug.networks_for(call.tx, wire.project_of(call))
         if len(usable) > 1:
-            raise conflict("Multiple possible networks found, use a Network ID to be more specific.")
+            raise conflict(nics.MANY)
         if asked == "auto" and not usable:
             raise bad_request("Unable to automatically allocate a network: create one, or say none.")
         return "auto"
@@ -319,11 +318,11 @@ def _nic(call: Call, nic: Row) -> Row:
     port, network, fixed = nic.get("port"), nic.get("uuid"), nic.get("fixed_ip")
     if port:
         if fixed and not network:
-            raise bad_request(f"Specified Fixed IP '{fixed}' cannot be used with port '{port}': choose one.")
+            raise bad_request(f"networks: port {port} has its addresses; leave fixed_ip {fixed} out.")
         row = nics.usable_port(call, port)
         return {"port": port, "uuid": row["network_id"], "tag": nic.get("tag")}
     if not network:
-        raise bad_request("Bad networks format: network uuid is not in proper format (None)")
+        raise bad_request("networks: each one names a uuid or a port.")
     if plug.network_visible(call.tx, call.creds, network, call.cloud) is None:
         raise bad_request(f"Network {network} could not be found.")
     if fixed:
@@ -356,9 +355,9 @@ def _where(call: Call, body: Row) -> tuple[str | None, str | None]:
             raise bad_request("Give the host in availability_zone or in host, not in both.")
         host = asked
         if host not in {h["name"] for h in zones.compute_hosts(call.tx)}:
-            raise bad_request(f"Compute host {host} could not be found.")
+            raise bad_request(f"There is no compute host {host}.")
     if zone and not host and zone not in zones.available(call.tx):
-        raise bad_request("The requested availability zone is not available")
+        raise bad_request(f"availability_zone: {zone} has no host that works.")
     return zone or None, host or None
 
 
@@ -418,8 +417,8 @@ def _group(call: Call, hints: Row, limits: Mapping[str, int], count: int) -> str
         return None
     row = call.tx.one(_GROUP, {"id": asked})
     if row is None or (row["project_id"] != call.creds.project_id and not wire.is_admin(call)):
-        raise bad_request(f"Instance group {asked} could not be found.")
+        raise bad_request(f"scheduler_hints: there is no server group {asked}.")
     most = limits["server_group_members"]
     if 0 <= most < int(call.tx.scalar(_MEMBERS, {"id": asked}) or 0) + count:
-        raise Fault(403, "Quota exceeded, too many servers in group")
+        raise Fault(403, f"Quota exceeded: a server group has {most} members at most.")
     return str(row["id"])

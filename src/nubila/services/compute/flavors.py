@@ -236,18 +236,16 @@ def _check_specs(call: Call, given: Row) -> None:
         return
     for key, value in given.items():
         if key.startswith("trait") and ":" in key and value not in ("required", "forbidden"):
-            raise bad_request(f"Validation failed; extra spec '{key}' must be required or forbidden, not '{value}'.")
+            raise bad_request(f"Extra spec {key}: '{value}' must be required or forbidden.")
         if key.startswith("resources") and ":" in key and not str(value).isdigit():
-            raise bad_request(f"Validation failed; extra spec '{key}' must be a whole number, not '{value}'.")
+            raise bad_request(f"Extra spec {key}: '{value}' must be a whole number.")
         if key.startswith("quota:") and not str(value).lstrip("-").isdigit() and key != "quota:separate_period":
-            raise bad_request(f"Validation failed; extra spec '{key}' must be a whole number, not '{value}'.")
+            raise bad_request(f"Extra spec {key}: '{value}' must be a whole number.")
         allowed_words = _WORDS.get(key)
         if allowed_words is not None and str(value).lower() not in allowed_words:
-            raise bad_request(f"Validation failed; extra spec '{key}' must be one of {', '.join(allowed_words)}.")
+            raise bad_request(f"Extra spec {key}: '{value}' must be one of {', '.join(allowed_words)}.")
         if key.startswith("hw:") and key not in _HW and not key.startswith(_HW_NUMBERED):
-            raise bad_request(
-                f"Validation failed; extra spec '{key}' does not appear in any standard extra spec namespace."
-            )
+            raise bad_request(f"Extra spec {key} is unknown: correct it, or use a prefix of your own instead of hw:.")
 
 
 _BOOLS = ("true", "false", "yes", "no", "on", "off", "1", "0", "t", "f", "y", "n")
@@ -289,7 +287,7 @@ def show_spec(call: Call) -> Row:
     row = _visible(call)
     key = call.params["key"]
     if key not in (row["extra_specs"] or {}):
-        raise Fault(404, f"Flavor {row['id']} has no extra specs with key {key}.")
+        raise Fault(404, f"Flavor {row['id']} has no extra spec {key}.")
     return {key: row["extra_specs"][key]}
 
 
@@ -315,7 +313,7 @@ def delete_spec(call: Call) -> Reply:
     row = _visible(call)
     left = dict(row["extra_specs"] or {})
     if left.pop(call.params["key"], None) is None:
-        raise Fault(404, f"Flavor {row['id']} has no extra specs with key {call.params['key']}.")
+        raise Fault(404, f"Flavor {row['id']} has no extra spec {call.params['key']}.")
     _write_specs(call, row, left)
     return Reply(None, 200)
 
@@ -331,7 +329,7 @@ def access(call: Call) -> Row:
     """List the projects that may use a private flavor."""
     row = _visible(call)
     if row["is_public"]:
-        raise Fault(404, "Access list not available for public flavors.")
+        raise Fault(404, "The flavor is public: everybody has access.")
     return _granted(call, row["id"])
 
 
@@ -345,13 +343,13 @@ def action(call: Call) -> Row:
     project = wire.body(call, ACCESS[name])[name]["tenant"]
     row = _visible(call)
     if identity.project(call.tx, project) is None:
-        raise bad_request(f"Project ID {project} is not a valid project.")
+        raise bad_request(f"tenant: there is no project {project}.")
     known = call.tx.one(_GRANTED, {"id": row["id"], "project": project})
     if name == "addTenantAccess":
         if call.version >= (2, 7) and row["is_public"]:
-            raise conflict("Can not add access to a public flavor.")
+            raise conflict("The flavor is public: everybody has access already.")
         if known:
-            raise conflict(f"Flavor access already exists for flavor {row['id']} and project {project} combination.")
+            raise conflict(f"Project {project} has access to flavor {row['id']} already.")
         call.tx.insert(FLAVOR_ACCESS, {"flavor_id": row["id"], "project_id": project})
     else:
         if not known:

@@ -60,7 +60,7 @@ def _find(call: Call, rule: str) -> Row:
     id = call.params["id"]
     row = call.tx.one(_ONE, {"id": id})
     if row is None or (row["project_id"] != call.creds.project_id and not is_admin(call)):
-        raise Fault(404, f"Instance group {id} could not be found.")
+        raise Fault(404, f"There is no server group {id}.")
     call.enforce(f"{RULE}:{rule}", row)
     return dict(row)
 

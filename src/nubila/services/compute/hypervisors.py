@@ -142,7 +142,7 @@ def _matching(found: list[Row], pattern: str) -> list[Row]:
         match = patterns.predicate("hypervisor_hostname_pattern", pattern)
         kept = [h for h in found if match(h["name"])]
     if not kept:
-        raise Fault(404, f"No hypervisor matching '{pattern}' could be found.")
+        raise Fault(404, f"No hypervisor's name contains '{pattern}'.")
     return kept
 
 
@@ -163,7 +163,7 @@ def _find(call: Call) -> Row:
     for h in zones.compute_hosts(call.tx):
         if id == (h["id"] if call.version >= (2, 53) else str(number_of(h["id"]))):
             return h
-    raise Fault(404, f"Hypervisor with ID '{id}' could not be found.")
+    raise Fault(404, f"There is no hypervisor {id}.")
 
 
 def show(call: Call) -> Row:
@@ -273,10 +273,10 @@ _OLD = {
 
 def _computer(call: Call, host: str, binary: str) -> Row:
     if binary != "nova-compute":
-        raise bad_request(f"Updating a {binary} service is not supported. Only nova-compute services can be updated.")
+        raise bad_request(f"binary: {binary} can not be changed, only nova-compute.")
     row = next((h for h in zones.compute_hosts(call.tx) if h["name"] == host), None)
     if row is None:
-        raise Fault(404, f"Could not find binary {binary} on host {host}.")
+        raise Fault(404, f"Host {host} runs no {binary}.")
     return row
 
 
@@ -333,7 +333,7 @@ def _update_by_id(call: Call) -> Row:
         raise Fault(404, f"Service {id} could not be found.")
     _computer(call, found["host"], found["binary"])
     if not given:
-        raise bad_request("No updates were requested. Fields 'status' or 'forced_down' should be specified.")
+        raise bad_request("The body changes nothing: give status or forced_down.")
     status, reason = given.get("status"), given.get("disabled_reason")
     if reason is not None and status != "disabled":
         raise bad_request("Specifying 'disabled_reason' requires status 'disabled'.")
@@ -357,9 +357,7 @@ def delete_service(call: Call) -> Reply:
         raise Fault(404, f"Service {id} could not be found.")
     row = _computer(call, found["host"], found["binary"])
     if _on_hosts(call).get(row["name"]):
-        raise conflict(
-            "Unable to delete compute service that is hosting instances. Migrate or delete the instances first."
-        )
+        raise conflict("Servers are on this host: migrate or delete them before its service goes.")
     if row["alive"]:
         raise conflict(f"Host {row['name']} is still reporting: stop its agent first, or use nubila host remove.")
     call.tx.execute(sa.delete(AGGREGATE_HOST).where(AGGREGATE_HOST.c.host == row["name"]))

@@ -66,9 +66,9 @@ def attach(call: Call) -> Row:
     rows.unlocked(call, row, "'attach_interface'")
     network, port, fixed = asked.get("net_id"), asked.get("port_id"), asked.get("fixed_ips")
     if network and port:
-        raise bad_request("Must not input both network_id and port_id")
+        raise bad_request("net_id, port_id: one of them is enough, leave the other out.")
     if fixed and not network:
-        raise bad_request("Must input network_id when request IP address")
+        raise bad_request("fixed_ips needs a net_id beside it.")
     if row["want"] == "gone" or row["vm_state"] not in ("active", "stopped") or row["host"] is None:
         raise rows.wrong_state(row, "attach_interface", "vm_state", row["vm_state"])
     nic: Row = {"tag": asked.get("tag")}
@@ -97,7 +97,7 @@ def _free_port(call: Call, port: str) -> None:
 def _only_network(call: Call, row: Row) -> str:
     usable = plug.networks_for(call.tx, row["project_id"])
     if len(usable) > 1:
-        raise conflict("Multiple possible networks found, use a Network ID to be more specific.")
+        raise conflict(nics.MANY)
     if not usable:
         raise bad_request("No network is usable: create one, or name one by net_id.")
     return str(usable[0]["id"])
@@ -135,7 +135,7 @@ def addresses_on(call: Call) -> Row:
     found = views.addresses(ports_of(call, row), extended=False)
     label = call.params["label"]
     if label not in found:
-        raise Fault(404, "Instance is not a member of specified network")
+        raise Fault(404, f"The server has no address on a network called {label}.")
     return {label: found[label]}
 
 

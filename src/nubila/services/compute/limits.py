@@ -92,7 +92,7 @@ def _project(call: Call) -> str:
     """The project in the path. Raises 400 when there is none."""
     id = call.params["id"]
     if identity.project(call.tx, id) is None:
-        raise bad_request(f"Project ID {id} is not a valid project.")
+        raise bad_request(f"There is no project {id}.")
     return id
 
 
@@ -150,10 +150,7 @@ def update_quotas(call: Call) -> Row:
     checked = {n: wire.number(v, n, -1) for n, v in given.items() if v is not None and v != ""}
     for name, limit in checked.items():
         if not force and 0 <= limit < used.get(name, 0):
-            raise bad_request(
-                f"Quota limit {limit} for {name} must be greater than or equal to "
-                f"already used and reserved {used[name]}."
-            )
+            raise bad_request(f"{name}: {limit} is less than the {used[name]} in use; give a higher number or force.")
     for name, limit in checked.items():
         quotas.set_limit(call.tx, project, name, limit)
     return _set(call, quotas.limits(call.tx, project), None)
@@ -217,7 +214,7 @@ def _period(call: Call) -> tuple[float, float, bool]:
     start = clock.seconds(wire.parse_time(start_text, "start")) if start_text else now
     end = clock.seconds(wire.parse_time(end_text, "end")) if end_text else now
     if start >= end:
-        raise bad_request("Invalid start time. The start time cannot occur after the end time.")
+        raise bad_request("start must not be later than end.")
     return start, min(end, now), call.arg("detailed") == "1"
 
 

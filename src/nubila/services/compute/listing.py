@@ -170,7 +170,7 @@ def _when(call: Call, q: ListQuery, given: dict[str, list[str]]) -> None:
     if before:
         q.where.append(c.updated_at <= wire.parse_time(before[-1], "changes-before"))
         if since and wire.parse_time(since[-1], "changes-since") > wire.parse_time(before[-1], "changes-before"):
-            raise bad_request("The value of changes-since must be less than or equal to changes-before.")
+            raise bad_request("changes-since must not be later than changes-before.")
     if any(s.upper() == "DELETED" for s in given.get("status", [])):
         if not is_admin(call):
             raise forbidden("Only administrators may list deleted servers.")
@@ -276,7 +276,7 @@ def _order(call: Call) -> list[tuple[str, str]]:
     if any(d not in ("asc", "desc") for d in dirs):
         raise bad_request("Invalid sort direction: sort_dir is asc or desc.")
     if len(dirs) > len(keys) and keys:
-        raise bad_request("Sort direction size exceeds sort key size")
+        raise bad_request("sort_dir: there are more directions than sort_keys.")
     order: list[tuple[str, str]] = []
     for n, key in enumerate(keys):
         if key in IGNORED_SORT and not (key == "locked" and call.version >= (2, 73)):

@@ -14,6 +14,7 @@ from nubila.services.network import addresses, plug
 from nubila.services.network.tables import IP_ALLOCATION
 
 Row = dict[str, Any]
+MANY = "There are several networks: say by id which ones the server is to be on."
 
 
 def owner_of(zone: str | None) -> str:
@@ -25,7 +26,7 @@ def usable_port(call: Call, port_id: str) -> Row:
     """An existing port that a server of the caller may take. Raises 400 when unknown, 409 when in use."""
     row = plug.port_visible(call.cloud, call.tx, call.creds, port_id)
     if row is None:
-        raise bad_request(f"Port id {port_id} could not be found.")
+        raise bad_request(f"There is no port {port_id}.")
     if row["device_id"]:
         raise conflict(f"Port {port_id} is still in use.")
     return row
@@ -41,7 +42,7 @@ _TAKEN = (
 def free_address(reader: Reader, network_id: str, address: str) -> None:
     """Raises 400 when any port of the network has this address: told at once, not by a server in ERROR."""
     if reader.one(_TAKEN, {"network": network_id, "key": addresses.key(address)}) is not None:
-        raise bad_request(f"Fixed IP {address} is already in use: give a free one in fixed_ip, or none.")
+        raise bad_request(f"fixed_ip: {address} is taken; give a free one, or none.")
 
 
 def wanted(reader: Reader, server: Row) -> list[Row]:
@@ -56,7 +57,7 @@ def wanted(reader: Reader, server: Row) -> list[Row]:
         return list(asked)
     usable = plug.networks_for(reader, server["project_id"])
     if len(usable) > 1:
-        raise conflict("Multiple possible networks found, use a Network ID to be more specific.")
+        raise conflict(MANY)
     return [{"uuid": usable[0]["id"]}] if usable else []
 
 

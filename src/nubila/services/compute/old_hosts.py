@@ -38,7 +38,7 @@ def show(call: Call) -> Row:
     name = call.params["name"]
     host = next((h for h in zones.compute_hosts(call.tx) if h["name"] == name), None)
     if host is None:
-        raise Fault(404, f"Compute host {name} could not be found.")
+        raise Fault(404, f"There is no compute host {name}.")
     room = claims.room(call.tx, host["id"])
     classes = ("VCPU", "MEMORY_MB", "DISK_GB")
     total = [int(room[c]["total"]) if c in room else 0 for c in classes]

@@ -83,7 +83,7 @@ def reset(tx: Tx, project_id: str) -> None:
 def check_metadata(most: Mapping[str, int], metadata: Mapping[str, Any]) -> None:
     """403 when a server would have too many metadata items."""
     if 0 <= most["metadata_items"] < len(metadata):
-        raise Fault(403, f"Maximum number of metadata items exceeds {most['metadata_items']}")
+        raise Fault(403, f"Quota exceeded: a server has {most['metadata_items']} metadata items at most.")
 
 
 def release_server(tx: Tx, row: Mapping[str, Any]) -> None:

@@ -81,7 +81,7 @@ def _place(cloud: Cloud, tx: Tx, row: Row, tries: int) -> None:
     """Choose a host, claim its room, plug the ports there and hand the guest to it: one transaction."""
     if row["group_id"]:
         tx.one(_LOCK_GROUP if tx.dialect != "sqlite" else _GROUP, {"id": row["group_id"]})
-    seen = views_of(tx)
+    seen = _connected(tx, row, views_of(tx))
     wish = wish_of(tx, row)
     whole = dataclasses.replace(wish, amounts={**wish.amounts, **_guaranteed(tx, row)})
     for host in place.candidates(seen, whole):
@@ -103,6 +103,18 @@ def _place(cloud: Cloud, tx: Tx, row: Row, tries: int) -> None:
     rows.change(tx, row, host=host.name, zone=host.zone, nics=plugged, host_gone=False)
     tx.ask("guest", row["id"], host.name)
     tx.settle(f"placed on {host.name}; waiting for it to start the guest", again=_left(row))
+
+
+def _connected(reader: Reader, row: Row, seen: list[place.Host]) -> list[place.Host]:
+    """The hosts that reach a segment of each of the server's networks."""
+    try:
+        asked = nics.wanted(reader, row)
+    except Fault:
+        return seen  # plugging says why
+    ports = [nic["port"] for nic in asked if nic.get("port")]
+    networks = [nic["uuid"] for nic in asked if not nic.get("port")]
+    names = plug.hosts_reaching(reader, ports, networks, [host.name for host in seen])
+    return [host for host in seen if host.name in names]
 
 
 def _guaranteed(reader: Reader, row: Row) -> dict[str, int]:

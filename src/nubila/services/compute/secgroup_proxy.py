@@ -140,7 +140,7 @@ def add_rule(call: Call) -> Row:
     protocol = given.get("ip_protocol")
     first, last = _port(given.get("from_port")), _port(given.get("to_port"))
     if not remote and (protocol is None or given.get("from_port") is None or given.get("to_port") is None):
-        raise bad_request("Not enough parameters to build a valid rule.")
+        raise bad_request("The rule lacks ip_protocol, from_port or to_port.")
     cidr = given.get("cidr") or (None if remote else "0.0.0.0/0")
     values: Row = {
         "security_group_id": group["id"], "direction": "ingress",

@@ -99,7 +99,7 @@ def _change(call: Call, action: str, rule: str) -> Answer:
         raise bad_request(f"Instance {row['id']} has no port that could have a security group.")
     before = {p: plug.groups_of_port(call.tx, p) for p in ports}
     if rule == "remove" and not any(id in have for have in before.values()):
-        raise Fault(404, f"Security group {name} is not associated with instance {row['id']}.")
+        raise Fault(404, f"Server {row['id']} does not have security group {name}.")
     for port, have in before.items():
         wanted: Sequence[str] = [g for g in have if g != id] if rule == "remove" else [*have, id]
         if rule == "remove" or id not in have:

@@ -145,7 +145,7 @@ _TAGS = obj({"tags": {"type": "array", "items": wire.TAG, "maxItems": creating.M
 
 def _set_tags(call: Call, row: Row, tags: set[str]) -> None:
     if len(tags) > creating.MAX_TAGS:
-        raise bad_request(f"The number of tags exceeded the per-server limit {creating.MAX_TAGS}")
+        raise bad_request(f"tags: a server has {creating.MAX_TAGS} at most.")
     call.tx.execute(sa.delete(SERVER_TAG).where(SERVER_TAG.c.server_id == row["id"]))
     for tag in sorted(tags):
         call.tx.insert(SERVER_TAG, {"server_id": row["id"], "tag": tag})
@@ -168,7 +168,7 @@ def check_tag(call: Call) -> Reply:
     """Say whether a server has a tag."""
     row = rows.find(call, f"{TAGS}:show")
     if call.params["tag"] not in (row["tags"] or []):
-        raise Fault(404, f"Server {row['id']} has no tag '{call.params['tag']}'")
+        raise Fault(404, f"The server {row['id']} is not tagged '{call.params['tag']}'.")
     return Reply(None, 204)
 
 
@@ -186,7 +186,7 @@ def add_tag(call: Call) -> Reply:
     row = _taggable(call, "update")
     tag = call.params["tag"]
     if not 0 < len(tag) <= 60 or "," in tag or "/" in tag:
-        raise bad_request(f"Tag '{tag}' is invalid: it needs 1 to 60 characters without comma and slash.")
+        raise bad_request(f"A tag has 1 to 60 characters without comma and slash; '{tag}' does not.")
     if tag in (row["tags"] or []):
         return Reply(None, 204)
     _set_tags(call, row, {*(row["tags"] or []), tag})
@@ -197,7 +197,7 @@ def delete_tag(call: Call) -> Reply:
     """Remove one tag."""
     row = _taggable(call, "delete")
     if call.params["tag"] not in (row["tags"] or []):
-        raise Fault(404, f"Server {row['id']} has no tag '{call.params['tag']}'")
+        raise Fault(404, f"The server {row['id']} is not tagged '{call.params['tag']}'.")
     _set_tags(call, row, {*row["tags"]} - {call.params["tag"]})
     return Reply(None, 204)
 
@@ -244,7 +244,7 @@ def actions(call: Call) -> Row:
     if before is not None:
         statement = statement.where(ACTION.c.updated_at <= wire.parse_time(before, "changes-before"))
         if after is not None and wire.parse_time(after, "changes-since") > wire.parse_time(before, "changes-before"):
-            raise bad_request("The value of changes-since must be less than or equal to changes-before.")
+            raise bad_request("changes-since must not be later than changes-before.")
     if marker is not None:
         at = call.tx.one(_BY_REQUEST, {"server": row["id"], "request": marker})
         if at is None:
@@ -266,7 +266,7 @@ def action(call: Call) -> Row:
     row = rows.find(call, f"{ACTIONS}:show", deleted=call.version >= (2, 21))
     it = call.tx.one(_BY_REQUEST, {"server": row["id"], "request": call.params["request_id"]})
     if it is None:
-        raise Fault(404, f"Action for request_id {call.params['request_id']} on instance {row['id']} not found")
+        raise Fault(404, f"Server {row['id']} has no action of request {call.params['request_id']}.")
     full = call.may(f"{ACTIONS}:events", row)
     out = _action(call, it)
     if full or call.version >= (2, 51):

@@ -89,12 +89,12 @@ def _write(call: Call, id: str, given: Mapping[str, Any]) -> None:
         have = consumer["generation"] if consumer else None
         if given["consumer_generation"] != have:
             raise Fault(
-                409, f"consumer generation conflict - expected {have} but got {given['consumer_generation']}",
+                409, f"consumer_generation is {have} now, not {given['consumer_generation']}: read again.",
                 CONCURRENT,
             )  # fmt: skip
     for provider, classes in wanted.items():
         if call.tx.scalar(_PROVIDER, {"id": provider}) is None:
-            raise bad_request(f"Allocation for resource provider '{provider}' that does not exist.")
+            raise bad_request(f"allocations: there is no resource provider {provider}.")
         for name in classes:
             if not known_class(call.tx, name):
                 raise bad_request(f"Unable to allocate: No such resource class {name}.")
@@ -149,7 +149,7 @@ def delete(call: Call) -> Reply:
     """Give back everything a consumer holds."""
     id = call.params["consumer_uuid"]
     if not call.tx.rows(_HELD, {"id": id}):
-        raise Fault(404, f"No allocations for consumer '{id}'")
+        raise Fault(404, f"Consumer {id} has no allocations.")
     claims.release(call.tx, id)
     return Reply(None, 204)
 

@@ -60,7 +60,7 @@ def _read(call: Call) -> _Asked:
             asked.resources[suffix] = value
         elif name == "in_tree":
             if not is_uuid(value):
-                raise bad_request(f"Expected 'in_tree' parameter to be a UUID. Got: {value}")
+                raise bad_request(f"in_tree: '{value}' must be a UUID.")
             asked.in_tree[suffix] = value
         else:
             getattr(asked, name).setdefault(suffix, []).append(value)
@@ -114,9 +114,7 @@ def _groups(call: Call, asked: _Asked, known: set[str], roots: dict[str, str]) -
         ))  # fmt: skip
     numbered = [g for g in out if g.suffix]
     if len(numbered) > 1 and asked.policy is None:
-        raise bad_request(
-            'The "group_policy" parameter is required when specifying more than one "resources{N}" parameter.'
-        )
+        raise bad_request("group_policy: several numbered groups of resources need one, none or isolate.")
     return out
 
 

@@ -112,14 +112,13 @@ def list_traits(call: Call) -> Reply:
         op, colon, value = q["name"].partition(":")
         if not colon or op not in ("in", "startswith"):
             raise bad_request(
-                "Badly formatted name parameter. Expected ?name=[in|startswith]:[name1,name2|prefix]. "
-                f'Got: "{q["name"]}"'
+                f"name: '{q['name']}' must be in:NAME,NAME or startswith:PREFIX."
             )  # fmt: skip
         wanted = set(value.split(","))
         found = [t for t in found if (t in wanted if op == "in" else t.startswith(value))]
     if "associated" in q:
         if q["associated"].lower() not in ("true", "false"):
-            raise bad_request('The query parameter "associated" only accepts "true" or "false"')
+            raise bad_request("associated must be true or false.")
         used = {t for (t,) in call.tx.rows(sa.select(PROVIDER_TRAIT.c.trait).distinct())}
         found = [t for t in found if (t in used) is (q["associated"].lower() == "true")]
     return answer(call, {"traits": found})
@@ -137,9 +136,7 @@ def put_trait(call: Call) -> Reply:
     name = call.params["name"]
     if not re.fullmatch(CUSTOM, name) or len(name) > 255:
         raise bad_request(
-            "The trait is invalid. A valid trait must be no longer than 255 characters, start with the prefix "
-            '"CUSTOM_" '
-            'and use following characters: "A"-"Z", "0"-"9" and "_"'
+            "A trait of your own is CUSTOM_ and capital letters, digits or underscores, 255 characters at most."
         )
     status = 204 if name in traits(call.tx) else 201
     call.tx.execute(upsert(call.tx.dialect, CUSTOM_TRAIT, {"name": name}, {}))
@@ -154,7 +151,7 @@ def delete_trait(call: Call) -> Reply:
     if name in os_traits.get_traits():
         raise bad_request(f"Cannot delete standard trait {name}.")
     if call.tx.scalar(sa.select(PROVIDER_TRAIT.c.provider_id).where(PROVIDER_TRAIT.c.trait == name)) is not None:
-        raise Fault(409, f"The trait {name} is in use by a resource provider.")
+        raise Fault(409, f"Resource providers have trait {name}: take it off them first.")
     call.tx.execute(sa.delete(CUSTOM_TRAIT).where(CUSTOM_TRAIT.c.name == name))
     return Reply(None, 204)
 

@@ -148,7 +148,7 @@ def create(call: Call) -> Reply:
     id = _dashed(given.get("uuid") or clock.new_id())
     parent = given.get("parent_provider_uuid")
     if parent == id:
-        raise bad_request("parent provider UUID cannot be same as UUID")
+        raise bad_request("parent_provider_uuid: a provider is not its own parent.")
     above = _parent(call, parent)
     now = clock.now()
     row = {
@@ -208,7 +208,7 @@ def _move(call: Call, row: Row, parent: str | None) -> Row:
         below += kids
         todo += kids
     if parent in below:
-        raise bad_request("creating loop in the provider tree is not allowed.")
+        raise bad_request("parent_provider_uuid: the parent is below this provider already.")
     root = above["root_id"] if above else row["id"]
     call.tx.execute(sa.update(PROVIDER).where(PROVIDER.c.id.in_(below)).values(root_id=root))
     return {"parent_id": parent, "root_id": root}
@@ -220,9 +220,7 @@ def delete(call: Call) -> Reply:
     if call.tx.rows(_USED, {"id": row["id"]}):
         raise Fault(409, f"Unable to delete resource provider {row['id']}: it has allocations.", PROVIDER_IN_USE)
     if call.tx.one(_CHILDREN, {"id": row["id"]}):
-        raise Fault(
-            409, f"Unable to delete parent resource provider {row['id']}: It has child resource providers.", PARENT
-        )
+        raise Fault(409, f"Resource provider {row['id']} has children: delete them first.", PARENT)
     for table in (INVENTORY, PROVIDER_TRAIT, PROVIDER_AGGREGATE):
         call.tx.execute(sa.delete(table).where(table.c.provider_id == row["id"]))
     call.tx.execute(sa.delete(PROVIDER).where(PROVIDER.c.id == row["id"]))
@@ -270,7 +268,7 @@ def _usable(call: Call, name: str, it: Mapping[str, Any]) -> None:
         raise bad_request(f"Unknown resource class in inventory: No such resource class {name}.")
     left = claims.capacity(it)
     if left < 0 or (left == 0 and call.version < (1, 26)):
-        raise bad_request(f"Invalid inventory for '{name}': the reserved value is greater than or equal to total.")
+        raise bad_request(f"Inventory of {name}: reserved takes all of total or more.")
 
 
 def inventories(call: Call) -> Reply:
@@ -322,7 +320,7 @@ def replace_inventories(call: Call, id: str, given: Mapping[str, Any]) -> tuple[
     for name, it in have.items():
         if name not in wanted:
             if it["used"]:
-                raise Fault(409, f"update conflict: Inventory for '{name}' on provider '{row['id']}' in use.", IN_USE)
+                raise Fault(409, f"Inventory of {name}: allocations use it on provider {row['id']}.", IN_USE)
             _drop(call, row, name)
     for name, it in wanted.items():
         _put(call, row, name, it, name in have)
@@ -354,7 +352,7 @@ def delete_inventories(call: Call) -> Reply:
     """Delete all inventories of a provider."""
     row = provider(call)
     if call.tx.rows(_USED, {"id": row["id"]}):
-        raise Fault(409, f"Unable to delete inventory for resource provider {row['id']}: it is in use.", IN_USE)
+        raise Fault(409, f"Allocations use the inventory of resource provider {row['id']}.", IN_USE)
     _begin(call, row)
     call.tx.execute(sa.delete(INVENTORY).where(INVENTORY.c.provider_id == row["id"]))
     return Reply(None, 204)
@@ -397,9 +395,7 @@ def delete_inventory(call: Call) -> Reply:
     """Delete one inventory of a provider."""
     row = provider(call)
     if _inventory(call, row)["used"]:
-        raise Fault(
-            409, f"Unable to delete inventory of class {call.params['resource_class']}: it is in use.", CONCURRENT
-        )
+        raise Fault(409, f"Allocations use the inventory of {call.params['resource_class']}.", CONCURRENT)
     _begin(call, row)
     _drop(call, row, call.params["resource_class"])
     return Reply(None, 204)

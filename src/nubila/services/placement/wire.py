@@ -71,7 +71,7 @@ def provider(call: Call, id: str | None = None) -> Row:
     key = id or call.params["uuid"]
     row = call.tx.one(_ONE, {"id": key.lower()}) if is_uuid(key) else None
     if row is None:
-        raise Fault(404, f"No resource provider with uuid {key} found")
+        raise Fault(404, f"There is no resource provider {key}.")
     return dict(row)
 
 
@@ -79,7 +79,7 @@ def same_generation(row: Row, given: int) -> None:
     """409 when somebody changed the provider meanwhile."""
     if row["generation"] != given:
         raise Fault(
-            409, "Resource provider's generation already changed. Please update the generation and try again.",
+            409, "resource_provider_generation is out of date: read the provider again and repeat.",
             CONCURRENT,
         )  # fmt: skip
 
@@ -173,7 +173,7 @@ class MemberWish:
             text = text[1:]
         ids = text[3:].split(",") if text.startswith("in:") else [text]
         if not all(is_uuid(i) for i in ids):
-            raise bad_request(f"Invalid query string parameters: Expected 'member_of' to contain UUIDs: {text}")
+            raise bad_request(f"member_of: '{text}' must be UUIDs.")
         if forbidden:
             self.none |= set(ids)
         else:
