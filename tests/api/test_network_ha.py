@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nubila.testing.cloud import TestCloud
+from nubila.testing.cloud import Response, TestCloud
 
 RULE = "/network/v2.0"
 
@@ -28,6 +29,14 @@ class Play:
     def router(self, user: str = "admin", **values: Any) -> dict[str, Any]:
         found: dict[str, Any] = self.call("POST", "routers", {"router": {"name": "r", **values}}, user)["router"]
         return found
+
+    def project(self, name: str) -> str:
+        return str(self.test.request("GET", f"/v3/projects?name={name}").json["projects"][0]["id"])
+
+    def make(self, project: str) -> Response:
+        """A highly available router of a project, nobody having had to do anything about it yet."""
+        body = {"router": {"name": "r", "ha": True, "project_id": project}}
+        return self.test.request("POST", f"{RULE}/routers", body)
 
     def states(self, router: str) -> dict[str, str]:
         return {a["host"]: a["ha_state"] for a in self.call("GET", f"routers/{router}/l3-agents")["agents"]}
@@ -165,4 +174,45 @@ def test_configured_routers_are_ha_and_active_at_once(tmp_path: Path) -> None:
     assert (made["status"], made["admin_state_up"]) == ("ACTIVE", True)
     assert len(play.states(made["id"])) == 2
     assert "l3-ha" in {e["alias"] for e in play.call("GET", "extensions")["extensions"]}
+    cloud.close()
+
+
+@pytest.mark.req("C/L3HA-02")
+def test_routers_are_spread_over_their_hosts(tmp_path: Path) -> None:
+    cloud = TestCloud(tmp_path, hosts=3)
+    play = Play(cloud)
+    play.call("PUT", f"quotas/{play.project('admin')}", {"quota": {"router": -1}})
+    routers = [play.router(ha=True)["id"] for _ in range(20)]
+    states = [play.states(router) for router in routers]
+    assert all(sorted(found.values()) == ["active", "standby", "standby"] for found in states)
+    active = Counter(host for found in states for host, state in found.items() if state == "active")
+    assert sorted(active.values()) == [6, 7, 7]
+    cloud.close()
+
+
+def test_a_project_has_as_many_as_there_are_vrrp_ids(tmp_path: Path) -> None:
+    cloud = TestCloud(tmp_path, hosts=1)
+    play = Play(cloud)
+    owners = {name: play.project(name) for name in ("admin", "demo")}
+    for owner in owners.values():
+        play.call("PUT", f"quotas/{owner}", {"quota": {"router": -1, "port": -1}})
+    made = [play.make(owners["demo"]) for _ in range(254)]
+    assert {got.status for got in made} == {201}
+    ids = [got.json["router"]["id"] for got in made]
+    refused = play.make(owners["demo"])
+    assert refused.status == 409
+    assert refused.json["NeutronError"]["type"] == "NoVRIDAvailable"
+    assert "at most 254" in refused.json["NeutronError"]["message"]
+    listed = play.call("GET", f"routers?project_id={owners['demo']}&fields=id")["routers"]
+    assert len(listed) == 254, "nothing is left of the one that was refused"
+    cloud.settle()
+    vips = {play.spec(id, "host1").ha.vip for id in ids}
+    assert vips == {f"169.254.0.{n}/24" for n in range(1, 255)}, "each its own, and none a broadcast address"
+    assert play.make(owners["admin"]).status == 201, "another project has a network of its own"
+    number = play.spec(ids[7], "host1").ha.vrid
+    play.call("DELETE", f"routers/{ids[7]}")
+    again = play.make(owners["demo"])
+    assert again.status == 201
+    cloud.settle()
+    assert play.spec(again.json["router"]["id"], "host1").ha.vrid == number
     cloud.close()

@@ -319,3 +319,16 @@ def test_a_planned_move_takes_the_next_host_no_waiting() -> None:
     assert 0 < opened - closed < 0.5
     assert not world.both
     assert world.lease.holder == "b"
+
+
+@pytest.mark.req("C/L3HA-02")
+def test_a_new_router_begins_where_it_should_unless_that_host_is_late() -> None:
+    scene = Scene(members=("a", "b"), able=("a", "b"))
+    fresh = ha_grant.lead(Lease(), "b", 100.0)
+    asks = ha_grant.Claim(want=True, master=True, seq=1, knows=("b",))
+    waiting, answer = ha_grant.decide(fresh, asks, "a", 100.1, scene)
+    assert (waiting.holder, answer.epoch) == ("", 0)
+    begun, answer = ha_grant.decide(waiting, ha_grant.Claim(want=True, seq=1, knows=("a",)), "b", 100.2, scene)
+    assert (begun.holder, answer.epoch, begun.to, begun.to_until) == ("b", 1, "", 0.0)
+    late, answer = ha_grant.decide(waiting, asks, "a", 100.1 + ha_grant.LEAD_S, scene)
+    assert (late.holder, answer.epoch) == ("a", 1)

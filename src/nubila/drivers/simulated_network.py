@@ -185,13 +185,12 @@ class SimulatedNetwork:
         self._answer = answer
 
     def tend(self, claims: LeaseClaims) -> None:
-        """Claim the leases of highly available routers: the first of a router's hosts means to forward."""
+        """Claim the leases of highly available routers: every host of a router could forward."""
         specs = [spec for id in self.routers() if (spec := self.router(id)) is not None and spec.ha is not None]
         wishes = {}
         for spec in specs:
             peers = [peer.host for peer in spec.ha.peers] if spec.ha else []
-            first = self.place.host == min([self.place.host, *peers])
-            wishes[spec.id] = {"want": spec.admin_state_up, "master": True, "fit": first, "knows": peers,
+            wishes[spec.id] = {"want": spec.admin_state_up, "master": True, "knows": peers,
                                "seq": time.time_ns() // 1000}  # fmt: skip
         if wishes:
             claims(wishes)

@@ -22,6 +22,8 @@ PATIENCE_S = 0.2
 """How long a lease that nobody holds is kept for the VRRP master before any host may have it."""
 MOVE_S = 3.0
 """How long a planned move may take before it is given up."""
+LEAD_S = 3.0
+"""How long a new router waits for the host that is to forward first."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def decide(lease: Lease, claim: Claim, me: str, now: float, scene: Scene) -> tup
     if lease.holder != me and _may_have(lease, claim, me, now, scene):
         lease = replace(
             lease, holder=me, epoch=lease.epoch + 1, until=now + TTL_S, known=tuple(claim.knows), to="", ready=False,
-            seq=claim.seq,
+            seq=claim.seq, to_until=lease.to_until if lease.epoch else 0.0,  # nobody hands on anything at the first
         )  # fmt: skip
     mine = lease.holder == me and lease.until == now + TTL_S
     return lease, Answer(
@@ -141,6 +143,11 @@ def _may_have(lease: Lease, claim: Claim, me: str, now: float, scene: Scene) -> 
 def move(lease: Lease, to: str, now: float) -> Lease:
     """Have the lease moved to a host without losing a packet."""
     return replace(lease, to=to, to_until=now + MOVE_S, ready=False) if to != lease.holder else lease
+
+
+def lead(lease: Lease, to: str, now: float) -> Lease:
+    """Have a router that nobody has held yet begin on a host; any other may have it when that one is late."""
+    return replace(lease, to=to, to_until=now + LEAD_S, until=now + LEAD_S)
 
 
 def state(lease: Lease | None, host: str) -> str:

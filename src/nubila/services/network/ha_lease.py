@@ -5,7 +5,7 @@ What is decided is ha_grant.py (pure); here are the rows, the database's clock a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -46,6 +46,8 @@ _CHANGE = (
     .where(_R.router_id == sa.bindparam("b_router"))
     .values({name: sa.bindparam(f"b_{name}") for name in _FIELDS})
 )
+_HELD = sa.select(_R.holder, sa.func.count()).where(_R.holder != "").group_by(_R.holder)
+_COMING = sa.select(_R.to, sa.func.count()).where(_R.holder == "", _R.to != "").group_by(_R.to)
 _SEEN = (
     sa.update(HA_HOST)
     .where(_H.router_id == sa.bindparam("b_router"), _H.host == sa.bindparam("b_host"))
@@ -156,6 +158,21 @@ def move(tx: Tx, router_id: str, to: str) -> None:
     if row is not None:
         before = lease_of(row)
         _write(tx, router_id, before, ha_grant.move(before, to, now_in(tx)))
+
+
+def lead(tx: Tx, router_id: str, hosts: Collection[str]) -> None:
+    """Have a new router begin on that of its hosts that forwards for the fewest; another one may when that is late."""
+    row = tx.one(_LOCKED, {"router": router_id})
+    if row is None or not hosts:
+        return
+    load = dict.fromkeys(hosts, 0)
+    for rows in (tx.rows(_HELD), tx.rows(_COMING)):
+        for host, n in rows:
+            if host in load:
+                load[host] += n
+    first = min(sorted(load), key=lambda host: load[host])
+    before = lease_of(row)
+    _write(tx, router_id, before, ha_grant.lead(before, first, now_in(tx)))
 
 
 def given_up(tx: Tx, router_id: str, host: str) -> None:

@@ -26,7 +26,7 @@ from nubila.services.network.tables import IP_ALLOCATION
 Row = dict[str, Any]
 OWNER = "network:router_ha_interface"
 RETRY_S = 5.0
-VRIDS = range(1, 256)
+VRIDS = range(1, 255)  # 255 is a VRRP id as well, but its address 169.254.0.255/24 would be a broadcast address
 _H, _R, _N, _P, _A = HA_HOST.c, HA_ROUTER.c, HA_NETWORK.c, Port.table.c, IP_ALLOCATION.c
 _HOSTS = sa.select(HA_HOST).where(_H.router_id == sa.bindparam("router")).order_by(_H.host)
 _ROUTER = sa.select(HA_ROUTER).where(_R.router_id == sa.bindparam("router"))
@@ -192,6 +192,7 @@ def made(cloud: Cloud, tx: Tx, row: Row) -> None:
         else:
             tx.ask("router", row["id"], row["host"])
     keep(cloud, tx, row)
+    ha_lease.lead(tx, row["id"], staying(tx, row["id"]))
 
 
 def unmade(tx: Tx, row: Row) -> None:
@@ -388,5 +389,5 @@ def refuse_active(row: Row) -> Fault | None:
     """The refusal of a change between one host and several while the router forwards."""
     if not row["admin_state_up"]:
         return None
-    text = "Cannot change HA attribute of active routers. Please set router admin_state_up to False prior to upgrade."
+    text = "ha changes only while the router is off: set admin_state_up to false before."
     return bad_request(f"Bad router request: {text}", "BadRequest")
