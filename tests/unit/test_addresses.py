@@ -79,6 +79,18 @@ def test_free_finds_an_address_exactly_when_there_is_one(size: int, used: set[in
     assert first is None if not left else int(ipaddress.ip_address(str(first))) - base == min(left)
 
 
+@given(st.integers(1, 20), st.integers(0, 20), st.integers())
+def test_a_guess_is_an_address_of_the_pools(size: int, more: int, seed: int) -> None:
+    base = int(ipaddress.ip_address("10.0.0.0"))
+    ends = [(base + 1, base + size), (base + 100, base + 99 + more)]
+    pools = [{"start": str(ipaddress.ip_address(a)), "end": str(ipaddress.ip_address(b))} for a, b in ends if a <= b]
+    dice = random.Random(seed)
+    got = {int(ipaddress.ip_address(str(addresses.guess(pools, dice)))) for _ in range(200)}
+    assert got <= {n for a, b in ends for n in range(a, b + 1)}
+    assert len(got) > 1 or size + more == 1
+    assert addresses.guess([], dice) is None
+
+
 @given(st.integers(), st.integers(1, 40))
 def test_allocating_a_pool_until_it_is_full_gives_each_address_once(seed: int, size: int) -> None:
     base = int(ipaddress.ip_address("fd00::"))

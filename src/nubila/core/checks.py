@@ -63,7 +63,8 @@ def checker(schema: Mapping[str, Any]) -> Checker:
 @remembered
 def _plan(
     cls: type[Resource], verb: str, version: Version
-) -> tuple[Checker, dict[str, Attr], tuple[tuple[str, Any], ...]]:
+) -> tuple[Checker, dict[str, Attr], dict[str, Any], tuple[tuple[str, Any], ...]]:
+    """What a verb needs in a version: checker, attributes, defaults that may be shared, those that are made anew."""
     letter = {"create": "c", "update": "u"}[verb]
     attrs = {n: a for n, a in cls.by_wire.items() if letter in a.write and a.take.open(version)}
     defaults: tuple[tuple[str, Any], ...] = ()
@@ -73,7 +74,9 @@ def _plan(
             for a in cls.attrs.values()
             if (a.default is not UNSET or "c" in a.write) and a.store
         )
-    return checker(body_schema(cls, verb, version)), attrs, defaults
+    fixed = {name: value for name, value in defaults if isinstance(value, str | int | float | bool | None)}
+    fresh = tuple((name, value) for name, value in defaults if name not in fixed)
+    return checker(body_schema(cls, verb, version)), attrs, fixed, fresh
 
 
 def accept(cls: type[Resource], verb: str, body: Mapping[str, Any], version: Version) -> dict[str, Any]:
@@ -81,7 +84,7 @@ def accept(cls: type[Resource], verb: str, body: Mapping[str, Any], version: Ver
 
     Unknown names are refused unless the representation keeps them (then they are left out here).
     """
-    check, attrs, _ = _plan(cls, verb, epoch(cls, version))
+    check, attrs, _, _ = _plan(cls, verb, epoch(cls, version))
     for name, raw in body.items():
         a = attrs.get(name)
         if a is not None and a.type.convert is not None and isinstance(raw, str | int | float):
@@ -114,7 +117,9 @@ def loaded(load: Callable[[Any], Any], name: str, raw: Any) -> Any:
 
 def defaults(cls: type[Resource], values: dict[str, Any], version: Version) -> dict[str, Any]:
     """Fill in what a create body left out. Callables are called."""
-    for name, value in _plan(cls, "create", epoch(cls, version))[2]:
+    _, _, fixed, fresh = _plan(cls, "create", epoch(cls, version))
+    for name, value in fresh:
         if name not in values:
             values[name] = value() if callable(value) else copy.copy(value)
+    values.update({**fixed, **values})
     return values

@@ -118,9 +118,9 @@ def check_pools(cidr: str, pools: Sequence[Pool], gateway: str | None) -> None:
         if start.version != version or end.version != version:
             raise BadPool("order", f"The allocation pool {text} is not of IP version {version} like {cidr}.")
         if end < start:  # type: ignore[operator]  # same family checked
-            raise BadPool("order", f"The allocation pool {text} is not valid: it ends before it starts.")
+            raise BadPool("order", f"allocation_pools: {text} ends before it starts.")
         if int(start) < first or int(end) > last:
-            raise BadPool("outside", f"The allocation pool {text} spans beyond the subnet cidr {cidr}.")
+            raise BadPool("outside", f"allocation_pools: {text} leaves the subnet's cidr {cidr}.")
         spans.append((int(start), int(end), pool))
     spans.sort(key=lambda s: s[:2])
     for (_, end1, pool1), (start2, _, pool2) in itertools.pairwise(spans):
@@ -136,7 +136,7 @@ def check_pools(cidr: str, pools: Sequence[Pool], gateway: str | None) -> None:
             if start1 <= value <= end1 and ipaddress.ip_address(gateway).version == version:
                 raise BadPool(
                     "gateway",
-                    f"Gateway ip {gateway} conflicts with allocation pool {pool['start']}-{pool['end']}.",
+                    f"gateway_ip {gateway} lies inside allocation pool {pool['start']}-{pool['end']}.",
                 )
 
 
@@ -178,6 +178,17 @@ def _gap(keys: Sequence[str], first: int, last: int, limit: int) -> tuple[int | 
     if expected <= last and len(keys) < limit:
         return expected, expected
     return None, expected
+
+
+def guess(pools: Iterable[Pool], dice: random.Random) -> str | None:
+    """Any address of the pools, taken or not; None when they hold none."""
+    spans = [(ipaddress.ip_address(pool["start"]), int(ipaddress.ip_address(pool["end"]))) for pool in pools]
+    offset = dice.randrange(sum(last - int(start) + 1 for start, last in spans) or 1)
+    for start, last in spans:
+        if offset <= last - int(start):
+            return str(start + offset)
+        offset -= last - int(start) + 1
+    return None
 
 
 def free(pools: Iterable[Pool], taken: Taken, pick: random.Random | None = None, *, lowest: bool = False) -> str | None:

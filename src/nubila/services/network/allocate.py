@@ -62,6 +62,10 @@ def take(tx: Tx, subnet: Mapping[str, Any], address: str, port_id: str, place: i
 
 def take_free(tx: Tx, subnet: Mapping[str, Any], port_id: str, place: int, *, lowest: bool = False) -> str | None:
     """Claim a free address of the subnet's pools (any, or the lowest) for a port; None when they are used up."""
+    if not lowest:  # most pools are mostly free: claiming without looking costs a statement less
+        found = addresses.guess(subnet["allocation_pools"], _dice)
+        if found is None or take(tx, subnet, found, port_id, place):
+            return found
     while True:
         found = addresses.free(subnet["allocation_pools"], reading(tx, subnet["id"]), _dice, lowest=lowest)
         if found is None or take(tx, subnet, found, port_id, place):
@@ -91,7 +95,7 @@ def mac(tx: Tx, network_id: str, wanted: str | None) -> str:
     """The wanted MAC, or a random one nobody has on the network; 409 when the wanted one is in use."""
     if wanted is not None:
         if tx.one(_MAC, {"network": network_id, "mac": wanted}) is not None:
-            text = f"Unable to complete operation for network {network_id}. The mac address {wanted} is in use."
+            text = f"mac_address {wanted} belongs to another port of network {network_id}: choose a free one."
             raise conflict(text, "MacAddressInUse")
         return wanted
     while True:
@@ -158,6 +162,17 @@ def _free_segment(reader: Reader, type: str, physnet: str, lo: int, hi: int) -> 
 def release_segments(tx: Tx, network_id: str) -> None:
     """Give back the network's segments."""
     tx.execute(_DROP_SEGMENTS, {"b_network": network_id})
+
+
+_DROP_SEGMENT = sa.delete(SEGMENT).where(
+    _S.network_type == sa.bindparam("b_type"), _S.physical_network == sa.bindparam("b_physnet"),
+    _S.segmentation_id == sa.bindparam("b_id"), _S.network_id == sa.bindparam("b_network"),
+)  # fmt: skip
+
+
+def release_segment(tx: Tx, network_id: str, type: str, physnet: str, id: int) -> None:
+    """Give back one of the network's segments."""
+    tx.execute(_DROP_SEGMENT, {"b_network": network_id, "b_type": type, "b_physnet": physnet, "b_id": id})
 
 
 # --- counting ------------------------------------------------------------------------------------------------------

@@ -38,12 +38,12 @@ _HOSTS = l2pop.HOSTS
 _AT_HOST = (
     sa.select(_P.id).where(_P.bound_host == sa.bindparam("host"), _P.network_id == sa.bindparam("network")).limit(2)
 )
-_DHCP_HOSTS = sa.union(
+_TOLD = sa.union(
     sa.select(DHCP_BINDING.c.host).where(
         DHCP_BINDING.c.network_id == sa.bindparam("network"), DHCP_BINDING.c.port_id.is_not(None)
     ),
     l2pop.BRIDGED,  # they are told who has which address, too
-)
+).subquery()
 _HA_HOSTS = sa.select(HA_HOST.c.host).where(HA_HOST.c.router_id == sa.bindparam("router"))
 _HA_HOSTS_OF_NETWORK = (
     sa.select(HA_HOST.c.host)
@@ -53,8 +53,13 @@ _HA_HOSTS_OF_NETWORK = (
 )
 LARGE, LARGE_PAUSE = 500, 20  # addresses; times the pause of other networks
 _LARGE = (
-    sa.select(IP_ALLOCATION.c.ip_key).where(IP_ALLOCATION.c.network_id == sa.bindparam("network")).limit(1)
-).offset(LARGE)
+    sa.select(IP_ALLOCATION.c.ip_key)
+    .where(IP_ALLOCATION.c.network_id == sa.bindparam("network"))
+    .limit(1)
+    .offset(LARGE)
+    .scalar_subquery()
+)
+_DHCP_HOSTS = sa.select(_TOLD.c.host, _LARGE.label("large"))
 _ROUTER_HOST = sa.select(Router.table.c.host).where(Router.table.c.id == sa.bindparam("id"))
 _ROUTERS = (
     sa.select(_P.device_id)
@@ -127,9 +132,8 @@ def dhcp(tx: Tx, network_id: str) -> None:
 
     They are told everything about the network each time, so of a large one they are told less often.
     """
-    soon = 1 if tx.scalar(_LARGE, {"network": network_id}) is None else LARGE_PAUSE
-    for (host,) in tx.rows(_DHCP_HOSTS, {"network": network_id}):
-        tx.ask("network", network_id, host, soon=soon)
+    for host, large in tx.rows(_DHCP_HOSTS, {"network": network_id}):
+        tx.ask("network", network_id, host, soon=1 if large is None else LARGE_PAUSE)
 
 
 def port(tx: Tx, row: Row, host: str | None = None) -> None:

@@ -86,7 +86,7 @@ def _guard_device(call: Call, before: Row, values: Row) -> None:
     router = look.row(call.tx, Router, after["device_id"])
     if router is not None:
         if router["project_id"] != call.creds.project_id and not call.may("update_router", look.wire(Router, router)):
-            text = f"Device id {after['device_id']} is not owned by the project."
+            text = f"device_id: {after['device_id']} belongs to another project."
             raise conflict(text, "DeviceIDNotOwnedByTenant")
         text = "A port becomes part of a router by the router's add_router_interface or external_gateway_info."
         raise bad_request(text, "BadRequest")
@@ -94,6 +94,7 @@ def _guard_device(call: Call, before: Row, values: Row) -> None:
 
 def created(call: Call, row: Row) -> None:
     ports.made(call.cloud, call.tx, row)
+    row["trunk_details"] = None  # nothing can have made it part of one yet
 
 
 def prepare_update(call: Call, before: Row, values: Row) -> None:
@@ -118,7 +119,7 @@ def _check_addresses(call: Call, before: Row, asked: list[Row]) -> None:
         kept = [ip for ip in have if any(ip["subnet_id"] == one.get("subnet_id") for one in asked)]
         same = all(one.get("ip_address") in (None, *(ip["ip_address"] for ip in have)) for one in asked)
         if not same or len(kept) != len(have):
-            text = f"Bad ports request: IP updates for port {before['id']} are not allowed: it is a router interface."
+            text = f"Bad ports request: fixed_ips: port {before['id']} is a router's interface and keeps its addresses."
             raise bad_request(text, "BadRequest")
         return
     if not all(ip in [{**ip, **one} for one in asked] for ip in have):
@@ -136,7 +137,7 @@ def deleting(call: Call, row: Row) -> None:
         owner == FLOATING and look.row(call.tx, FloatingIP, device)
     )
     if held:
-        text = f"Port {row['id']} cannot be deleted directly via the port API: has device owner {owner}."
+        text = f"Port {row['id']} goes with its device (device_owner {owner}): delete or detach that."
         raise conflict(text, "ServicePortInUse")
     if owner.startswith("compute:") and not (call.may("context_is_admin") or call.may("service_api")):
         text = f"Port {row['id']} is in use by server {device}: detach it from the server (os-interface) instead."
@@ -168,7 +169,7 @@ def present(call: Call, rows: list[Row]) -> None:
             by_id[port]["fixed_ips"].append({"subnet_id": subnet, "ip_address": ip})
         for port, group in call.tx.rows(_GROUPS, chunk):
             by_id[port]["security_groups"].append(group)
-    qos_use.present_ports(call.tx, rows)
+    qos_use.present_ports(call.tx, rows, call.memo)
     trunks_links.present_ports(call.tx, rows)
     domains: dict[str, str] = {}
     networks = []

@@ -58,7 +58,7 @@ def check(call: Call, values: Mapping[str, Any], before: Mapping[str, Any] | Non
     if new == old:
         return
     if old is not None and not _sees(call, old):
-        text = f"Failed to remove provided policy {old} because you are not authorized."
+        text = f"qos_policy_id: policy {old} is another project's, who alone takes it off."
         raise forbidden(text, "PolicyRemoveAuthorizationError")
     if new is not None:
         row = look.seen(call.cloud, call.tx, call.creds, QosPolicy, new)
@@ -146,10 +146,14 @@ RESOURCES = {
 """Placement's resource class for what a rule guarantees."""
 
 
-def present_ports(reader: Reader, ports: list[Row]) -> None:
-    """Fill in ``qos_network_policy_id`` and ``resource_request`` of a page of ports."""
-    ids = sorted({p["network_id"] for p in ports})
-    networks: dict[str, tuple[str | None, str | None]] = {}
+def present_ports(reader: Reader, ports: list[Row], known_networks: Mapping[str, Row]) -> None:
+    """Fill in ``qos_network_policy_id`` and ``resource_request`` of a page of ports; ``known_networks`` by id."""
+    wanted_networks = {p["network_id"] for p in ports}
+    networks: dict[str, tuple[str | None, str | None]] = {
+        id: (known_networks[id]["qos_policy_id"], known_networks[id]["physical_network"])
+        for id in wanted_networks & known_networks.keys()
+    }
+    ids = sorted(wanted_networks - networks.keys())
     for i in range(0, len(ids), 500):
         for id, policy, physical in reader.rows(_NETWORKS, {"networks": ids[i : i + 500]}):
             networks[id] = (policy, physical)

@@ -90,9 +90,9 @@ def place(reader: Reader, port: Mapping[str, Any]) -> TrunkPlace | None:
 
 
 def present_ports(reader: Reader, ports: list[Row]) -> None:
-    """Fill in ``trunk_details`` of a page of ports: None for those that carry no others."""
-    by_id = {p["id"]: p for p in ports}
-    for port in ports:
+    """Fill in ``trunk_details`` of a page of ports, unless known: None for those that carry no others."""
+    by_id = {p["id"]: p for p in ports if "trunk_details" not in p}
+    for port in by_id.values():
         port["trunk_details"] = None
     ids = list(by_id)
     for i in range(0, len(ids), 500):
@@ -109,11 +109,11 @@ def guard(reader: Reader, port_id: str) -> None:
     """409 for deleting a port that is part of a trunk."""
     trunk = of_parent(reader, port_id)
     if trunk is not None:
-        text = f"Port {port_id} is currently a parent port for trunk {trunk['id']}."
+        text = f"Trunk {trunk['id']} hangs on port {port_id}: delete the trunk first."
         raise conflict(text, "PortInUseAsTrunkParent")
     sub = of_subport(reader, port_id)
     if sub is not None:
-        raise conflict(f"Port {port_id} is currently a subport for trunk {sub['trunk_id']}.", "PortInUseAsSubPort")
+        raise conflict(f"Trunk {sub['trunk_id']} has subport {port_id}: remove it there first.", "PortInUseAsSubPort")
 
 
 def follow(tx: Tx, after: Mapping[str, Any], bind: Bind) -> None:
