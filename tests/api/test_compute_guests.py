@@ -181,6 +181,7 @@ def test_filters_by_address(demo: Nova, guest: str) -> None:
     demo("GET", f"/servers/{guest}/ips/nowhere", expect=404)
 
 
+@pytest.mark.req("C/SG-13")
 def test_security_groups(cloud: TestCloud, demo: Nova, guest: str) -> None:
     body = {"security_group": {"name": "web", "description": "d"}}
     made = demo("POST", "/os-security-groups", body, v="2.35", expect=200).json["security_group"]

@@ -307,6 +307,8 @@ def test_segments_that_can_and_cannot_be(admin: Net) -> None:
     assert made(network_type="vlan", physical_network="physnet1", segmentation_id=0) == 400
     assert made(network_type="flat", physical_network="physnet1", segmentation_id=5) == 400
     assert made(network_type="flat") == 400
+    asked = {"network": {"provider:network_type": "flat", "provider:physical_network": "banana"}}
+    assert admin.refused("POST", "networks", asked) == (400, "InvalidInput")
     assert made(network_type="vxlan", segmentation_id=2**24) == 400
 
 
@@ -465,7 +467,9 @@ def test_rules_that_cannot_be(demo: Net, wrong: Json, status: int) -> None:
 # --- agents ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.req("C/AGT-04", "C/AGT-05", "C/AGT-08", "C/AGT-09", "C/AGT-18", "C/META-05", "C/DHCP-18")
+@pytest.mark.req(
+    "C/AGT-04", "C/AGT-05", "C/AGT-08", "C/AGT-09", "C/AGT-18", "C/META-05", "C/DHCP-18", "C/ARCH-05", "C/ARCH-23"
+)
 def test_agents_are_shown_to_administrators(demo: Net, admin: Net) -> None:
     rows = admin.ok("GET", "agents")["agents"]
     kinds = {"Open vSwitch agent", "DHCP agent", "L3 agent", "Metadata agent"}

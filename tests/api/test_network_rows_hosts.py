@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +55,8 @@ def test_agents_say_how_much_they_serve(demo: Net, admin: Net) -> None:
     (serving,) = admin.ok("GET", f"networks/{net['id']}/dhcp-agents")["agents"]
     first = agent(admin, "dhcp", serving["host"])
     assert first["topic"] == "dhcp_agent"
-    assert {"admin_state_up", "agent_type", "alive", "binary", "created_at", "description", "heartbeat_timestamp", "host",
-            "id", "started_at"} <= first.keys()  # fmt: skip
+    named = "admin_state_up agent_type alive binary created_at description heartbeat_timestamp host id started_at"
+    assert set(named.split()) <= first.keys()
     counts = first["configurations"]
     assert (counts["networks"], counts["subnets"], counts["ports"]) == (1, 2, 1), "one port of its own"
     demo.make("port", network_id=net["id"])
@@ -119,3 +122,53 @@ def test_vlans_belong_to_their_physical_network_and_operators_may_take_any(demo:
     assert kinds == {"vxlan"}, "projects' networks never land on a physical network"
     chosen = admin.make("network", **{"provider:network_type": "vlan", "provider:physical_network": "external"})
     assert chosen["provider:segmentation_id"] in (100, 101), "what is chosen for him comes from the range"
+
+
+@pytest.mark.req("C/AGT-03")
+def test_when_an_agent_was_heard_is_told_by_the_servers_clock(cloud: TestCloud, admin: Net) -> None:
+    """Hosts report no time of their own: only the clock of the server, here moved by ten minutes, matters."""
+    shown = agent(admin, "dhcp", "host1")["heartbeat_timestamp"]
+    with pytest.MonkeyPatch.context() as patch:
+        now = time.time() + 600
+        patch.setattr(time, "time", lambda: now)
+        assert agent(admin, "dhcp", "host1")["alive"] is False
+        cloud.agents[0]._greet()
+        later = agent(admin, "dhcp", "host1")
+        assert later["alive"] is True
+    passed = datetime.fromisoformat(later["heartbeat_timestamp"]) - datetime.fromisoformat(shown)
+    assert 590 < passed.total_seconds() < 1200
+
+
+def test_a_pair_that_says_what_the_port_may_do_anyway_changes_nothing(demo: Net) -> None:
+    """As today's Networking has it; the document's release refused it (C/AAP-03)."""
+    net, _ = demo.network()
+    port = demo.make("port", network_id=net["id"])
+    own = {"mac_address": port["mac_address"], "ip_address": port["fixed_ips"][0]["ip_address"]}
+    changed = demo.ok("PUT", f"ports/{port['id']}", {"port": {"allowed_address_pairs": [own]}})["port"]
+    assert changed["allowed_address_pairs"] == [own]
+
+
+@pytest.mark.req("C/MTR-09")
+def test_extensions_of_service_plugins_are_listed(demo: Net) -> None:
+    aliases = {e["alias"] for e in demo.ok("GET", "extensions")["extensions"]}
+    assert {"metering", "router", "qos", "trunk"} <= aliases
+
+
+@pytest.mark.req("C/ML2-07")
+def test_networks_outside_a_range_that_was_narrowed_stay_whole(cloud: TestCloud, admin: Net) -> None:
+    made = admin.make("network", **{"provider:network_type": "vxlan", "provider:segmentation_id": 5000})
+    wide = cloud.cloud.settings
+    cloud.cloud.settings = replace(wide, vni_range=(1, 2))
+    try:
+        near = [admin.make("network")["provider:segmentation_id"] for _ in range(2)]
+        assert sorted(near) == [1, 2]
+        assert admin.refused("POST", "networks", {"network": {}}) == (503, "NoNetworkAvailable")
+        assert admin.ok("GET", f"networks/{made['id']}")["network"]["provider:segmentation_id"] == 5000
+        changed = {"network": {"name": "changed"}}
+        assert admin.ok("PUT", f"networks/{made['id']}", changed)["network"]["name"] == "changed"
+    finally:
+        cloud.cloud.settings = wide
+    again = {"network": {"provider:network_type": "vxlan", "provider:segmentation_id": 5000}}
+    assert admin.refused("POST", "networks", again) == (409, "TunnelIdInUse")
+    admin.ok("DELETE", f"networks/{made['id']}")
+    assert admin.ok("POST", "networks", again)["network"]["provider:segmentation_id"] == 5000

@@ -70,6 +70,7 @@ def die(wishes: Path, after_s: float) -> float:
     return time.monotonic() - started
 
 
+@pytest.mark.req("C/L3A-12", "C/DHCP-13")
 def test_killed_anywhere_it_is_finished_by_the_next(tmp_path: Path) -> None:
     host = Host(tmp_path)
     try:

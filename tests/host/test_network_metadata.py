@@ -71,6 +71,14 @@ def test_get_head_and_post(place: Place) -> None:
     assert {r["network_id"] for r in place.asked} == {"net"}
 
 
+@pytest.mark.req("C/META-03")
+def test_who_asks_is_known_by_its_address_whatever_it_says(place: Place) -> None:
+    forged = b"X-Instance-ID: other\r\nX-Tenant-ID: other\r\nX-Forwarded-For: 10.0.0.9\r\nX-Router-ID: other\r\n"
+    place.say(b"GET /latest HTTP/1.1\r\n" + forged + b"\r\n")
+    place.say(b"GET /latest HTTP/1.1\r\n\r\n")
+    assert place.asked[0] == place.asked[1]
+
+
 @pytest.mark.parametrize(
     ("request_", "status"),
     [

@@ -277,7 +277,7 @@ def test_an_administratively_down_port_is_silent(host: Host) -> None:
 
 
 @pytest.mark.req("B/NET-44", "C/DHCP-01", "C/DHCP-10")
-@pytest.mark.req("B/NET-26")
+@pytest.mark.req("B/NET-26", "C/TUN-07", "C/DHCP-11")
 def test_dhcp_gives_what_the_spec_says(host: Host) -> None:
     net = network(gateway="10.0.0.1", vni=7)
     net = replace(net, subnets=(replace(net.subnets[0], host_routes=(("192.168.9.0/24", "10.0.0.77"),)),))
@@ -287,6 +287,7 @@ def test_dhcp_gives_what_the_spec_says(host: Host) -> None:
     assert (lease["ip"], lease["mask"], lease["router"], lease["mtu"]) == ("10.0.0.3", "24", "10.0.0.1", "1450")
     assert (lease["dns"], lease["domain"], lease["hostname"]) == ("9.9.9.9", "openstack.test", "web-0")
     assert lease["staticroutes"] == "192.168.9.0/24 10.0.0.77 0.0.0.0/0 10.0.0.1"
+    assert lease["lease"] == "86400", "as the agent's configurations say"
 
 
 @pytest.mark.req("C/DHCP-08")

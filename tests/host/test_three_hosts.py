@@ -123,7 +123,7 @@ def test_joined_hosts_hold_no_secrets_of_the_cloud(scene: Scene) -> None:
         assert "database" not in json.loads((state / "hosts" / name / "agent.json").read_text())
 
 
-@pytest.mark.req("C/ARCH-09", "C/ARCH-13", "C/OVS-15")
+@pytest.mark.req("C/ARCH-09", "C/ARCH-13", "C/OVS-15", "C/ARCH-04")
 def test_a_network_spans_hosts_and_projects_are_apart(scene: Scene) -> None:
     scene.b.lease()
     until(lambda: scene.b.pings(scene.a), "guest to guest, host to host", 150)
@@ -138,6 +138,7 @@ def test_a_network_spans_hosts_and_projects_are_apart(scene: Scene) -> None:
         assert not scene.d.pings(address, 1)
 
 
+@pytest.mark.req("C/AGT-02")
 def test_a_host_that_is_cut_off_keeps_its_guests_and_catches_up(scene: Scene) -> None:
     before = scene.qemu()
     rule = next(
@@ -163,6 +164,7 @@ def test_a_host_that_is_cut_off_keeps_its_guests_and_catches_up(scene: Scene) ->
     scene.wire.cut(scene.real)
     scene.cloud.call("DELETE", "compute", f"/servers/{late}")
     assert late in scene.qemu()
+    until(lambda: not scene.cloud.hosts()["real"]["alive"], "its silence is noticed", 60)
     scene.wire.mend(scene.real)
     until(scene.settled, "everybody agrees")
     assert scene.qemu() == before

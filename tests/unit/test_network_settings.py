@@ -10,7 +10,7 @@ import pytest
 from nubila.core.config import BadSetting, Settings, load
 
 
-@pytest.mark.req("C/OVS-01", "C/OVS-02", "C/LBR-01", "C/ML2-05", "C/L3HA-12")
+@pytest.mark.req("C/OVS-01", "C/OVS-02", "C/LBR-01", "C/ML2-05")
 def test_ranges_networks_and_devices_are_read(tmp_path: Path) -> None:
     file = tmp_path / "nubila.toml"
     file.write_text(
@@ -25,10 +25,10 @@ def test_ranges_networks_and_devices_are_read(tmp_path: Path) -> None:
     assert load(file, environ={"NUBILA_VLAN_RANGE": "5,6"}).vlan_range == (5, 6)
 
 
-@pytest.mark.req("C/OVS-01", "C/OVS-02", "C/LBR-01", "C/ARCH-02", "C/ARCH-24")
+@pytest.mark.req("C/OVS-01", "C/OVS-02", "C/LBR-01")
 @pytest.mark.parametrize(("line", "words"), [
     ("vlan_range = [1, 4095]", "from 1 to 4094"), ("vlan_range = [0, 9]", "from 1 to 4094"),
-    ("vlan_range = [9, 8]", "in order"), ("vlan_range = [9]", "two numbers"), ('vlan_range = ["a", "b"]', "two numbers"),
+    ("vlan_range = [9, 8]", "in order"), ("vlan_range = [9]", "two numbers"), ('vlan_range = ["a"]', "two numbers"),
     ("vni_range = [1, 16777216]", "from 1 to 16777215"), ("vni_range = [5, 4]", "in order"),
     ('physical_networks = ["a", "a"]', "different names"), ('physical_networks = [""]', "different names"),
     ('physical_devices = ["physnet1"]', "is not NETWORK=DEVICE"), ('switch = "bridge"', "openvswitch, linuxbridge"),
@@ -41,7 +41,6 @@ def test_what_cannot_be_is_refused_at_start(tmp_path: Path, line: str, words: st
         load(file, environ={})
 
 
-@pytest.mark.req("C/ARCH-02")
 def test_the_last_word_wins(tmp_path: Path) -> None:
     """The file, then the environment, then the command line."""
     file = tmp_path / "nubila.toml"

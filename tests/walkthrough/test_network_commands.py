@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from walk import Client, Result, clouds
 
-from nubila.testing.started import started
+from nubila.testing.started import Started, nubila, started
 
 
 class Shell:
     """The administrator's shell."""
 
-    def __init__(self, client: Client) -> None:
-        self.client = client
+    def __init__(self, client: Client, cloud: Started) -> None:
+        self.client, self.cloud = client, cloud
 
     def __call__(self, command: str, *, fails: bool = False) -> Result:
         done = self.client.run("walk-admin", command)
@@ -31,7 +32,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NUBILA_BCRYPT_ROUNDS", "4")  # every command logs in
         with started("simulated", "oscnet") as cloud, Client(clouds(cloud, tmp_path_factory.mktemp("osc"))) as client:
-            yield Shell(client)
+            yield Shell(client, cloud)
 
 
 @pytest.mark.req("C/NET-31")
@@ -107,3 +108,12 @@ def test_the_scenario_of_one_project(shell: Shell) -> None:
     (outside,) = shown["external_gateway_info"]["external_fixed_ips"]
     assert outside["ip_address"].startswith("10.64.201.")
     assert shell("router delete router01", fails=True).err.strip()
+
+
+def test_the_state_directory_has_settings_and_logs_and_status_says_how_it_is(shell: Shell, tmp_path: Path) -> None:
+    """C/OPS-01, C/OPS-02, C/ARCH-22: what /etc/neutron, /var/log/neutron and `service ... status` were for."""
+    state = shell.cloud.state
+    logs = {path.name for path in (state / "log").iterdir()}
+    assert {"supervisor.log", "server.log", "agent.log"} <= logs
+    assert nubila("status", "--state", str(state)).returncode == 0
+    assert nubila("status", "--state", str(tmp_path)).returncode == 1

@@ -218,7 +218,7 @@ def test_the_tunnel_device_is_as_it_was_shown(lab: Lab) -> None:
         assert re.search(r"vxlan id 58 .*dstport 4789 .*ageing 300", shown)
 
 
-@pytest.mark.req("B/WALK-77")
+@pytest.mark.req("B/WALK-77", "C/L3A-06")
 def test_the_router_has_its_devices_and_addresses(lab: Lab) -> None:
     shown = lab.controller.run("ip", "netns", "exec", lab.space, "ip", "a").stdout
     inner, outer = (f"{kind}-{port['id'][:11]}" for kind, port in (("qr", lab.inner), ("qg", lab.outer)))
@@ -235,7 +235,7 @@ def test_the_router_has_its_devices_and_addresses(lab: Lab) -> None:
 
 @pytest.mark.req("B/WALK-79")
 @pytest.mark.req("B/WALK-80")
-@pytest.mark.req("B/WALK-81")
+@pytest.mark.req("B/WALK-81", "C/L3-20")
 def test_the_router_translates_as_its_chains_showed(lab: Lab) -> None:
     rules = table(lab.controller, "ip", "nubila-router", space=lab.space)
     chains = dict(re.findall(r"chain (\S+) \{(.*?)\n\t\}", rules, re.DOTALL))
@@ -267,7 +267,7 @@ def test_hosts_with_different_switches_are_one_network(lab: Lab) -> None:
     assert f"{lab.mate.ip} lladdr {lab.far['mac_address']}" in neighbours
 
 
-@pytest.mark.req("B/WALK-84", "C/L3A-06")
+@pytest.mark.req("B/WALK-84")
 def test_names_are_made_of_eleven_characters(lab: Lab) -> None:
     names = {link["ifname"] for link in json.loads(lab.controller.run("ip", "-j", "link").stdout)}
     assert {brq(lab.net), brq(lab.provider), tap(lab.inner), tap(lab.outer), "vxlan-58"} <= names

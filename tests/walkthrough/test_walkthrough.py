@@ -118,7 +118,7 @@ def test_hypervisors_are_listed(walk: Walk) -> None:
     assert {row["State"] for row in walk["WALK-15"].data} == {"up"}
 
 
-@pytest.mark.req("B/WALK-16", "B/VC-160", "C/AGT-04")
+@pytest.mark.req("B/WALK-16", "B/VC-160", "C/AGT-04", "C/ARCH-05", "C/OVS-11", "C/L3A-01")
 def test_network_agents_are_listed(walk: Walk) -> None:
     columns = {"ID", "Agent Type", "Host", "Availability Zone", "Alive", "State", "Binary"}
     assert columns <= walk["WALK-16"].columns
@@ -320,7 +320,7 @@ def test_the_server_answers_with_every_field(walk: Walk) -> None:
     assert walk["WALK-43 show"].data["security_groups"] == [{"name": "default"}]
 
 
-@pytest.mark.req("B/WALK-43", "B/VC-193")
+@pytest.mark.req("B/WALK-43", "B/VC-193", "C/ARCH-04")
 def test_the_server_becomes_active(walk: Walk) -> None:
     assert {"ID", "Name", "Status", "Networks"} <= walk["WALK-43"].columns
     row = walk["WALK-43"].data[0]
@@ -363,7 +363,7 @@ def test_floating_ips_are_listed(walk: Walk) -> None:
     assert columns <= walk["WALK-51"].columns
 
 
-@pytest.mark.req("B/WALK-52", "B/VC-204", "B/VC-205")
+@pytest.mark.req("B/WALK-52", "B/VC-204", "B/VC-205", "C/L3HA-42")
 def test_the_server_shows_its_floating_ip(walk: Walk) -> None:
     assert (walk["WALK-52"].status, walk["WALK-52"].out) == (0, ""), walk["WALK-52"].err
     floating = walk["WALK-50"].data["floating_ip_address"]

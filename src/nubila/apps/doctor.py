@@ -15,7 +15,7 @@ import msgspec
 import sqlalchemy as sa
 
 from nubila.agent.apply import Drivers
-from nubila.apps import doctor_identity, first, lifecycle, supervisor
+from nubila.apps import doctor_host, doctor_identity, first, lifecycle, supervisor
 from nubila.apps.checks import Check
 from nubila.apps.host import HostConfig, choose_gear, drivers, missing_engines
 from nubila.core import work
@@ -76,6 +76,7 @@ def _machine(state: Path) -> list[Check]:
         Check("gear", True, f"{gear.name} ({gear.why})"),
         Check("engines", not missing or os.geteuid() != 0, ", ".join(missing) or "all there", "./run engines"),
         Check("disk space", free > 1024, f"{free} MB free at {near}", "make room; images and guest disks live here"),
+        *(doctor_host.able() if gear.name == "real" else ()),
     ]
 
 
