@@ -234,3 +234,42 @@ def test_operators_move_the_central_part(play: Play) -> None:
     body = {"floatingip": {"port_id": guest["id"]}}
     got = play.test.request("PUT", f"/network/v2.0/floatingips/{mine['id']}", body)
     assert (got.status, got.json["NeutronError"]["type"]) == (400, "PortHasPortForwarding")
+
+
+PLAIN, HA, DISTRIBUTED = {"distributed": False, "ha": False}, {"ha": True}, {"distributed": True}
+CHANGES = [(a, b) for a in (PLAIN, HA, DISTRIBUTED) for b in (PLAIN, HA, DISTRIBUTED) if a is not b]
+
+
+@pytest.mark.parametrize(("before", "after"), CHANGES)
+def test_a_switched_off_router_becomes_any_other_kind(tmp_path: Path, before: Json, after: Json) -> None:
+    cloud = TestCloud(tmp_path / "cloud", hosts=1)
+    play = Play(cloud)
+    _, subnet = play.network()
+    id = play.post("routers", "router", user="admin", project_id=play.project, **before)["id"]
+    public = play.test.request("GET", "/network/v2.0/networks?router:external=true").json["networks"][0]["id"]
+    play.put(f"routers/{id}", {"router": {"external_gateway_info": {"network_id": public}}}, user="admin")
+    play.put(f"routers/{id}/add_router_interface", {"subnet_id": subnet})
+
+    def seen() -> dict[str, tuple[str, str]]:
+        sound(play)
+        got = play.test.request("GET", f"/network/v2.0/ports?device_id={id}").json["ports"]
+        owners = {p["device_owner"].removeprefix("network:"): (p["status"], p["binding:vif_type"]) for p in got}
+        assert len(owners) == len(got)
+        return owners
+
+    def of(kind: Json) -> dict[str, tuple[str, str]]:
+        here = ("ACTIVE", "ovs")
+        if kind is HA:
+            return {"router_gateway": here, "ha_router_replicated_interface": here, "router_ha_interface": here}
+        if kind is DISTRIBUTED:
+            everywhere = ("ACTIVE", "distributed")
+            return {"router_gateway": here, "router_interface_distributed": everywhere, "router_centralized_snat": here}
+        return {"router_gateway": here, "router_interface": here}
+
+    assert seen() == of(before)
+    play.put(f"routers/{id}", {"router": {"admin_state_up": False}}, user="admin")
+    assert {status for status, _ in seen().values()} == {"DOWN"}
+    play.put(f"routers/{id}", {"router": {**PLAIN, **after}}, user="admin")
+    play.put(f"routers/{id}", {"router": {"admin_state_up": True}}, user="admin")
+    assert seen() == of(after)
+    cloud.close()

@@ -237,7 +237,7 @@ def _outer(whole: RouterSpec, hop: str) -> bool:
 def observed(tx: Tx, row: Row, status: str) -> None:
     """A host reported: interfaces are up when a host has them, whichever."""
     if status in ("ACTIVE", "DOWN"):
-        up = status == "ACTIVE" or not row["admin_state_up"]
+        up = status == "ACTIVE" and row["admin_state_up"]
         tx.execute(_STATUS, {"b_router": row["id"], "b_s": "ACTIVE" if up else "DOWN"})
 
 

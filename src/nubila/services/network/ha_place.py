@@ -376,13 +376,14 @@ def views(reader: Reader, router_id: str) -> dict[str, str]:
     return {host: ("active" if lease and lease.holder == host else "standby") for host in staying(reader, router_id)}
 
 
-def observed(tx: Tx, router_id: str, host: str, status: str) -> None:
+def observed(tx: Tx, row: Row, host: str, status: str) -> None:
     """A host says what became of its part: wired, or nothing is left of it."""
-    mine = next((one for one in on(tx, router_id) if one["host"] == host), None)
+    mine = next((one for one in on(tx, row["id"]) if one["host"] == host), None)
     if mine is None and status == "GONE":
-        ha_lease.given_up(tx, router_id, host)
+        ha_lease.given_up(tx, row["id"], host)
     if mine is not None and status in ("ACTIVE", "DOWN", "ERROR"):
-        allocate.set_columns(tx, Port, mine["port_id"], {"status": "DOWN" if status == "ERROR" else "ACTIVE"})
+        wired = status != "ERROR" and row["admin_state_up"]
+        allocate.set_columns(tx, Port, mine["port_id"], {"status": "ACTIVE" if wired else "DOWN"})
 
 
 def refuse_active(row: Row) -> Fault | None:

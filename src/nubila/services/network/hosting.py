@@ -396,7 +396,7 @@ def observe_router(cloud: Cloud, tx: Tx, id: str, host: str, observed: Mapping[s
     row = look.row(tx, Router, id)
     status = observed.get("status")
     if row is not None and row["ha"]:
-        ha_place.observed(tx, id, host, str(status))
+        ha_place.observed(tx, row, host, str(status))
     if row is not None and (row["ha"] or row["distributed"] or row["host"] == host):
         metering.observe(tx, id, host, observed.get("counts") or ())
     distributed = row is not None and row["distributed"]
@@ -408,9 +408,10 @@ def observe_router(cloud: Cloud, tx: Tx, id: str, host: str, observed: Mapping[s
     wanted = "ACTIVE" if status != "ERROR" else "ERROR"
     if row["status"] != wanted:
         allocate.set_columns(tx, Router, id, {"status": wanted})
+    wired = "ACTIVE" if status == "ACTIVE" and row["admin_state_up"] else "DOWN"
     for p in tx.all(_ROUTER_PORTS, {"router": id}):
-        if p["status"] != ("ACTIVE" if up else "DOWN"):
-            _set_port(tx, p["id"], host, "ACTIVE" if up else "DOWN")
+        if p["status"] != wired:
+            _set_port(tx, p["id"], host, wired)
     mine = dvr.floating_here(tx, id, host, row["host"] == host) if distributed else None
     for f in tx.all(_FLOATING, {"router": id}):
         if mine is not None and f["id"] not in mine and (f["fixed_ip_address"] or row["host"] != host):

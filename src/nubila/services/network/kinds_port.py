@@ -75,8 +75,8 @@ class Port(Named):
                      set=OWNER_OR_SERVICE, filter="eq", sort=True)  # fmt: skip
     profile = Attr(FreeObject, "Facts for the host.", api="binding:profile", write="cu", default={}, null=True,
                    see=ADMIN_OR_SERVICE, set="role:service")  # fmt: skip
-    vif_type = Attr(Str(64), "How it is bound: unbound, ovs or bridge.", api="binding:vif_type", default="unbound",
-                    see=ADMIN_OR_SERVICE, filter="eq")  # fmt: skip
+    vif_type = Attr(Str(64), "How it is bound: unbound, ovs, bridge or distributed.", api="binding:vif_type",
+                    default="unbound", see=ADMIN_OR_SERVICE, filter="eq")  # fmt: skip
     vif_details = Attr(Json, "Details of the binding.", api="binding:vif_details", store=False, see=ADMIN_OR_SERVICE)
     qos_policy_id = Attr(Uuid, "QoS policy of its own.", write="cu", default=None, null=True, ref="qos_policy.id")
     qos_network_policy_id = Attr(Uuid, "QoS policy of its network.", store=False)

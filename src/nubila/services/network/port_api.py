@@ -14,6 +14,7 @@ from nubila.core.query import ListQuery
 from nubila.core.service import Hooks
 from nubila.services.network import local_ips, look, paging, ports, qos_use, rbac, tags, trunks_links
 from nubila.services.network.asks import CENTRAL, DHCP, FLOATING, GATEWAY, INTERFACES, ROUTER_OWNERS
+from nubila.services.network.dvr_hosts import DVR_INTERFACE
 from nubila.services.network.kinds import FloatingIP, Network, Router
 from nubila.services.network.kinds_port import Port
 from nubila.services.network.tables import IP_ALLOCATION, PORT_GROUP
@@ -187,6 +188,8 @@ def present(call: Call, rows: list[Row]) -> None:
             for ip in row["fixed_ips"]
         ]
         row["vif_details"] = ports.details(row["vif_type"])
+        if row["device_owner"] == DVR_INTERFACE:
+            row["vif_type"] = "distributed"  # it is on no host because it is on all of them
         if row["trusted"] is not None:
             row["profile"] = {**(row["profile"] or {}), "trusted": row["trusted"]}
 

@@ -125,6 +125,11 @@ SPEC = (
     "enable_default_route_ecmp", "enable_default_route_bfd",
 )  # fmt: skip
 """What hosts have to know of a router's own row."""
+_OWNER = (
+    sa.update(Port.table)
+    .where(_P.device_id == sa.bindparam("b_router"), _P.device_owner == sa.bindparam("b_from"))
+    .values(device_owner=sa.bindparam("b_to"))
+)
 _GW_PORT = sa.select(Router.table.c.gw_port_id).where(Router.table.c.id == sa.bindparam("id"))
 
 
@@ -132,7 +137,11 @@ def updated(call: Call, before: Row, after: Row) -> None:
     after.pop("_gateway", None)
     after.pop("external_gateway_info", None)
     ha.updated(call, before, after)
+    if before["ha"] and not after["ha"]:
+        call.tx.execute(_OWNER, {"b_router": before["id"], "b_from": HA_INTERFACE, "b_to": INTERFACE})
     dvr.updated(call, before, after)
+    if after["ha"] and not before["ha"]:
+        call.tx.execute(_OWNER, {"b_router": before["id"], "b_from": INTERFACE, "b_to": HA_INTERFACE})
     if any(before[n] != after[n] for n in SPEC):
         asks.router(call.tx, before["id"])
 
