@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from nubila.core.ports import Neighbour, NetworkSpec
+from nubila.core.ports import Neighbour, NetworkSpec, PortSpec
 from nubila.services.network import SERVICE, plug
 from nubila.testing.cloud import TestCloud
 
@@ -117,3 +117,95 @@ def test_a_host_that_changes_its_switch_rebinds_its_ports(mixed: Mixed) -> None:
     agent.place = msgspec.structs.replace(agent.place, switch="openvswitch")
     agent._greet()
     assert mixed.call("GET", f"/ports/{port['id']}")["port"]["binding:vif_type"] == "ovs"
+
+
+# --- what Linux bridges cannot have ---------------------------------------------------------------------------------
+
+
+def port_of(mixed: Mixed, host: str = "", **more: Any) -> dict[str, Any]:
+    body = {"network_id": mixed.net, "device_owner": "compute:nova", **({"binding:host_id": host} if host else {})}
+    made: dict[str, Any] = mixed.call("POST", "/ports", {"port": {**body, **more}})["port"]
+    return made
+
+
+def fit(mixed: Mixed, ports: list[str], networks: list[str]) -> set[str]:
+    """The hosts on which Compute puts a server with these."""
+    with mixed.test.cloud.store.read() as r:
+        return plug.hosts_reaching(r, ports, networks, ["ovs", "bridge", "bridge2"])
+
+
+def refused(mixed: Mixed, method: str, path: str, body: Any) -> tuple[int, str]:
+    got = mixed.test.request(method, f"/network/v2.0{path}", body)
+    return got.status, got.json["NeutronError"]["type"] if got.status >= 400 else ""
+
+
+def test_a_trunk_is_not_bound_where_there_are_none_and_says_so(mixed: Mixed) -> None:
+    on_bridge = port_of(mixed, "bridge")
+    assert refused(mixed, "POST", "/trunks", {"trunk": {"port_id": on_bridge["id"]}}) == (409, "ParentPortInUse")
+    parent, sub = port_of(mixed), port_of(mixed, device_owner="")
+    subs = [{"port_id": sub["id"], "segmentation_type": "vlan", "segmentation_id": 7}]
+    trunk = mixed.call("POST", "/trunks", {"trunk": {"port_id": parent["id"], "sub_ports": subs}})["trunk"]
+    assert trunk["status"] == "DOWN"
+    assert fit(mixed, [parent["id"]], []) == {"ovs"}
+    path, sub_path = f"/ports/{parent['id']}", f"/ports/{sub['id']}"
+    moved = mixed.call("PUT", path, {"port": {"binding:host_id": "bridge"}})["port"]
+    assert moved["binding:vif_type"] == "binding_failed"
+    assert mixed.call("GET", sub_path)["port"]["binding:vif_type"] == "binding_failed"
+    assert mixed.call("GET", f"/trunks/{trunk['id']}")["trunk"]["status"] == "ERROR"
+    moved = mixed.call("PUT", path, {"port": {"binding:host_id": "ovs"}})["port"]
+    assert (moved["binding:vif_type"], moved["binding:host_id"]) == ("ovs", "ovs")
+    mixed.test.settle()
+    assert mixed.call("GET", f"/trunks/{trunk['id']}")["trunk"]["status"] == "ACTIVE"
+
+
+@pytest.mark.parametrize("kind", ["gre", "geneve"])
+def test_tunnels_that_bridges_lack_are_served_and_bound_elsewhere(mixed: Mixed, kind: str) -> None:
+    mixed.test.add_host("bridge0", switch="linuxbridge")  # a network host too, and the first by name
+    mixed.test.settle()
+    net = mixed.call("POST", "/networks", {"network": {"provider:network_type": kind}})["network"]["id"]
+    mixed.call("POST", "/subnets", {"subnet": {"network_id": net, "ip_version": 4, "cidr": "10.1.0.0/24"}})
+    subnet = mixed.call("GET", f"/subnets?network_id={net}")["subnets"][0]["id"]
+    router = mixed.call("POST", "/routers", {"router": {}})["router"]["id"]
+    mixed.call("PUT", f"/routers/{router}/add_router_interface", {"subnet_id": subnet})
+    mixed.test.settle()
+    for path in (f"/networks/{net}/dhcp-agents", f"/routers/{router}/l3-agents"):
+        assert [a["host"] for a in mixed.call("GET", path)["agents"]] == ["ovs"]
+    assert fit(mixed, [], [net]) == {"ovs"}
+    assert fit(mixed, [], [mixed.net]) == {"ovs", "bridge", "bridge2"}
+    assert port_of(mixed, "bridge", network_id=net)["binding:vif_type"] == "binding_failed"
+
+
+def test_distributed_routers_keep_to_hosts_that_can_have_them(mixed: Mixed) -> None:
+    mixed.test.add_host("bridge0", switch="linuxbridge")
+    mixed.test.settle()
+    subnet = mixed.call("GET", f"/subnets?network_id={mixed.net}")["subnets"][0]["id"]
+    guest = port_of(mixed, "bridge")
+    made = mixed.call("POST", "/routers", {"router": {"distributed": True}})["router"]["id"]
+    path, body = f"/routers/{made}/add_router_interface", {"subnet_id": subnet}
+    assert refused(mixed, "PUT", path, body) == (409, "RouterInterfaceAttachmentConflict")
+    mixed.call("PUT", f"/ports/{guest['id']}", {"port": {"binding:host_id": ""}})
+    mixed.call("PUT", path, body)
+    public = mixed.call("GET", "/networks?router:external=true")["networks"][0]["id"]
+    mixed.call("PUT", f"/routers/{made}", {"router": {"external_gateway_info": {"network_id": public}}})
+    mixed.test.settle()
+    assert {a["host"] for a in mixed.call("GET", f"/routers/{made}/l3-agents")["agents"]} == {"ovs"}
+    assert fit(mixed, [guest["id"]], []) == {"ovs"}
+    assert port_of(mixed, "bridge")["binding:vif_type"] == "binding_failed"
+    assert port_of(mixed, "ovs")["binding:vif_type"] == "ovs"
+    plain = mixed.call("POST", "/networks", {"network": {}})["network"]["id"]
+    mixed.call("POST", "/subnets", {"subnet": {"network_id": plain, "ip_version": 4, "cidr": "10.7.0.0/24"}})
+    port_of(mixed, "bridge", network_id=plain)
+    off = mixed.call("POST", "/routers", {"router": {"admin_state_up": False, "distributed": False}})["router"]["id"]
+    other = mixed.call("GET", f"/subnets?network_id={plain}")["subnets"][0]["id"]
+    mixed.call("PUT", f"/routers/{off}/add_router_interface", {"subnet_id": other})
+    change = {"router": {"distributed": True}}
+    assert refused(mixed, "PUT", f"/routers/{off}", change) == (409, "RouterInterfaceAttachmentConflict")
+
+
+def test_logs_are_for_ports_on_bridges_too(mixed: Mixed) -> None:
+    port = port_of(mixed, "bridge")
+    mixed.call("POST", "/log/logs", {"log": {"resource_type": "security_group", "target_id": port["id"]}})
+    with mixed.test.cloud.store.read() as r:
+        spec = SERVICE.host_items["port"].describe(mixed.test.cloud, r, port["id"], "bridge")
+    assert isinstance(spec, PortSpec)
+    assert [log.event for log in spec.logs] == ["ALL"]

@@ -15,7 +15,7 @@ from nubila.core.call import Call, Reply, Route
 from nubila.core.db import Tx
 from nubila.core.faults import Fault, bad_request, conflict
 from nubila.core.policy import Rule
-from nubila.services.network import look, ports
+from nubila.services.network import look, network_segments, ports
 from nubila.services.network.feature import Feature
 from nubila.services.network.kinds_port import VNIC_TYPES, Port
 from nubila.services.network.tables import PORT_BINDING
@@ -45,7 +45,7 @@ def _port(call: Call, rule: str) -> Row:
     port = look.seen(call.cloud, call.tx, call.creds, Port, id)
     call.enforce(rule, look.wire(Port, port))
     if not port["device_owner"].startswith("compute:"):
-        text = f"Operation multiple bindings is not supported for device_owner {port['device_owner']} on port {id}."
+        text = f"Port {id} of device_owner {port['device_owner']} can be bound once only: just compute ports take more."
         raise conflict(text, "UnsupportedPortDeviceOwner")
     return port
 
@@ -71,7 +71,7 @@ def _one(call: Call, port: Row) -> Row:
     host = call.params["host"]
     found = next((b for b in _all(call, port) if b["host"] == host), None)
     if found is None:
-        raise Fault(404, f"Binding for port {port['id']} for host {host} could not be found.", "PortBindingNotFound")
+        raise Fault(404, f"Port {port['id']} has no binding on host {host}.", "PortBindingNotFound")
     return found
 
 
@@ -92,7 +92,7 @@ def listing(call: Call) -> Row:
         if key in ("host", "status", "vif_type", "vnic_type"):
             found = [b for b in found if b[key] == value]
         elif key not in ("fields", "limit", "marker", "sort_key", "sort_dir", "page_reverse"):
-            text = f"Invalid input for filter: '{key}' is not a valid filter for bindings."
+            text = f"Bindings can not be filtered by '{key}'."
             raise bad_request(text, "HTTPBadRequest")
     return {"bindings": [{k: v for k, v in b.items() if not fields or k in fields} for b in found]}
 
@@ -106,10 +106,11 @@ def show(call: Call) -> Row:
 def _bound(call: Call, port: Row, wish: Row) -> Row:
     """The columns of a binding; 500 in the original's words when the host cannot wire it, which is the caller's 409."""
     values: Row = {}
-    ports.bind_values(call.tx, values, wish["host"])
+    ports.bind_values(call.tx, values, wish["host"], port)
     if values["vif_type"] == "binding_failed":
-        text = f"Binding for port {port['id']} on host {wish['host']} could not be created or updated."
-        raise conflict(f"{text} There is no such host.", "PortBindingError")
+        text = f"Port {port['id']} can not be bound on {wish['host']}: no such host, or none of its network."
+        raise conflict(text, "PortBindingError")
+    network_segments.check_host(call.tx, port, wish["host"])
     return {
         "port_id": port["id"], "host": wish["host"], "vnic_type": wish["vnic_type"], "vif_type": values["vif_type"],
         "profile": wish["profile"] or {},
@@ -164,7 +165,7 @@ def activate(call: Call) -> Row:
     port = _port(call, "activate")
     chosen = _one(call, port)
     if chosen["status"] == "ACTIVE":
-        text = f"Binding for port {port['id']} on host {chosen['host']} is already active."
+        text = f"Port {port['id']} is active on host {chosen['host']} already."
         raise conflict(text, "PortBindingAlreadyActive")
     _drop(call.tx, port["id"], chosen["host"])
     if port["host_id"]:

@@ -21,7 +21,7 @@ from nubila.core.db import Reader, Tx
 from nubila.core.faults import bad_request
 from nubila.core.policy import Rule
 from nubila.core.ports import FloatingSpec, RouterPort, RouterSpec
-from nubila.services.network import addresses, asks, dvr_hosts, look, ports
+from nubila.services.network import addresses, asks, bridged, dvr_hosts, look, ports
 from nubila.services.network.asks import CENTRAL, GATEWAY, INTERFACE
 from nubila.services.network.dvr_hosts import DVR_INTERFACE
 from nubila.services.network.feature import Feature
@@ -78,8 +78,10 @@ def prepare_update(call: Call, before: Row, values: Row) -> None:
         if values["distributed"] is None:
             values["distributed"] = before["distributed"]
         if bool(values["distributed"]) != bool(before["distributed"]) and before["admin_state_up"]:
-            text = "Bad router request: distributed changes only while the router is off: set admin_state_up to false before."
+            text = "Bad router request: switch the router off before distributed changes (admin_state_up)."
             raise bad_request(text, "BadRequest")
+        if values["distributed"] and not before["distributed"]:
+            bridged.refuse_distributed(call.tx, [p["network_id"] for p in _of(call.tx, before["id"], INTERFACE)])
     _not_both({**before, **values})
 
 

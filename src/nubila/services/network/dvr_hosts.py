@@ -155,7 +155,8 @@ def _wanted(reader: Reader, everyone: list[str], routers: set[str], networks: se
     if networks and routers:
         where = {host for (host,) in reader.rows(_BOUND, {"networks": sorted(networks)})}
         where |= {host for id, host in central.items() if id in routers}
-    where &= {h["name"] for h in hosts.every(reader)}
+    # Hosts that switch with Linux bridges cannot have one (bridged.py).
+    where &= {h["name"] for h in hosts.every(reader) if h["switch"] != "linuxbridge"}
     return {
         id: ((where if id in routers else set()) | ({central[id]} - {""})) if id in central else set()
         for id in everyone

@@ -24,7 +24,21 @@ from nubila.core.cloud import Cloud
 from nubila.core.db import Reader, Store, Tx
 from nubila.core.faults import Fault
 from nubila.core.work import Item
-from nubila.services.network import agents, allocate, asks, dvr, fixed, l2pop, look, place, ports, segment_ranges
+from nubila.services.network import (
+    agents,
+    allocate,
+    asks,
+    bridged,
+    dvr,
+    dvr_hosts,
+    fixed,
+    l2pop,
+    look,
+    network_segments,
+    place,
+    ports,
+    segment_ranges,
+)
 from nubila.services.network.asks import DHCP, INTERFACES, ROUTER_OWNERS
 from nubila.services.network.ha_tables import HA_HOST
 from nubila.services.network.kinds import FloatingIP, Network, Router, Subnet
@@ -92,6 +106,9 @@ def on_host(cloud: Cloud, tx: Tx, host: Row) -> None:
     External networks live on every network host; what a drained or removed host serves moves to others.
     """
     l2pop.on_host(tx, host)
+    if l2pop.switch(host) == l2pop.LINUX_BRIDGE:
+        for id in dvr_hosts.on(tx, host["name"]):  # it had another switch before
+            dvr_hosts.spread(tx, id)
     segment_ranges.show_settings(tx, cloud.settings)
     if "network" in host["roles"] and host["state"] != "removed":
         for id in asks.external_networks(tx):
@@ -145,14 +162,23 @@ def dhcp(cloud: Cloud, tx: Tx, network_id: str, *, wanted: int | None = None) ->
     found: list[str] = []
     n = cloud.settings.dhcp_agents_per_network if wanted is None else wanted
     silent = _silent(cloud, tx, have) if have else set()
-    if served and len(have) - len(silent) < n:
-        load = dict(tx.rows(_DHCP_LOAD))
-        found = place.choose(
-            usable(tx, agents.DHCP), load, n - len(have) + len(silent), zones=net["availability_zone_hints"], have=rows
-        )
-    standins = sorted(h for h in have if rows[h][1] == STANDIN)
-    for host in standins[: max(0, len(have) - len(silent) - n)]:
-        unbind(tx, network_id, host, have.pop(host))
+    parts = network_segments.dhcp_parts(tx, net, served)
+    for host in [h for h in have if not any(part is None or h in part for part in parts)]:
+        unbind(tx, network_id, host, have.pop(host))  # no way to the network from there any more
+    standing: set[str] = set()
+    for part in parts:
+        mine = {h for h in have if part is None or h in part}
+        heard = len(mine - silent)
+        if served and heard < n:
+            fit = bridged.able(tx, usable(tx, agents.DHCP), [network_id])
+            free = [h for h in fit if part is None or h["name"] in part]
+            load = dict(tx.rows(_DHCP_LOAD))
+            more = place.choose(free, load, n - heard, zones=net["availability_zone_hints"], have=rows)
+            found += more
+            standing |= set(more[max(0, n - len(mine)) :])
+        standins = sorted(h for h in mine if rows[h][1] == STANDIN)
+        for host in standins[: max(0, heard - n)]:
+            unbind(tx, network_id, host, have.pop(host))
     for host in [h for h, (_, state) in rows.items() if state == AWAY and h not in staying]:
         tx.execute(_UNBIND, {"b_network": network_id, "b_host": host})
     if served and gone and not have and not found:
@@ -163,13 +189,12 @@ def dhcp(cloud: Cloud, tx: Tx, network_id: str, *, wanted: int | None = None) ->
         for port_id in filter(None, have.values()):
             _drop_port(tx, port_id)
         return True
-    missing = n - len(have)
-    for place_, host in enumerate(found):
-        bind(cloud, tx, net, host, "" if place_ < missing else STANDIN)
+    for host in found:
+        bind(cloud, tx, net, host, STANDIN if host in standing else "")
         have[host] = None
     for host, port_id in have.items():
-        _serve(cloud, tx, net, served, host, port_id)
-    return bool(have)
+        _serve(cloud, tx, net, network_segments.dhcp_at(tx, net, served, host), host, port_id)
+    return all(part is None or part & set(have) for part in parts) and bool(have)
 
 
 def _silent(cloud: Cloud, reader: Reader, bound: Iterable[str]) -> set[str]:
@@ -306,11 +331,12 @@ def router(cloud: Cloud, tx: Tx, router_id: str, *, tell: bool = True) -> str | 
         mine = [port for port in mine if port["device_owner"] not in INTERFACES]
     else:
         needed = bool(mine)
-    if host is None and needed:
-        found = place.choose(
-            usable(tx, agents.L3), dict(tx.rows(_ROUTER_LOAD)), 1, zones=row["availability_zone_hints"]
-        )
-        host = found[0] if found else row["host"] if row["host"] in _draining(tx) else None
+    nets = [port["network_id"] for port in mine]
+    leaves = host is not None and needed and _misplaced(tx, row, nets)
+    if needed and (host is None or leaves):
+        able = _fit(tx, row, network_segments.reaching(tx, usable(tx, agents.L3), nets), nets)
+        found = place.choose(able, dict(tx.rows(_ROUTER_LOAD)), 1, zones=row["availability_zone_hints"])
+        host = found[0] if found else row["host"] if leaves or row["host"] in _draining(tx) else None
     if host != row["host"]:
         move_router(tx, row, host)
     elif host is not None and tell:
@@ -322,6 +348,17 @@ def router(cloud: Cloud, tx: Tx, router_id: str, *, tell: bool = True) -> str | 
         dvr.kept(cloud, tx, {**row, "host": host}, tell=tell)
         return host or (NOWHERE if not needed else None)
     return host
+
+
+def _fit(reader: Reader, row: Row, known: list[Row], networks: list[str]) -> list[Row]:
+    """Hosts whose switch can do what the router needs."""
+    return bridged.able(reader, bridged.distributed(known) if row["distributed"] else known, networks)
+
+
+def _misplaced(reader: Reader, row: Row, networks: list[str]) -> bool:
+    """Whether the router is on a host whose switch cannot do what it needs by now."""
+    host = hosts.get(reader, row["host"])
+    return host is not None and not _fit(reader, row, [host], networks)
 
 
 def move_router(tx: Tx, row: Row, host: str | None) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from nubila.core import hosts
 from nubila.core.cloud import Cloud
 from nubila.core.db import Reader, Tx
 from nubila.core.faults import conflict
-from nubila.services.network import addresses, groups, look, ports, qos_guarantees, rbac
+from nubila.services.network import addresses, bridged, groups, look, network_segments, ports, qos_guarantees, rbac
 from nubila.services.network.asks import DHCP, INTERFACES
 from nubila.services.network.kinds import FloatingIP, Network, Subnet
 from nubila.services.network.kinds_port import Port, SecurityGroup
@@ -113,6 +114,24 @@ def attach_port(
 def guaranteed(reader: Reader, port_ids: Iterable[str], network_ids: Iterable[str]) -> dict[str, int]:
     """What a host must have for existing ports, and for ports to be made on networks: resource class -> amount."""
     return qos_guarantees.needs(reader, port_ids, network_ids)
+
+
+def hosts_reaching(
+    reader: Reader, port_ids: Iterable[str], network_ids: Iterable[str], names: Iterable[str]
+) -> set[str]:
+    """Those of the hosts on which these ports, and new ports on these networks, can be bound (segments)."""
+    at: dict[str, str] = {}
+    nets = list(network_ids)
+    for id in port_ids:
+        if (row := look.row(reader, Port, id)) is not None:
+            nets.append(row["network_id"])
+            mine = {ip["subnet_id"] for ip in look.addresses_of(reader, id)}
+            for subnet in look.subnets(reader, row["network_id"]):
+                if subnet["id"] in mine and subnet["segment_id"]:
+                    at[row["network_id"]] = subnet["segment_id"]
+    known = [h for h in hosts.every(reader) if h["name"] in set(names)]
+    fit = bridged.able(reader, known, network_ids, port_ids, guest=True)
+    return {h["name"] for h in network_segments.reaching(reader, fit, nets, at)}
 
 
 def detach_port(cloud: Cloud, tx: Tx, port_id: str) -> None:

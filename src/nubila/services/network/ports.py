@@ -21,6 +21,7 @@ from nubila.core.gates import ALWAYS
 from nubila.services.network import (
     allocate,
     asks,
+    bridged,
     fixed,
     floating_links,
     groups,
@@ -28,6 +29,7 @@ from nubila.services.network import (
     local_ips,
     logs,
     look,
+    network_segments,
     pvlan,
     qos_guarantees,
     segments,
@@ -58,7 +60,7 @@ def fill(cloud: Cloud, tx: Tx, values: Row, net: Mapping[str, Any], creds: Any) 
         own = str(values["device_owner"]).startswith("network:")  # the cloud's own ports are not guests
         values["port_security_enabled"] = net["port_security_enabled"] and not own
     values["mac_address"] = allocate.mac(tx, net["id"], values.get("mac_address"))
-    bind_values(tx, values, values.get("host_id") or "")
+    bind_values(tx, values, values.get("host_id") or "", values)
     values["profile"] = values.get("profile") or {}
     values["_groups"] = groups.chosen(cloud, tx, values, values.get("security_groups"), creds)
     values["allowed_address_pairs"] = pairs(values.get("allowed_address_pairs") or [], values)
@@ -67,7 +69,9 @@ def fill(cloud: Cloud, tx: Tx, values: Row, net: Mapping[str, Any], creds: Any) 
     values["dns_domain"] = segments.domain(values.get("dns_domain"))
     values["tags"] = tags.clean(values.get("tags") or [])
     pvlan.settle(values, net)
-    values["_wishes"] = fixed.wishes(tx, values, values.get("fixed_ips"))
+    asked = values.get("fixed_ips")
+    values["_wishes"] = fixed.wishes(tx, values, asked)
+    values["ip_allocation"] = network_segments.allocation(tx, values, asked, values["_wishes"])
 
 
 def made(cloud: Cloud, tx: Tx, row: Row) -> None:
@@ -92,8 +96,8 @@ def check_move(tx: Tx, before: Row, asked: Sequence[Mapping[str, Any]]) -> None:
     left = {one.get("ip_address") for one in asked}
     for linked in floating_links.of_port(tx, before["id"]):
         if linked["fixed_ip_address"] not in left:
-            text = f"Bad port request: Cannot update the fixed_ips of the port {before['id']}, because its original "
-            raise bad_request(f"{text}fixed_ip has been associated to a floating ip.", "BadRequest")
+            text = f"fixed_ips: keep {linked['fixed_ip_address']} or take off the floating IP that leads to it."
+            raise bad_request(f"Bad port request: {text}", "BadRequest")
 
 
 def create(cloud: Cloud, tx: Tx, creds: Any = None, *, counted: str = "claim", **values: Any) -> Row:
@@ -125,9 +129,7 @@ def prepare_change(cloud: Cloud, tx: Tx, before: Row, values: Row, creds: Any) -
         _change_mac(tx, before, values)
         after["mac_address"] = values["mac_address"]
     if "host_id" in values:
-        bind_values(tx, values, values["host_id"] or "")
-        if values["bound_host"] != before["bound_host"]:
-            values["status"] = "DOWN"
+        _change_host(tx, before, values)
     if "profile" in values:
         values["profile"] = values["profile"] or {}
     if "port_security_enabled" in values and values["port_security_enabled"] is None:
@@ -149,13 +151,21 @@ def prepare_change(cloud: Cloud, tx: Tx, before: Row, values: Row, creds: Any) -
     pvlan.change(tx, before, values)
 
 
+def _change_host(tx: Tx, before: Row, values: Row) -> None:
+    if "fixed_ips" not in values and values["host_id"] != before["host_id"]:
+        network_segments.check_host(tx, before, values["host_id"] or "")
+    bind_values(tx, values, values["host_id"] or "", {**before, **values})
+    if values["bound_host"] != before["bound_host"]:
+        values["status"] = "DOWN"
+
+
 def _change_mac(tx: Tx, before: Row, values: Row) -> None:
     wanted = values["mac_address"]
     if wanted == before["mac_address"]:
         return  # null asks for a new one (extension port-mac-address-regenerate)
     if before["bound_host"]:
-        text = f"Unable to complete operation on port {before['id']}, port is already bound, port type: "
-        raise conflict(f"{text}{before['vif_type']}, old_mac {before['mac_address']}, new_mac {wanted}.", "PortBound")
+        text = f"mac_address: unbind port {before['id']} from host {before['bound_host']} before it becomes {wanted}."
+        raise conflict(text, "PortBound")
     values["mac_address"] = allocate.mac(tx, before["network_id"], wanted)
 
 
@@ -170,7 +180,7 @@ def changed(cloud: Cloud, tx: Tx, before: Row, after: Row) -> None:
         kept = [i for i in old_ips if i["subnet_id"] not in autos]
         after["fixed_ips"] = fixed.replace(tx, after, kept) if len(kept) != len(old_ips) else old_ips
     else:
-        after["fixed_ips"] = old_ips
+        after["fixed_ips"] = old_ips or _deferred(tx, before, after)
     new_groups = after.pop("_groups", None)
     if new_groups is not None and new_groups != old_groups:
         groups.join(tx, id, new_groups)
@@ -200,9 +210,26 @@ def changed(cloud: Cloud, tx: Tx, before: Row, after: Row) -> None:
         asks.groups_at(tx, concerned, after["bound_host"])
 
 
-def bind_values(tx: Tx, values: Row, host: str) -> None:
-    """Set the binding columns; a host nobody knows leaves the port unwired, as Neutron's ``binding_failed``."""
+def _deferred(tx: Tx, before: Row, after: Row) -> list[dict[str, str]]:
+    """The addresses of a port whose host has become known, when they waited for that."""
+    waits = before["ip_allocation"] == network_segments.DEFERRED and not before["host_id"] and after["host_id"]
+    if not waits or look.addresses_of(tx, before["id"]):
+        return []
+    return fixed.claim(tx, after, fixed.wishes(tx, after, None))
+
+
+def bind_values(tx: Tx, values: Row, host: str, port: Mapping[str, Any]) -> None:
+    """Set the binding columns of a port, or of one that is being made (without ``id``).
+
+    A host nobody knows, or that reaches no segment of the network or lacks what the port needs, leaves it unwired:
+    ``binding_failed``.
+    """
     where = hosts.get(tx, host) if host else None
+    if where is not None and not network_segments.connected(tx, port["network_id"], where):
+        where = None
+    guest = not str(port.get("device_owner") or "").startswith("network:")
+    if where is not None and bridged.lacks(tx, where, port["network_id"], port_id=port.get("id") or "", guest=guest):
+        where = None
     known = where is not None
     values["host_id"] = host
     values["bound_host"] = host if known else ""
@@ -226,12 +253,17 @@ def bind(tx: Tx, row: Row, host: str, **more: Any) -> Row:
     values: Row = dict(more)
     if values.get("device_id") and trunks_links.of_subport(tx, row["id"]):
         raise conflict(f"Port {row['id']} is a subport: take it out of its trunk first.", "PortInUse")
-    bind_values(tx, values, host)
+    bind_values(tx, values, host, {**row, **values})
     if values["bound_host"] != row["bound_host"]:
         values["status"] = "DOWN"
         look.lock(tx, Network, row["network_id"])
+        if asks.is_guest(row):
+            network_segments.check_host(tx, row, host)
     allocate.set_columns(tx, Port, row["id"], {**values, "updated_at": clock.now()})
     after = {**row, **values}
+    if _deferred(tx, row, after):
+        asks.dhcp(tx, row["network_id"])
+        asks.members(tx, groups.of_port(tx, row["id"]))
     asks.moved(tx, after, row["bound_host"], after["bound_host"])
     asks.port(tx, after)
     if row["host_id"] != after["host_id"]:
@@ -287,7 +319,7 @@ def delete(tx: Tx, row: Row) -> None:
 def pairs(asked: Sequence[Mapping[str, Any]], port: Mapping[str, Any]) -> list[Row]:
     """Allowed address pairs in their stored form; 400 or 409 for those that cannot be."""
     if asked and not port["port_security_enabled"]:
-        text = "Port security must be enabled in order to have allowed address pairs on a port."
+        text = "allowed_address_pairs: the port has port_security_enabled off; switch it on or give no pairs."
         raise conflict(text, "AddressPairAndPortSecurityRequired")
     if len(asked) > MAX_PAIRS:
         text = f"The number of allowed address pairs exceeds the maximum {MAX_PAIRS}."
@@ -299,12 +331,12 @@ def pairs(asked: Sequence[Mapping[str, Any]], port: Mapping[str, Any]) -> list[R
             parsed = ipaddress.ip_network(ip, strict=False)
             mac = checks.loaded(Port.attrs["mac_address"].type.load, "allowed_address_pairs", one.get("mac_address"))
         except ValueError:
-            text = f"Invalid input for allowed_address_pairs: '{ip}' is not a valid IP address or CIDR."
+            text = f"allowed_address_pairs: '{ip}' is neither an IP address nor a CIDR."
             raise bad_request(text, "HTTPBadRequest") from None
         shown = str(parsed) if "/" in ip else str(parsed.network_address)
         pair = {"ip_address": shown, "mac_address": mac or port["mac_address"]}
         if pair in out:
-            text = f"Request contains duplicate address pair: mac_address {pair['mac_address']} ip_address {shown}."
+            text = f"allowed_address_pairs: {pair['mac_address']} with {shown} is there twice."
             raise bad_request(text, "DuplicateAddressPairInRequest")
         out.append(pair)
     return out
@@ -329,5 +361,5 @@ def options(have: Sequence[Mapping[str, Any]], asked: Sequence[Mapping[str, Any]
 def host_name(text: str) -> str:
     """A name usable as one DNS label; 400 otherwise."""
     if text and not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?", text):
-        raise bad_request(f"Invalid input for dns_name: '{text}' is not a valid host name.", "InvalidInput")
+        raise bad_request(f"dns_name: '{text}' is no host name.", "InvalidInput")
     return text.lower()

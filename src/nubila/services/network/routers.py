@@ -17,6 +17,7 @@ from nubila.services.network import (
     addresses,
     allocate,
     asks,
+    bridged,
     conntrack_helpers,
     dvr,
     fixed,
@@ -177,12 +178,12 @@ def _router(call: Call, rule: str) -> Row:
 def _body(call: Call, *, removal: bool) -> tuple[str | None, str | None]:
     body = call.body
     if not isinstance(body, dict) or not ("port_id" in body or "subnet_id" in body):
-        raise refuse("Either subnet_id or port_id must be specified.")
+        raise refuse("Name the interface by its subnet_id or its port_id.")
     for name in ("port_id", "subnet_id"):
         if name in body:
             look.uuid(name, body[name], "BadRequest")
     if not removal and "port_id" in body and "subnet_id" in body:
-        raise refuse("Cannot specify both subnet-id and port-id.")
+        raise refuse("subnet_id, port_id: one of them is enough, leave the other out.")
     return body.get("port_id"), body.get("subnet_id")
 
 
@@ -197,6 +198,7 @@ def add_interface(call: Call) -> Row:
     if placing.router(call.cloud, call.tx, row["id"]) is None:
         call.tx.ask("router_place", row["id"])
     if row["distributed"]:
+        bridged.refuse_distributed(call.tx, [port["network_id"]])
         dvr.network_changed(call.tx, row["id"], port["network_id"])
     asks.dhcp(call.tx, port["network_id"])
     allocate.bump(call.tx, Router, [row["id"]], clock.now())
@@ -224,12 +226,10 @@ def _add_subnet(call: Call, row: Row, subnet_id: str) -> tuple[Row, list[str]]:
     tx = call.tx
     subnet = look.seen(call.cloud, tx, call.creds, Subnet, subnet_id)
     if not subnet["gateway_ip"]:
-        raise refuse("Subnet for router interface must have a gateway IP.")
+        raise refuse(f"subnet_id: {subnet_id} has no gateway_ip; set one or connect a port of your own.")
     owner = call.creds.project_id in (subnet["project_id"], subnet["network_owner"])
     if not owner and not call.may("context_is_admin"):
-        raise refuse(
-            f"Cannot add interface to router because subnet {subnet_id} is not owned by project making the request."
-        )
+        raise refuse(f"subnet_id: {subnet_id} belongs to another project; connect a port of your own instead.")
     gateways.no_overlap(tx, row["id"], [subnet], INTERFACE)
     wish = {"subnet_id": subnet_id, "ip_address": subnet["gateway_ip"]}
     if subnet["ip_version"] == 6:
@@ -257,14 +257,14 @@ def _add_port(call: Call, row: Row, port_id: str) -> tuple[Row, list[str]]:
     if not call.may("update_port", look.wire(Port, port)):
         raise look.missing(Port, port_id)
     if port["device_id"]:
-        text = f"Unable to complete operation on port {port_id} for network {port['network_id']}. Port already has an "
-        raise conflict(f"{text}attached device {port['device_id']}.", "PortInUse")
+        text = f"Port {port_id} of network {port['network_id']} serves device {port['device_id']}: choose another."
+        raise conflict(text, "PortInUse")
     ips = look.addresses_of(tx, port_id)
     if not ips:
-        raise refuse("Router port must have at least one fixed IP.")
+        raise refuse(f"port_id: {port_id} has no address.")
     subnets = [look.need(tx, Subnet, ip["subnet_id"]) for ip in ips]
     if sum(s["ip_version"] == 4 for s in subnets) > 1:
-        raise refuse("Cannot have multiple IPv4 subnets on router port.")
+        raise refuse(f"port_id: {port_id} has addresses of several IPv4 subnets; an interface has one.")
     gateways.no_overlap(tx, row["id"], subnets, INTERFACE)
     after = ports.bind(tx, port, _place(row), device_id=row["id"], device_owner=interface_owner(row))
     return after, [s["id"] for s in subnets]
@@ -278,11 +278,11 @@ def remove_interface(call: Call) -> Row:
     if port_id is not None:
         port = mine.get(port_id)
         if port is None:
-            text = f"Router {row['id']} does not have an interface with id {port_id}"
+            text = f"Port {port_id} is no interface of router {row['id']}."
             raise _missing(text, "RouterInterfaceNotFound")
         ips = look.addresses_of(tx, port_id)
         if subnet_id is not None and subnet_id not in [ip["subnet_id"] for ip in ips]:
-            text = f"Subnet on port {port_id} does not match the requested subnet {subnet_id}."
+            text = f"subnet_id: port {port_id} has no address of {subnet_id}."
             raise bad_request(text, "SubnetMismatchForPort")
         going = ips
     else:
@@ -293,7 +293,7 @@ def remove_interface(call: Call) -> Row:
             None,
         )  # fmt: skip
         if found is None:
-            text = f"Router {row['id']} has no interface on subnet {subnet_id}"
+            text = f"Router {row['id']} is not on subnet {subnet_id}."
             raise _missing(text, "RouterInterfaceNotFoundForSubnet")
         port, ips = found
         going = [ip for ip in ips if ip["subnet_id"] == subnet_id]
@@ -319,16 +319,15 @@ def _missing(text: str, type: str) -> Exception:
 
 def _not_needed(tx: Tx, row: Row, subnet: Row) -> None:
     """409 while floating IPs or extra routes go through the interface."""
-    text = f"Router interface for subnet {subnet['id']} on router {row['id']} cannot be deleted, as it is required"
+    text = f"Router {row['id']} must stay on subnet {subnet['id']}:"
     if any(addresses.contains(subnet["cidr"], ip) for ip in floating_links.targets(tx, row["id"])):
-        raise conflict(f"{text} by one or more floating IPs.", "RouterInterfaceInUseByFloatingIP")
+        raise conflict(f"{text} floating IPs lead there.", "RouterInterfaceInUseByFloatingIP")
     for route in row["routes"] or ():
         if addresses.contains(subnet["cidr"], route["nexthop"]):
-            raise conflict(f"{text} by one or more routes.", "RouterInterfaceInUseByRoute")
+            raise conflict(f"{text} its routes lead there.", "RouterInterfaceInUseByRoute")
     outside = {port["network_id"] for port in gateways.of_router(tx, row)}
     if subnet["network_id"] not in outside and floating_links.of_router(tx, row["id"], subnet["network_id"]):
-        text = f"Router interface for subnet {subnet['id']} on router {row['id']} cannot be deleted, as it is required "
-        raise conflict(f"{text}as a gateway by one or more floating IPs.", "RouterInterfaceInUseAsGatewayByFloatingIP")
+        raise conflict(f"{text} floating IPs come from there.", "RouterInterfaceInUseAsGatewayByFloatingIP")
     ndp_proxies.interface_needed(tx, row["id"], subnet["id"])
 
 
@@ -342,7 +341,7 @@ def check_routes(tx: Reader, router_id: str, asked: Sequence[Mapping[str, str]])
     own = {s["router_ip"] for s in near}
     for route in routes:
         if not any(addresses.contains(s["cidr"], route["nexthop"]) for s in near):
-            text = f"Invalid format for routes: {route}, the nexthop is not connected with router"
+            text = f"routes: nexthop {route['nexthop']} is on no subnet of the router."
             raise bad_request(text, "InvalidRoutes")
         if route["nexthop"] in own:
             text = f"Invalid format for routes: {route}, the nexthop is used by router"

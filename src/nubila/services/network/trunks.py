@@ -18,7 +18,7 @@ from nubila.core.faults import Fault, bad_request, conflict
 from nubila.core.policy import Rule
 from nubila.core.query import ListQuery
 from nubila.core.service import Hooks
-from nubila.services.network import allocate, asks, look, paging, ports, tags, trunks_links
+from nubila.services.network import allocate, asks, l2pop, look, paging, ports, tags, trunks_links
 from nubila.services.network.feature import Feature
 from nubila.services.network.kinds import Network
 from nubila.services.network.kinds_port import Port
@@ -61,8 +61,7 @@ def _read(asked: Any) -> list[Row]:
             out.append({"port_id": one["port_id"], "segmentation_type": "inherit", "segmentation_id": None})
             continue
         if kind is None or one.get("segmentation_id") is None:
-            text = f"Invalid subport details '{one}': missing segmentation information. Must specify both "
-            raise refuse(f"{text}segmentation_id and segmentation_type.")
+            raise refuse(f"sub_ports: {one} needs a segmentation_type and a segmentation_id.")
         out.append({"port_id": one["port_id"], "segmentation_type": kind, "segmentation_id": _vlan(kind, one)})
     for name, values in (
         ("port_id", [o["port_id"] for o in out]),
@@ -78,9 +77,9 @@ def _vlan(kind: Any, one: Row) -> int:
     if kind != "vlan":
         raise refuse(f"Unknown segmentation_type '{kind}'; use vlan, or inherit for a subport on a VLAN network.")
     if isinstance(value, bool) or not re.fullmatch(r"-?[0-9]{1,9}", str(value)):
-        raise refuse(f"Invalid subport details: segmentation_id '{value}' is not an integer.")
+        raise refuse(f"segmentation_id: '{value}' must be a whole number.")
     if not 1 <= int(value) <= 4094:
-        raise refuse(f"Segmentation ID '{value}' is not in range 1 to 4094.")
+        raise refuse(f"segmentation_id: {value} must be 1 to 4094.")
     return int(value)
 
 
@@ -95,17 +94,20 @@ def _mine(call: Call, id: str) -> Row:
 
 def _unused(reader: Reader, port_id: str) -> None:
     if trunks_links.of_subport(reader, port_id) is not None:
-        raise conflict(f"Port {port_id} is in use by another trunk.", "TrunkPortInUse")
+        raise conflict(f"Port {port_id} belongs to another trunk.", "TrunkPortInUse")
     if trunks_links.of_parent(reader, port_id) is not None:
-        text = f"Port {port_id} is currently in use and is not eligible for use as a parent port."
+        text = f"Port {port_id} is the parent of a trunk already."
         raise conflict(text, "ParentPortInUse")
 
 
 def _parent(call: Call, id: str) -> Row:
     port = _mine(call, id)
     _unused(call.tx, id)
+    if port["vif_type"] == l2pop.VIF_TYPES[l2pop.LINUX_BRIDGE]:
+        text = f"Port {id} is on a host that switches with Linux bridges, which have no trunks: move it first."
+        raise conflict(text, "ParentPortInUse")
     if str(port["device_owner"]).startswith(("network:", "neutron:")) or port["vnic_type"] != "normal":
-        text = f"Port {id} is currently in use and is not eligible for use as a parent port."
+        text = f"Port {id} can not carry a trunk: take one of vnic_type normal that is not the cloud's own."
         raise conflict(text, "ParentPortInUse")
     return port
 
@@ -114,12 +116,12 @@ def _subport(call: Call, parent: Row, trunk_id: str, wish: Row) -> tuple[Row, Ro
     """(port, subport row) of one wish, checked."""
     tx, id = call.tx, wish["port_id"]
     if id == parent["id"]:
-        text = f"Port {id} is currently in use and is not eligible for use as a parent port."
+        text = f"Port {id} carries this trunk and can not be its subport too."
         raise conflict(text, "ParentPortInUse")
     port = _mine(call, id)
     net, own = look.need(tx, Network, port["network_id"]), look.need(tx, Network, parent["network_id"])
     if net["mtu"] > own["mtu"]:
-        text = f"MTU {net['mtu']} of subport {id} cannot be greater than MTU {own['mtu']} of trunk {trunk_id}."
+        text = f"Subport {id} has MTU {net['mtu']}, trunk {trunk_id} only {own['mtu']}."
         raise conflict(text, "SubPortMtuGreaterThanTrunkPortMtu")
     row = {**wish, "trunk_id": trunk_id}
     if wish["segmentation_type"] == "inherit":
@@ -127,12 +129,11 @@ def _subport(call: Call, parent: Row, trunk_id: str, wish: Row) -> tuple[Row, Ro
         row.update(segmentation_type=kind, segmentation_id=_vlan(kind, {"segmentation_id": net["segmentation_id"]}))
     _unused(tx, id)
     if port["device_id"] or str(port["device_owner"]).startswith(("network:", "neutron:", "compute:")):
-        text = f"Unable to complete operation on port {id} for network {port['network_id']}. Port already has an "
-        raise conflict(f"{text}attached device {port['device_id']}.", "PortInUse")
+        raise conflict(f"Port {id} serves device {port['device_id']}: choose another.", "PortInUse")
     taken = tx.one(_TAKEN, {"trunk": trunk_id, "vlan": row["segmentation_id"]})
     if taken is not None:
-        text = f"segmentation_type vlan and segmentation_id {row['segmentation_id']} already in use on trunk "
-        raise conflict(f"{text}{trunk_id}.", "DuplicateSubPort")
+        text = f"segmentation_id {row['segmentation_id']} has a subport on trunk {trunk_id} already: choose another."
+        raise conflict(text, "DuplicateSubPort")
     return port, row
 
 
@@ -267,7 +268,7 @@ def remove_subports(call: Call) -> Row:
     for one in asked:
         port = mine.pop(one["port_id"], None)
         if port is None:
-            text = f"SubPort {one['port_id']} on trunk {row['id']} could not be found."
+            text = f"Trunk {row['id']} has no subport {one['port_id']}."
             raise Fault(404, text, "SubPortNotFound")
         tx.execute(_DELETE, {"b_port": port["id"]})
         ports.bind(tx, port, "", device_owner="")

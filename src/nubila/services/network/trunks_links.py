@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from nubila.core import quota
+from nubila.core import hosts, quota
 from nubila.core.db import Reader, Tx
 from nubila.core.faults import conflict
 from nubila.core.ports import TrunkPlace
@@ -38,7 +38,8 @@ _SUB_ROWS = (
     .order_by(_S.segmentation_id, _P.id)
 )
 _STATES = (
-    sa.select(_P.bound_host, _P.status)
+    sa.select(_P.bound_host, _P.status, hosts.TABLE.c.name)
+    .join(hosts.TABLE, hosts.TABLE.c.name == _P.host_id, isouter=True)
     .where(sa.or_(_P.id == sa.bindparam("parent"), _P.id.in_(
         sa.select(_S.port_id).where(_S.trunk_id == sa.bindparam("trunk"))
     )))
@@ -147,8 +148,10 @@ def dissolve(tx: Tx, trunk: Mapping[str, Any], bind: Bind) -> None:
 def settle(tx: Tx, trunk_id: str, parent_id: str) -> str:
     """Bring a trunk's status to what its ports' say; returns it."""
     states = tx.rows(_STATES, {"parent": parent_id, "trunk": trunk_id})
-    bound = any(host for host, _ in states)
-    status = "DOWN" if not bound else "ACTIVE" if all(s == "ACTIVE" for _, s in states) else "BUILD"
+    failed = any(known and not host for host, _, known in states)  # binding_failed on a host of ours
+    bound = any(host for host, *_ in states)
+    up = all(status == "ACTIVE" for _, status, _ in states)
+    status = "ERROR" if failed else "DOWN" if not bound else "ACTIVE" if up else "BUILD"
     allocate.set_columns(tx, Trunk, trunk_id, {"status": status})
     return status
 
