@@ -232,6 +232,18 @@ def test_lists_of_agents_are_sorted_paged_and_filtered(play: Play) -> None:
     assert all(a["resources_synced"] is None for a in every)
 
 
+def test_an_agent_says_that_its_bandwidth_is_in_placement(play: Play) -> None:
+    id = next(p["uuid"] for p in play.cloud.request("GET", "/placement/resource_providers").json["resource_providers"]
+              if p["name"] == "host2")  # fmt: skip
+    path = f"/placement/resource_providers/{id}/inventories"
+    have = play.cloud.request("GET", path).json
+    have["inventories"]["NET_BW_EGR_KILOBIT_PER_SEC"] = {"total": 1000}
+    assert play.cloud.request("PUT", path, have).status == 200
+    said = {(a["host"], a["binary"]): a["resources_synced"] for a in play.agents()}
+    assert {key for key, synced in said.items() if synced} == {("host2", "neutron-openvswitch-agent")}
+    assert set(said.values()) == {True, None}
+
+
 def test_zone_hints_choose_the_servers(play: Play) -> None:
     with play.cloud.cloud.store.write() as tx:
         tx.execute(sa.update(hosts.TABLE).where(hosts.TABLE.c.name == "host3").values(zone="far"))

@@ -96,3 +96,31 @@ def test_hosts_learn_who_is_kept_apart(tmp_path: Path) -> None:
     assert ("network", net, "host2") in play.debts()
     assert play.spec("network", net, "host2").restricted == ()
     cloud.close()
+
+
+def test_operators_and_owners_decide_who_sees_roles(cloud: TestCloud, demo: Net, net: Json) -> None:
+    port = demo.make("port", network_id=net["id"])
+    admin = Net(cloud, "admin")
+    strange = admin.make("network", pvlan=True, shared=True)
+    assert "pvlan" not in demo.ok("GET", f"networks/{strange['id']}")["network"], "another project's is not shown"
+    assert {"pvlan" in n for n in demo.ok("GET", "networks")["networks"] if n["id"] == strange["id"]} == {False}
+    assert {"pvlan" in n for n in demo.ok("GET", "networks")["networks"] if n["id"] == net["id"]} == {True}
+    theirs = admin.make("port", network_id=net["id"], pvlan_type="isolated")
+    seen = {p["id"]: p.get("pvlan_type") for p in demo.ok("GET", "ports", network_id=net["id"])["ports"]}
+    assert seen[port["id"]] == "promiscuous"
+    assert seen[theirs["id"]] is None, "seen as the network's owner, without its role"
+    file = cloud.state / "policy.yaml"
+    names = ("get_network:pvlan", "get_port:pvlan_type", "get_port:pvlan_community", "update_network:pvlan")
+    file.write_text("".join(f'"{name}": "rule:admin_only"\n' for name in names))
+    try:
+        cloud.cloud.policy._next = 0.0  # as if the second between two looks had passed
+        cloud.cloud.policy.reload_if_changed()
+        assert "pvlan" not in demo.ok("GET", f"networks/{net['id']}")["network"]
+        assert not {"pvlan_type", "pvlan_community"} & set(demo.ok("GET", f"ports/{port['id']}")["port"])
+        assert admin.ok("GET", f"ports/{port['id']}")["port"]["pvlan_type"] == "promiscuous"
+        asked = {"network": {"pvlan": False}}
+        assert demo.refused("PUT", f"networks/{net['id']}", asked) == (403, "PolicyNotAuthorized")
+    finally:
+        file.unlink()
+        cloud.cloud.policy._next = 0.0
+        cloud.cloud.policy.reload_if_changed()

@@ -52,6 +52,45 @@ class _Probe(Mapping[str, Any]):
 PROBE = _Probe()
 
 
+class _Read(dict[str, Any]):
+    """A row that writes down what a rule reads of it."""
+
+    def __init__(self, row: Mapping[str, Any]) -> None:
+        super().__init__(row)
+        self.seen: dict[str, Any] = {}
+
+    def __getitem__(self, key: str) -> Any:
+        self.seen[key] = super().get(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.seen[key] = super().get(key)
+        return super().get(key, default)
+
+    def __contains__(self, key: object) -> bool:
+        self.seen[str(key)] = super().get(str(key))
+        return super().__contains__(key)
+
+
+class _Verdicts:
+    """One rule on a page of rows: rows that are equal in all that the rule read have the same verdict."""
+
+    def __init__(self, call: Call, rule: str) -> None:
+        self._call, self._rule = call, rule
+        self._known: list[tuple[list[tuple[str, Any]], bool]] = []
+
+    def of(self, row: Mapping[str, Any]) -> bool:
+        """Whether the caller may see the attribute in this row."""
+        for seen, verdict in self._known:
+            if all(row.get(key) == value for key, value in seen):
+                return verdict
+        target = _Read(row)
+        verdict = self._call.may(self._rule, target)
+        if target.seen:
+            self._known.append((list(target.seen.items()), verdict))
+        return verdict
+
+
 @remembered
 def _shown(cls: type[Resource], version: Version) -> tuple[tuple[str, ...], tuple[tuple[str, Attr], ...]]:
     open_ = [a for a in cls.attrs.values() if not a.hidden and a.show.open(version)]
@@ -100,10 +139,11 @@ def views(
     if not per_row and not own and not fields:
         return [render(row) for row in rows]
     out = []
+    verdicts = {rule: _Verdicts(call, rule) for rule, _ in per_row}
     for row in rows:
         view = render(row)
         for rule, a in per_row:
-            if call.may(rule, row):
+            if verdicts[rule].of(row):
                 view |= _renderer(cls, (a.name,))(row)
         if own and row.get("extra"):
             view = {**row["extra"], **view}

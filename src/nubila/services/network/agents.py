@@ -13,6 +13,7 @@ from nubila.core.faults import Fault, bad_request, conflict, not_found
 from nubila.core.sql import upsert
 from nubila.services.network import dvr_hosts, l2pop
 from nubila.services.network.tables import AGENT, DHCP_BINDING
+from nubila.services.placement import reading
 
 Row = dict[str, Any]
 SPACE = uuid.UUID("7e4a1d2c-0b6f-4b3e-9a53-6c1f2d8e9b70")  # ours; makes agent ids the same on every server
@@ -52,6 +53,7 @@ def every(reader: Reader) -> list[Row]:
     networks = dict(reader.rows(_DHCP_COUNT))
     out = []
     spread = dvr_hosts.everywhere(reader)
+    offering = reading.offering(reader, "NET_")
     for host in hosts.every(reader):
         binaries = [BRIDGE if l2pop.switch(host) == l2pop.LINUX_BRIDGE else OVS]
         if "network" in host["roles"]:
@@ -61,7 +63,10 @@ def every(reader: Reader) -> list[Row]:
         for binary in binaries:
             gone = changed.get(agent_id(host["name"], binary), {}).get("deleted")
             if gone is None or host["seen"] > gone:
-                out.append(_view(host, binary, changed, networks, spread))
+                view = _view(host, binary, changed, networks, spread)
+                if binary in (OVS, BRIDGE) and host["id"] in offering:
+                    view["resources_synced"] = True  # one database: what it offers is in Placement, or is not at all
+                out.append(view)
     return out
 
 
@@ -113,14 +118,14 @@ def _page(found: list[Row], query: list[tuple[str, str]]) -> list[Row]:
     """Sorting and paging: there are a few agents a host, so this is done in memory."""
     keys, directions = ([v for k, v in query if k == name] for name in ("sort_key", "sort_dir"))
     if len(keys) != len(directions):
-        raise bad_request("The number of sort_keys and sort_dirs must be same.", "HTTPBadRequest")
+        raise bad_request("sort_dir: give one direction for every sort_key.", "HTTPBadRequest")
     for key, direction in reversed(list(zip(keys, directions, strict=True))):
         if key not in SORTS or direction not in ("asc", "desc"):
             raise bad_request(f"Invalid sort: agents sort by {', '.join(SORTS)}, asc or desc.", "HTTPBadRequest")
         found = sorted(found, key=lambda a: (a[key] is not None, a[key]), reverse=direction == "desc")
     one = dict(query)
     if not str(one.get("limit", "0")).isdigit():
-        text = f"Invalid input for operation: '{one['limit']}' is not an integer not less than zero."
+        text = f"limit: '{one['limit']}' must be a whole number, 0 or more."
         raise bad_request(text, "HTTPBadRequest")
     limit = int(one.get("limit", 0))
     if not limit:
@@ -143,7 +148,7 @@ def _matching(found: list[Row], query: list[tuple[str, str]]) -> list[Row]:
         if key in ("fields", "limit", "marker", "sort_key", "sort_dir", "page_reverse"):
             continue
         if key not in FILTERS:
-            raise bad_request(f"Invalid input for filter: '{key}' is not a valid filter for agents.", "InvalidInput")
+            raise bad_request(f"Agents can not be filtered by '{key}'.", "InvalidInput")
         wanted.setdefault(key, []).append(text)
     for key, texts in wanted.items():
         if key in ("alive", "admin_state_up"):

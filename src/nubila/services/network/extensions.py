@@ -13,7 +13,7 @@ EXTENSIONS: dict[str, tuple[str, str, str]] = {
     "address-scope": ("Address scope", "Address scopes that keep subnet pools from overlapping.", "2015-07-26"),
     "agent-resources-synced": (
         "Agent's Resource View Synced to Placement",
-        "Whether an agent's resources are in Placement; null for one that reports none.",
+        "Whether an agent's bandwidth and packet rate are in Placement; null for one that offers none.",
         "2018-12-19",
     ),
     "agent": ("agent", "Agents can be listed and switched off.", "2013-02-03"),
@@ -47,6 +47,9 @@ EXTENSIONS: dict[str, tuple[str, str, str]] = {
     "net-mtu": ("Network MTU", "The MTU of networks is shown.", "2015-03-25"),
     "net-mtu-writable": ("Network MTU (writable)", "The MTU of networks can be set.", "2017-07-12"),
     "network-ip-availability": ("Network IP Availability", "How many addresses are used.", "2015-09-24"),
+    "network-ip-availability-details": (
+        "Network IP Availability Details Extension", "Of subnets and of their pools.", "2025-10-31",
+    ),
     "network_availability_zone": ("Network Availability Zone", "Zones of networks.", "2015-01-01"),
     "pagination": ("Pagination support", "Lists come in pages.", "2016-06-12"),
     "port-security": ("Port Security", "Protection can be switched per port.", "2012-07-23"),
@@ -91,7 +94,7 @@ def routes(more: Mapping[str, tuple[str, str, str]]) -> list[Route]:
 
     def show(call: Call) -> dict[str, Any]:
         if call.params["alias"] not in known:
-            text = f"Extension with alias {call.params['alias']} does not exist"
+            text = f"There is no extension {call.params['alias']}."
             raise Fault(404, text, "HTTPNotFound")
         return {"extension": view(call.params["alias"])}
 

@@ -112,9 +112,14 @@ class Network(Named):
                             sort=True)  # fmt: skip
     segmentation_id = Attr(LooseInt(0, 2**32 - 1), "VLAN id or tunnel id.", api="provider:segmentation_id", write="cu",
                            default=None, null=True, see=ADMIN, set=ADMIN, filter="eq", sort=True)  # fmt: skip
+    segments = Attr(Json, "Its segments, when it has several.", write="cu", store=False, null=True, see=ADMIN,
+                    set=ADMIN)  # fmt: skip
+    several = Attr(LooseBool, "Whether hosts may differ in the segment they reach it by.", default=False, hidden=True)
+    l2_adjacency = Attr(LooseBool, "Whether all its ports are on one layer 2 segment.", store=False)
     port_security_enabled = Attr(LooseBool, "Default of its ports.", write="cu", default=True, filter="eq", sort=True)
     pvlan = Attr(LooseBool, "Whether its ports can be kept apart (private VLAN).", write="cu", default=False,
-                 filter="eq")  # fmt: skip
+                 see=f"({ADMIN}) or (role:reader and project_id:%(project_id)s)",
+                 set=f"({ADMIN}) or (role:member and project_id:%(project_id)s)", filter="eq")  # fmt: skip
     dns_domain = Attr(Str(255), "DNS domain of its ports.", write="cu", default="", filter="eq", sort=True)
     host_gateway = Attr(LooseBool, "Whether network hosts themselves are its gateway to the world.", default=False,
                         hidden=True)  # fmt: skip
@@ -196,6 +201,8 @@ class Subnet(Named):
                      null=True)  # fmt: skip
     use_default_subnetpool = Attr(LooseBool, "Take the CIDR from the default pool.", write="c", store=False,
                                   hidden=True, null=True)  # fmt: skip
+    segment_id = Attr(Uuid, "Segment it is on, when it is not on all of the network.", write="cu", default=None,
+                      null=True, see=ADMIN, set=ADMIN, filter="eq", sort=True, ref="network_segment.id")  # fmt: skip
     service_types = Attr(List(Str(255)), "Device owners whose ports get addresses here; none = all.", write="cu",
                          default=[], null=True)  # fmt: skip
     tags = Attr(Tags, "Labels.", write="c", default=[])

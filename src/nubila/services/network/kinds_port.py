@@ -13,6 +13,7 @@ NET_OWNER = "(rule:admin_only) or (role:service) or (role:member and rule:networ
 OWNER_OR_SERVICE = "(rule:admin_only) or (role:member and project_id:%(project_id)s) or role:service"
 PAIR_SETTER = "(rule:admin_only) or (role:member and rule:network_owner) or role:service"
 MEMBER = "(rule:admin_only) or (role:member and project_id:%(project_id)s)"
+READER = "(rule:admin_only) or (role:reader and project_id:%(project_id)s)"
 FIXED_IP: dict[str, Any] = {
     "type": "object",
     "properties": {"subnet_id": {"type": "string", "maxLength": 64}, "ip_address": {"type": "string", "maxLength": 64}},
@@ -95,9 +96,11 @@ class Port(Named):
     propagate_uplink_status = Attr(LooseBool, "Whether its virtual function sees the state of the physical link.",
                                    write="cu", default=True, filter="eq", sort=True)  # fmt: skip
     pvlan_type = Attr(Enum("promiscuous", "isolated", "community"), "Whom it reaches on a private VLAN.", write="cu",
-                      default=None, null=True, set=MEMBER, filter="eq")  # fmt: skip
+                      default=None, null=True, see=READER, set=MEMBER, filter="eq")  # fmt: skip
     pvlan_community = Attr(Str(255), "Its community on a private VLAN.", write="cu", default=None, null=True,
-                           set=MEMBER, filter="eq")  # fmt: skip
+                           see=READER, set=MEMBER, filter="eq")  # fmt: skip
+    ip_allocation = Attr(Str(16), "When it gets addresses: immediate, deferred until its host is known, or none.",
+                         default="immediate", filter="eq", sort=True)  # fmt: skip
     dns_assignment = Attr(Json, "Names of its addresses.", store=False)
     tags = Attr(Tags, "Labels.", write="c", default=[])
     network_owner = Attr(

@@ -5,12 +5,15 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from nubila.core.db import Reader
-from nubila.services.placement.kinds import ALLOCATION, CONSUMER, PROVIDER_TRAIT
+from nubila.services.placement.kinds import ALLOCATION, CONSUMER, INVENTORY, PROVIDER_TRAIT
 
 _HELD = (
     sa.select(ALLOCATION.c.consumer_id, ALLOCATION.c.provider_id, ALLOCATION.c.resource_class, ALLOCATION.c.used)
     .join(CONSUMER, CONSUMER.c.id == ALLOCATION.c.consumer_id)
     .where(CONSUMER.c.type == sa.bindparam("type"))
+)
+_OFFERING = (
+    sa.select(INVENTORY.c.provider_id).where(INVENTORY.c.resource_class.startswith(sa.bindparam("prefix"))).distinct()
 )
 _TRAITS = sa.select(PROVIDER_TRAIT.c.provider_id, PROVIDER_TRAIT.c.trait)
 
@@ -21,6 +24,11 @@ def traits_by_provider(reader: Reader) -> dict[str, set[str]]:
     for provider, trait in reader.rows(_TRAITS):
         out.setdefault(provider, set()).add(trait)
     return out
+
+
+def offering(reader: Reader, prefix: str) -> set[str]:
+    """Ids of the providers with an inventory of a resource class that begins so ("NET_")."""
+    return {id for (id,) in reader.rows(_OFFERING, {"prefix": prefix})}
 
 
 def held(reader: Reader, type: str) -> dict[str, dict[str, dict[str, int]]]:
