@@ -58,6 +58,7 @@ def admin(cloud: TestCloud) -> Net:
     return Net(cloud, "admin")
 
 
+@pytest.mark.req("C/OVS-20")
 def test_a_network_gets_a_tunnel_an_mtu_and_dhcp_on_a_host(demo: Net, admin: Net) -> None:
     net, subnet = demo.network()
     shown = admin.ok("GET", f"networks/{net['id']}")["network"]
@@ -72,6 +73,38 @@ def test_a_network_gets_a_tunnel_an_mtu_and_dhcp_on_a_host(demo: Net, admin: Net
     agents = admin.ok("GET", f"networks/{net['id']}/dhcp-agents")["agents"]
     assert [a["agent_type"] for a in agents] == ["DHCP agent"]
     assert demo.ok("GET", f"networks/{net['id']}")["network"]["availability_zones"] == ["nova"]
+
+
+def test_physical_networks_are_those_of_the_settings_and_of_the_hosts(tmp_path: Path) -> None:
+    cloud = TestCloud(tmp_path, hosts=0, physical_networks=("physnet1", "planned"))
+    try:
+        admin = Net(cloud, "admin")
+
+        def make(kind: str, name: str) -> int:
+            asked = {"provider:network_type": kind, "provider:physical_network": name}
+            return int(admin.call("POST", "networks", {"network": asked}).status)
+
+        assert [make("flat", "planned"), make("vlan", "planned")] == [201, 201], "before any host is there"
+        assert [make("flat", "rack"), make("vlan", "rack"), make("flat", "*")] == [400, 400, 400]
+        cloud.add_host("host1", bridges={"rack": "br-rack"})
+        assert [make("flat", "rack"), make("vlan", "rack"), make("flat", "shelf")] == [201, 201, 400]
+        spans = {"network_type": "vlan", "physical_network": "rack", "minimum": 7, "maximum": 9, "shared": True}
+        admin.make("network_segment_range", "network_segment_ranges", **spans)
+    finally:
+        cloud.close()
+
+
+def test_a_star_allows_flat_networks_any_name(tmp_path: Path) -> None:
+    cloud = TestCloud(tmp_path, hosts=1, physical_networks=("*",))
+    try:
+        admin = Net(cloud, "admin")
+        flat = {"provider:network_type": "flat", "provider:physical_network": "anything"}
+        admin.make("network", **flat)
+        tagged = {"network": {**flat, "provider:network_type": "vlan"}}
+        assert admin.refused("POST", "networks", tagged) == (400, "InvalidInput"), "VLAN ids need a range"
+        assert admin.public()["provider:physical_network"] == "physnet1"
+    finally:
+        cloud.close()
 
 
 def test_provider_segments_are_exact(admin: Net, demo: Net) -> None:
@@ -174,7 +207,17 @@ def test_ports_get_addresses_once(demo: Net) -> None:
     demo.ok("DELETE", f"ports/{ports[0]['id']}")
     assert demo.make("port", network_id=net["id"])["fixed_ips"] == ports[0]["fixed_ips"]
     availability = Net(demo.cloud, "admin").ok("GET", f"network-ip-availabilities/{net['id']}")
-    assert availability["network_ip_availability"]["used_ips"] == 5
+    found = availability["network_ip_availability"]
+    assert found["used_ips"] == 5
+    assert found["ip_availability_details"] == found["subnet_ip_availability"][0]["ip_availability_details"] == {
+        "total_ips_in_subnet": 6, "total_ips_in_allocation_pool": 5, "used_ips_in_subnet": 5,
+        "used_ips_in_allocation_pool": 5,
+    }  # fmt: skip
+    gateway = {"port": {"network_id": net["id"], "fixed_ips": [{"ip_address": "10.0.0.1"}]}}
+    demo.ok("POST", "ports", gateway)
+    again_found = Net(demo.cloud, "admin").ok("GET", f"network-ip-availabilities/{net['id']}")
+    details = again_found["network_ip_availability"]["ip_availability_details"]
+    assert (details["used_ips_in_subnet"], details["used_ips_in_allocation_pool"]) == (6, 5)
     assert subnet["allocation_pools"] == [{"start": "10.0.0.2", "end": "10.0.0.6"}]
 
 

@@ -12,8 +12,11 @@ from nubila.testing.stories import Cloud
 
 @pytest.fixture(scope="session")
 def running() -> Iterator[Started]:
-    with started("simulated", "wire") as cloud:
-        yield cloud
+    # As the cloud the stories were recorded from: flat networks may name any physical network.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NUBILA_PHYSICAL_NETWORKS", "physnet1,*")
+        with started("simulated", "wire") as cloud:
+            yield cloud
 
 
 @pytest.fixture(scope="session")

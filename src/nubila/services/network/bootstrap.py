@@ -22,7 +22,7 @@ def run(cloud: Cloud, tx: Tx) -> None:
     net = networks.insert(
         cloud, tx,
         {"name": "public", "project_id": owner, "external": True, "is_default": True, "network_type": "flat",
-         "physical_network": cloud.settings.physical_networks[0], "host_gateway": True,
+         "physical_network": segment_ranges.first(cloud.settings) or "physnet1", "host_gateway": True,
          "description": "The way out of the cloud; floating IPs come from here."},
     )  # fmt: skip
     cidr = cloud.settings.external_cidr or CIDR

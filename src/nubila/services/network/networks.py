@@ -13,11 +13,11 @@ from nubila.core.faults import Fault, bad_request, conflict
 from nubila.core.query import ListQuery
 from nubila.core.service import Hooks
 from nubila.services.network import (
-    allocate,
     asks,
     floating,
     groups,
     look,
+    network_segments,
     paging,
     placing,
     ports,
@@ -37,7 +37,7 @@ from nubila.services.network.tables import DHCP_BINDING
 Row = dict[str, Any]
 _P, _S, _N = Port.table.c, Subnet.table.c, Network.table.c
 _SUBNETS = (
-    sa.select(_S.network_id, _S.id, _S.subnetpool_id, _S.ip_version)
+    sa.select(_S.network_id, _S.id, _S.subnetpool_id, _S.ip_version, _S.segment_id)
     .where(_S.network_id.in_(sa.bindparam("networks", expanding=True)))
     .order_by(_S.created_at, _S.id)
 )
@@ -80,9 +80,10 @@ def check_zones(tx: Reader, hints: Any, role: str) -> None:
 
 def prepare(call: Call, values: Row) -> None:
     settings = call.cloud.settings
-    segments.check(settings, values)
+    parts = network_segments.asked(call.tx, settings, values)
     values["dns_domain"] = segments.domain(values["dns_domain"])
-    values["mtu"] = segments.mtu(settings, values["network_type"], values.get("mtu"))
+    smallest = min((p["network_type"] for p in parts), key=lambda kind: segments.max_mtu(settings, kind))
+    values["mtu"] = segments.mtu(settings, smallest, values.get("mtu"))
     check_zones(call.tx, values["availability_zone_hints"], "network")
     values["tags"] = tags.clean(values["tags"])
     _one_default(call.tx, values)
@@ -93,14 +94,11 @@ def prepare(call: Call, values: Row) -> None:
 
 def _one_default(tx: Tx, row: Row) -> None:
     if row["is_default"] and row["external"] and (other := tx.scalar(_DEFAULT, {"id": row["id"]})):
-        raise conflict(f"A default external network already exists: {other}.", "DefaultExternalNetworkExists")
+        raise conflict(f"is_default: network {other} is the default, change it first.", "DefaultExternalNetworkExists")
 
 
 def created(call: Call, row: Row) -> None:
-    chosen = row["segmentation_id"]
-    segments.claim(call.tx, call.cloud.settings, row)
-    if row["segmentation_id"] != chosen:
-        allocate.set_columns(call.tx, Network, row["id"], {"segmentation_id": row["segmentation_id"]})
+    network_segments.make(call.tx, call.cloud.settings, row, row.pop("_segments"))
     tags.store(call.tx, row["id"], row["tags"], fresh=True)
     groups.ensure_default(call.cloud, call.tx, row["project_id"])
     if row["external"]:
@@ -111,6 +109,8 @@ def created(call: Call, row: Row) -> None:
 
 def prepare_update(call: Call, before: Row, values: Row) -> None:
     look.check_revision(call, before)
+    if values.pop("segments", None):
+        raise bad_request("segments: those of a network change at /v2.0/segments, not here.", "InvalidInput")
     for name in segments.PROVIDER:
         if name in values:
             if values[name] != before[name]:
@@ -123,7 +123,7 @@ def prepare_update(call: Call, before: Row, values: Row) -> None:
         values["dns_domain"] = segments.domain(values["dns_domain"])
     after = {**before, **values}
     if before["shared"] and not after["shared"] and _stranded(call.tx, before):
-        text = f"Unable to reconfigure sharing settings for network {before['id']}. Multiple projects are using it."
+        text = f"shared: other projects have ports on network {before['id']}; it stays shared until they are gone."
         raise conflict(text, "InvalidSharedSetting")
     if before["external"] and not after["external"]:
         floating.drop_unused(call.cloud, call.tx, before["id"])
@@ -187,7 +187,8 @@ def deleting(call: Call, row: Row) -> None:
     floating.drop_unused(call.cloud, tx, id)
     mine = tx.all(_PORTS, {"network": id})
     if any(p["device_owner"] != DHCP for p in mine):
-        raise look.in_use("network", id, "There are one or more ports still in use on the network.", "NetworkInUse")
+        why = "There are one or more ports still in use on the network."  # clients look for these words
+        raise look.in_use("network", id, why, "NetworkInUse")
     row["_hosts"] = asks.network_hosts(tx, id, external=row["external"])
     for host, port_id in placing.bindings(tx, id).items():
         row["_hosts"].add(host)
@@ -198,7 +199,7 @@ def deleting(call: Call, row: Row) -> None:
             ports.delete(tx, port)
     for subnet in look.subnets(tx, id):
         subnets.remove(tx, subnet)
-    allocate.release_segments(tx, id)
+    network_segments.drop_all(tx, id)
     tags.forget(tx, id)
 
 
@@ -211,8 +212,10 @@ def present(call: Call, rows: list[Row]) -> None:
     ids = [r["id"] for r in rows]
     found: dict[str, list[str]] = {id: [] for id in ids}
     pools: dict[str, str] = {}
-    for network, subnet, pool, _ in call.tx.rows(_SUBNETS, {"networks": ids}):
+    routed: dict[str, bool] = {}
+    for network, subnet, pool, _, segment in call.tx.rows(_SUBNETS, {"networks": ids}):
         found[network].append(subnet)
+        routed.setdefault(network, segment is not None)
         if pool:
             pools[network] = pool
     zones: dict[str, set[str]] = {}
@@ -222,8 +225,10 @@ def present(call: Call, rows: list[Row]) -> None:
     if pools:
         for pool, scope, version in call.tx.rows(_SCOPES, {"pools": sorted(set(pools.values()))}):
             scopes[pool] = (scope, version)
+    network_segments.present(call.tx, rows)
     for row in rows:
         row["subnets"] = found[row["id"]]
+        row["l2_adjacency"] = not routed.get(row["id"], False)
         row["availability_zones"] = sorted(zones.get(row["id"], ()))
         row["ipv4_address_scope"] = row["ipv6_address_scope"] = None
         if (hit := scopes.get(pools.get(row["id"], ""))) is not None:
@@ -234,6 +239,8 @@ def trim(verb: str, row: Row, view: Row) -> None:
     """Neutron says whether an external network is the default one; of others only what was asked at their creation."""
     if verb != "create" and not row["external"]:
         view.pop("is_default", None)
+    for name in ("segments",) if row["segments"] is None else [f"provider:{name}" for name in segments.PROVIDER]:
+        view.pop(name, None)
 
 
 def scope(call: Call, q: ListQuery) -> list[Any]:
@@ -267,10 +274,11 @@ def insert(cloud: Any, tx: Tx, values: Row) -> Row:
         "external": False,
         "is_default": False, "mtu": 0, "network_type": None, "physical_network": None, "segmentation_id": None,
         "port_security_enabled": True, "dns_domain": "", "host_gateway": False, "qos_policy_id": None, "pvlan": False,
+        "several": False,
         "availability_zone_hints": [],
         "tags": [], **values,
     }  # fmt: skip
-    segments.check(cloud.settings, row)
+    segments.check(tx, cloud.settings, row)
     row["mtu"] = segments.mtu(cloud.settings, row["network_type"], row["mtu"])
     if row["project_id"]:
         quota.count(tx, row["project_id"], {"network": 1})
@@ -278,8 +286,5 @@ def insert(cloud: Any, tx: Tx, values: Row) -> Row:
     for name, action in (("shared", rbac.SHARED), ("external", rbac.EXTERNAL)):
         if row[name]:
             rbac.grant(tx, Network, row, action)
-    chosen = row["segmentation_id"]
-    segments.claim(tx, cloud.settings, row)
-    if row["segmentation_id"] != chosen:
-        allocate.set_columns(tx, Network, row["id"], {"segmentation_id": row["segmentation_id"]})
+    network_segments.make(tx, cloud.settings, row, [{name: row[name] for name in segments.PROVIDER}])
     return row

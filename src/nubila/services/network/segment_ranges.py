@@ -12,7 +12,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from nubila.core import clock
+from nubila.core import clock, hosts
 from nubila.core.call import Call
 from nubila.core.config import Settings
 from nubila.core.db import Reader, Tx
@@ -51,6 +51,21 @@ _USED = (
     )
     .order_by(_S.segmentation_id)
 )  # fmt: skip
+
+
+ANY = "*"
+"""Among the setting's physical networks: flat networks may have any name (Neutron's ``flat_networks = *``)."""
+
+
+def physical_networks(reader: Reader, settings: Settings) -> set[str]:
+    """The names that networks may use: the setting's, and those that hosts have a bridge or network card for."""
+    named = {*settings.physical_networks, *(name for host in hosts.every(reader) for name in host["bridges"] or ())}
+    return named - {ANY}
+
+
+def first(settings: Settings) -> str | None:
+    """The physical network of a VLAN network that names none."""
+    return next((name for name in settings.physical_networks if name != ANY), None)
 
 
 # --- which ids ------------------------------------------------------------------------------------------------------
@@ -94,7 +109,7 @@ def _setting(settings: Settings, kind: str) -> Span:
 
 def show_settings(tx: Tx, settings: Settings) -> None:
     """Make the default ranges say what the settings say."""
-    wanted = {("vlan", physnet, *settings.vlan_range) for physnet in settings.physical_networks}
+    wanted = {("vlan", physnet, *settings.vlan_range) for physnet in settings.physical_networks if physnet != ANY}
     wanted |= {(kind, "", *settings.vni_range) for kind in RANGED if kind != "vlan"}
     for row in tx.all(_DEFAULTS):
         found = (row["network_type"], row["physical_network"], row["minimum"], row["maximum"])
@@ -117,7 +132,7 @@ def show_settings(tx: Tx, settings: Settings) -> None:
 def _valid(call: Call, row: Row) -> None:
     kind = row["network_type"]
     if kind not in RANGED:
-        text = f"Network type {kind} does not support network segment ranges; use one of {', '.join(RANGED)}."
+        text = f"network_type {kind} has no ranges; use one of {', '.join(RANGED)}."
         raise bad_request(text, "HTTPBadRequest")
     lo, hi = row["minimum"], row["maximum"]
     if not 1 <= lo <= hi <= RANGED[kind]:
@@ -129,7 +144,7 @@ def _valid(call: Call, row: Row) -> None:
         if r["id"] != row["id"] and lo <= r["maximum"] and hi >= r["minimum"]
     ]
     if overlapping:
-        text = f"Network segment range overlaps with range(s) with id {', '.join(overlapping)}"
+        text = f"minimum, maximum: the range meets {', '.join(overlapping)}; choose other bounds."
         raise conflict(text, "NetworkSegmentRangeOverlaps")
 
 
@@ -138,9 +153,10 @@ def prepare(call: Call, values: Row) -> None:
     if values["network_type"] == "vlan":
         if not physnet:
             raise bad_request("Bad network_segment_range request: VLAN ids need a physical_network.", "BadRequest")
-        if physnet not in call.cloud.settings.physical_networks:
+        known = physical_networks(call.tx, call.cloud.settings)
+        if physnet not in known:
             text = f"Invalid input for operation: physical_network '{physnet}' unknown; VLAN ids belong to one of "
-            raise bad_request(f"{text}{', '.join(call.cloud.settings.physical_networks)}.", "InvalidInput")
+            raise bad_request(f"{text}{', '.join(sorted(known))}.", "InvalidInput")
     else:
         physnet = ""
     values["physical_network"] = physnet
@@ -158,7 +174,7 @@ def created(call: Call, row: Row) -> None:
 
 def _writable(row: Row) -> None:
     if row["is_default"]:
-        text = f"Network Segment Range {row['id']} is a default segment range which could not be updated or deleted."
+        text = f"Segment range {row['id']} comes from the configuration file (default): change it there."
         raise bad_request(text, "NetworkSegmentRangeDefaultReadOnly")
 
 
@@ -172,7 +188,7 @@ def _in_use(reader: Reader, row: Row, spans: Sequence[Span]) -> bool:
 
 
 def _referenced(row: Row) -> Exception:
-    text = f"Network Segment Range {row['id']} is referenced by one or more project networks."
+    text = f"Networks have ids of segment range {row['id']}: delete them first."
     return conflict(text, "NetworkSegmentRangeReferencedByProject")
 
 

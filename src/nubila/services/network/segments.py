@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from nubila.core.config import Settings
-from nubila.core.db import Tx
+from nubila.core.db import Reader, Tx
 from nubila.core.faults import bad_request, conflict, unavailable
 from nubila.services.network import allocate, segment_ranges
 
@@ -23,7 +23,17 @@ def _refuse(text: str) -> Exception:
     return bad_request(f"Invalid input for operation: {text}", "InvalidInput")
 
 
-def check(settings: Settings, values: Row) -> None:
+def check_physical_network(reader: Reader, settings: Settings, kind: str, name: str) -> None:
+    """400 for a physical network that this cloud does not have."""
+    if name in settings.physical_networks or (kind == "flat" and segment_ranges.ANY in settings.physical_networks):
+        return
+    known = segment_ranges.physical_networks(reader, settings)
+    if name not in known:
+        text = f"physical_network '{name}' unknown for {kind} networks; this cloud has: {', '.join(sorted(known))}."
+        raise _refuse(f"{text} Hosts add to it with --physical, the setting physical_networks names further ones.")
+
+
+def check(reader: Reader, settings: Settings, values: Row) -> None:
     """Complete ``network_type`` and ``physical_network``; 400 for a combination that cannot be."""
     kind, physnet, id = (values.get(name) for name in PROVIDER)
     if kind is None:
@@ -34,12 +44,11 @@ def check(settings: Settings, values: Row) -> None:
     if kind not in TYPES:
         raise _refuse(f"provider:network_type '{kind}' is not supported; use one of {', '.join(TYPES)}.")
     if kind in ("flat", "vlan"):
-        if physnet is None and kind == "vlan" and id is None and settings.physical_networks:
-            values["physical_network"] = physnet = settings.physical_networks[0]
+        if physnet is None and kind == "vlan" and id is None:
+            values["physical_network"] = physnet = segment_ranges.first(settings)
         if physnet is None:
             raise _refuse(f"provider:physical_network required for a {kind} network.")
-        if kind == "vlan" and physnet not in settings.physical_networks:
-            raise _refuse(f"physical_network '{physnet}' unknown for a {kind} network.")
+        check_physical_network(reader, settings, kind, physnet)
     elif physnet is not None:
         raise _refuse(f"provider:physical_network prohibited for a {kind} network.")
     if kind in ("flat", "local") and id is not None:
@@ -57,7 +66,7 @@ def claim(tx: Tx, settings: Settings, row: Row) -> None:
         return
     if kind == "flat":
         if not allocate.take_segment(tx, row["id"], kind, physnet, 0):
-            text = f"Unable to create the flat network. Physical network {physnet} is in use."
+            text = f"provider:physical_network: {physnet} has a flat network already; it can have one."
             raise conflict(text, "FlatNetworkInUse")
         return
     if id is not None:
@@ -102,7 +111,7 @@ def mtu(settings: Settings, kind: str, asked: int | None) -> int:
     if not asked:
         return most
     if asked > most:
-        raise _refuse(f"Requested MTU is too big, maximum is {most}.")
+        raise _refuse(f"mtu: {asked} is more than the {most} this network can carry.")
     return asked
 
 
