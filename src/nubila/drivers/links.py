@@ -17,17 +17,17 @@ import ipaddress
 import os
 import socket
 import struct
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from msgspec import Struct
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from nubila.core.ports import NeedsOperator, TryAgain
+from nubila.drivers import link_reads
+from nubila.drivers.link_reads import Device as Device
 
 NETNS = Path("/run/netns")
 GROUP = 0x6E75  # "nu": interface group of devices that belong to the switch
@@ -40,9 +40,6 @@ _NSFS_MAGIC = 0x6E736673
 _IFF_UP = 0x1
 _IFF_NOARP = 0x80
 _OURS = ipaddress.ip_address("fe80::a9fe:a9fe")  # the link-local address we give ourselves, for metadata
-_RTM_NEWLINK, _RTM_GETLINK = 16, 18
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER = 1, 3, 4, 10
-_IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_GROUP = 18, 20, 27
 _RTPROT_STATIC, _LINK = 4, 253
 _NUD_PERMANENT_NOARP = 0x80 | 0x40
 _NTF_SELF = 0x02
@@ -53,21 +50,6 @@ _IFF_TAP_NO_PI = 0x0002 | 0x1000
 
 _libc = ctypes.CDLL(None, use_errno=True)
 T = TypeVar("T")
-
-
-class Device(Struct, frozen=True, kw_only=True):
-    """A network device as netlink shows it."""
-
-    index: int
-    name: str
-    kind: str  # "", "veth", "tun", "vxlan" ...
-    mac: str
-    mtu: int
-    up: bool
-    arp: bool
-    alias: str
-    group: int
-    master: int = 0  # index of the bridge it is a port of
 
 
 # --- namespaces ---------------------------------------------------------------------------------------------------
@@ -256,7 +238,7 @@ class Net:
 
     def device(self, name: str) -> Device | None:
         """One device by name, None when absent."""
-        return _look(name)
+        return link_reads.device(name)
 
     def must(self, name: str) -> Device:
         """One device by name; raises TryAgain when absent."""
@@ -267,7 +249,7 @@ class Net:
 
     def devices(self) -> list[Device]:
         """All devices of the namespace."""
-        return [_device(message) for message in self._route.get_links()]
+        return link_reads.devices()
 
     def add_veth(self, name: str, peer_namespace: str, mac: str, peer_name: str = "") -> None:
         """A veth pair: ``name`` here, and the same (or ``peer_name``) with ``mac`` in ``peer_namespace``."""
@@ -423,10 +405,7 @@ class Net:
 
     def set_flood(self, index: int, peers: Iterable[str]) -> None:
         """Make a VXLAN device flood to exactly these remote tunnel addresses."""
-        present = set()
-        for message in self._route.get_neighbours(family=socket.AF_BRIDGE, ifindex=index):
-            if message.get_attr("NDA_LLADDR") == "00:00:00:00:00:00":
-                present.add(message.get_attr("NDA_DST"))
+        present = {entry.address for entry in link_reads.forwarding(index) if entry.mac == "00:00:00:00:00:00"}
         target = set(peers)
         everyone: dict[str, Any] = {"ifindex": index, "lladdr": "00:00:00:00:00:00", "flags": _NTF_SELF}
         for peer in target - present:
@@ -476,69 +455,3 @@ def _absent_is_fine() -> Iterator[None]:
     except NetlinkError as refusal:
         if refusal.code not in (errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL):
             raise
-
-
-def _look(name: str) -> Device | None:
-    """One device of this thread's namespace, by one request; None when absent."""
-    wanted = name.encode() + b"\0"
-    attribute = struct.pack("=HH", 4 + len(wanted), _IFLA_IFNAME) + wanted
-    body = struct.pack("=BxHiII", 0, 0, 0, 0, 0) + attribute.ljust((len(attribute) + 3) & ~3, b"\0")
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as asker:
-        asker.settimeout(5)
-        asker.send(struct.pack("=IHHII", 16 + len(body), _RTM_GETLINK, 1, 1, 0) + body)
-        said = asker.recv(1 << 16)
-    _, kind = struct.unpack_from("=IH", said)
-    if kind != _RTM_NEWLINK:
-        code = -struct.unpack_from("=i", said, 16)[0]
-        if code in (errno.ENODEV, errno.EINVAL, errno.ERANGE):
-            return None
-        raise TryAgain(f"The kernel does not say what the device {name} is: {os.strerror(code)}.")
-    index, flags = struct.unpack_from("=iI", said, 20)
-    found = _attributes(said[32:])
-    info = _attributes(found.get(_IFLA_LINKINFO, b""))
-
-    def number(key: int) -> int:
-        return int.from_bytes(found.get(key, b""), sys.byteorder)
-
-    return Device(
-        index=index,
-        name=_text(found.get(_IFLA_IFNAME, b"")),
-        kind=_text(info.get(1, b"")),
-        mac=found.get(_IFLA_ADDRESS, b"").hex(":"),
-        mtu=number(_IFLA_MTU),
-        up=bool(flags & _IFF_UP),
-        arp=not flags & _IFF_NOARP,
-        alias=_text(found.get(_IFLA_IFALIAS, b"")),
-        group=number(_IFLA_GROUP),
-        master=number(_IFLA_MASTER),
-    )
-
-
-def _attributes(data: bytes) -> dict[int, bytes]:
-    found = {}
-    while len(data) >= 4:
-        length, kind = struct.unpack_from("=HH", data)
-        found[kind & 0x3FFF] = data[4:length]
-        data = data[(max(length, 4) + 3) & ~3 :]
-    return found
-
-
-def _text(data: bytes) -> str:
-    return data.rstrip(b"\0").decode(errors="replace")
-
-
-def _device(message: Any) -> Device:
-    info = message.get_attr("IFLA_LINKINFO")
-    flags = message["flags"]
-    return Device(
-        index=message["index"],
-        name=message.get_attr("IFLA_IFNAME"),
-        kind=(info.get_attr("IFLA_INFO_KIND") if info else None) or "",
-        mac=message.get_attr("IFLA_ADDRESS") or "",
-        mtu=message.get_attr("IFLA_MTU") or 0,
-        up=bool(flags & _IFF_UP),
-        arp=not flags & _IFF_NOARP,
-        alias=message.get_attr("IFLA_IFALIAS") or "",
-        group=message.get_attr("IFLA_GROUP") or 0,
-        master=message.get_attr("IFLA_MASTER") or 0,
-    )
