@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 from test_network import Net
 from test_network_floating import admin, alt, demo, spec
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from nubila.core.db import Tx
 from nubila.core.faults import bad_request, conflict
-from nubila.services.network import addresses, allocate, look
+from nubila.services.network import addresses, allocate, look, network_segments
 from nubila.services.network.asks import DHCP, ROUTER_OWNERS
 from nubila.services.network.kinds import Subnet
 
@@ -30,7 +30,7 @@ def wishes(tx: Tx, port: Mapping[str, Any], asked: Sequence[Mapping[str, Any]] |
     ``asked`` is the request's ``fixed_ips``; None = one address of each family, and one of every subnet whose
     addresses follow from the MAC. Raises the 400s and 404s of the API.
     """
-    subnets = look.subnets(tx, port["network_id"])
+    subnets = network_segments.candidates(tx, port, look.subnets(tx, port["network_id"]), asked)
     router_port = port["device_owner"] in ROUTER_OWNERS
     if asked is None:
         out = _default(tx, port, subnets)
@@ -50,7 +50,7 @@ def _default(tx: Tx, port: Mapping[str, Any], subnets: Sequence[Row]) -> list[Wi
     owner = port["device_owner"]
     open_ = [s for s in subnets if not s["service_types"] or owner in s["service_types"]]
     if subnets and not open_:
-        text = f"No valid service subnet for the given device owner: {owner or 'none'}."
+        text = f"The network's subnets are kept for other device owners than '{owner or 'none'}' (see service_types)."
         raise conflict(text, "IpAddressGenerationFailureNoMatchingSubnet")
     subnets = sorted(open_, key=lambda s: not s["service_types"])
     out: list[Wish] = []
@@ -74,9 +74,7 @@ def _wish(tx: Tx, port: Mapping[str, Any], subnets: Sequence[Row], asked: Mappin
         try:
             ip = addresses.address(addresses.key(ip))
         except ValueError:
-            raise bad_request(
-                f"Invalid input for fixed_ips: '{ip}' is not a valid IP address.", "HTTPBadRequest"
-            ) from None
+            raise bad_request(f"fixed_ips: '{ip}' is no IP address.", "HTTPBadRequest") from None
     if wanted is not None:
         subnet = next((s for s in subnets if s["id"] == wanted), None)
         if subnet is None:
@@ -86,18 +84,18 @@ def _wish(tx: Tx, port: Mapping[str, Any], subnets: Sequence[Row], asked: Mappin
     else:
         subnet = next((s for s in subnets if addresses.contains(s["cidr"], str(ip))), None)
         if subnet is None:
-            text = f"IP address {ip} is not a valid IP for any of the subnets on the specified network."
+            text = f"fixed_ips: {ip} belongs to no subnet of this network."
             raise bad_request(text, "InvalidIpForNetwork")
     if ip is None:
         return subnet, None
     if not addresses.usable(subnet["cidr"], ip):
         outside = wanted is not None and not addresses.contains(subnet["cidr"], ip)
         kind = "InvalidIpForSubnet" if outside else "InvalidIpForNetwork"
-        raise bad_request(f"IP address {ip} is not a valid IP for the specified subnet.", kind)
+        raise bad_request(f"fixed_ips: {ip} can not be used in subnet {subnet['id']}.", kind)
     derived = is_auto(subnet) and port["device_owner"] not in ROUTER_OWNERS
     if derived and ip != addresses.eui64(subnet["cidr"], port["mac_address"]):
-        text = f"IPv6 address {ip} can not be directly assigned to a port on subnet {subnet['id']} as the subnet is"
-        raise bad_request(f"{text} configured for automatic addresses.", "AllocationOnAutoAddressSubnet")
+        text = f"fixed_ips: subnet {subnet['id']} derives addresses from MACs; leave {ip} out, name the subnet only."
+        raise bad_request(text, "AllocationOnAutoAddressSubnet")
     return subnet, ip
 
 
@@ -117,7 +115,7 @@ def claim(tx: Tx, port: Mapping[str, Any], wanted: Sequence[Wish], start: int = 
         if ip is None:
             ip = allocate.take_free(tx, subnet, port["id"], place, lowest=port["device_owner"] == DHCP)
             if ip is None:
-                text = f"No more IP addresses available on network {port['network_id']}."
+                text = f"Every address of network {port['network_id']} is taken: add a subnet or widen a pool."
                 raise conflict(text, "IpAddressGenerationFailure")
         elif not allocate.take(tx, subnet, ip, port["id"], place):
             text = f"IP address {ip} already allocated in subnet {subnet['id']}."

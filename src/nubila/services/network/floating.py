@@ -61,7 +61,7 @@ def prepare(call: Call, values: Row) -> None:
         call.cloud, tx, call.creds, Network, look.uuid("floating_network_id", values["floating_network_id"])
     )
     if not net["external"]:
-        raise refuse(f"Network {net['id']} is not a valid external network.")
+        raise refuse(f"floating_network_id: {net['id']} is not external; name one with router:external.")
     values["tags"] = tags.clean(values["tags"])
     values["dns_name"] = ports.host_name(values["dns_name"])
     values["dns_domain"] = segments.domain(values["dns_domain"])
@@ -69,7 +69,7 @@ def prepare(call: Call, values: Row) -> None:
         raise refuse("dns_name and dns_domain go together.")
     subnets = [s for s in look.subnets(tx, net["id"]) if s["ip_version"] == 4]
     if not subnets:
-        raise refuse(f"Network {net['id']} does not contain any IPv4 subnet.")
+        raise refuse(f"floating_network_id: {net['id']} needs an IPv4 subnet first.")
     wanted, subnet_id = values.get("floating_ip_address"), values.get("subnet_id")
     if subnet_id is not None and subnet_id not in [s["id"] for s in look.subnets(tx, net["id"])]:
         look.need(tx, Subnet, subnet_id)
@@ -102,7 +102,7 @@ def link(call: Call, values: Row, row: Row) -> None:
     tx, port_id, wanted = call.tx, values.get("port_id"), values.get("fixed_ip_address")
     if not port_id:
         if wanted:
-            raise refuse("fixed_ip_address cannot be specified without a port_id.")
+            raise refuse("fixed_ip_address needs a port_id beside it.")
         values.update(port_id=None, fixed_ip_address=None, router_id=None)
         return
     if floating_links.forwardings(tx, row["id"]):
@@ -115,20 +115,17 @@ def link(call: Call, values: Row, row: Row) -> None:
     if wanted:
         chosen = next((ip for ip in ips if ip["ip_address"] == wanted), None)
         if chosen is None:
-            raise refuse(f"Port {port_id} does not have fixed ip {wanted}.")
+            raise refuse(f"fixed_ip_address: {wanted} is not an address of port {port_id}.")
     else:
         if not ips:
-            raise refuse(f"Cannot add floating IP to port {port_id} that has no fixed IPv4 addresses.")
+            raise refuse(f"port_id: {port_id} has only IPv6 addresses or none; give it an IPv4 one first.")
         if len(ips) > 1:
-            raise refuse(f"Port {port_id} has multiple fixed IPv4 addresses. Must provide a specific IPv4 address.")
+            raise refuse(f"fixed_ip_address: say which IPv4 address of port {port_id} is meant, it has {len(ips)}.")
         chosen = ips[0]
     other = tx.scalar(_LINKED, {"port": port_id, "ip": chosen["ip_address"]})
     if other is not None and other != row["id"]:
-        text = (
-            f"Cannot associate floating IP {row.get('floating_ip_address') or ''} with port {port_id} using fixed IP "
-        )
-        text += f"{chosen['ip_address']}, as that fixed IP already has a floating IP on external network "
-        raise conflict(f"{text}{row['floating_network_id']}.", "FloatingIPPortAlreadyAssociated")
+        text = f"Address {chosen['ip_address']} of port {port_id} has a floating IP already: take that off first."
+        raise conflict(text, "FloatingIPPortAlreadyAssociated")
     values["fixed_ip_address"] = chosen["ip_address"]
     if values.get("router_id"):
         _chosen(call, values["router_id"], row["floating_network_id"])
@@ -136,7 +133,7 @@ def link(call: Call, values: Row, row: Row) -> None:
         values["router_id"] = _router(call, chosen["subnet_id"], row["floating_network_id"], port_id)
     if floating_links.forwardings_of_port(tx, port_id) and look.need(tx, Router, values["router_id"])["distributed"]:
         # What is forwarded to the port comes back by the central part, what has a floating IP leaves on its own host.
-        text = f"Cannot associate floating IP to port {port_id} because it already has a Port Forwarding binding."
+        text = f"Port forwardings lead to port {port_id}: delete them before it gets a floating IP."
         raise bad_request(text, "PortHasPortForwarding")
 
 
@@ -151,10 +148,8 @@ def _chosen(call: Call, router_id: str, external: str) -> None:
 def _router(call: Call, subnet_id: str, external: str, port_id: str) -> str:
     found = router_for(call.tx, subnet_id, external)
     if found is None:
-        text = (
-            f"External network {external} is not reachable from subnet {subnet_id}.  Therefore, cannot associate Port "
-        )
-        raise Fault(404, f"{text}{port_id} with a Floating IP.", "ExternalGatewayForFloatingIPNotFound")
+        text = f"port_id: no router leads from {port_id}, subnet {subnet_id}, to network {external}; connect one."
+        raise Fault(404, text, "ExternalGatewayForFloatingIPNotFound")
     return found
 
 
@@ -184,7 +179,7 @@ def prepare_update(call: Call, before: Row, values: Row) -> None:
             del values["fixed_ip_address"]
             return
         if before["port_id"] is None:
-            raise refuse("fixed_ip_address cannot be specified without a port_id.")
+            raise refuse("fixed_ip_address needs a port_id beside it.")
         values["port_id"] = before["port_id"]
     if values["port_id"] and values["port_id"] == before["port_id"] and not values.get("fixed_ip_address"):
         values["fixed_ip_address"] = before["fixed_ip_address"]
@@ -206,7 +201,7 @@ def deleting(call: Call, row: Row) -> None:
 
 
 def _forwards(id: str) -> Exception:
-    return conflict(f"Floating IP {id} in use by Port Forwarding resources.", "FipInUseByPortForwarding")
+    return conflict(f"Floating IP {id} has port forwardings: delete them first.", "FipInUseByPortForwarding")
 
 
 def deleted(call: Call, row: Row) -> None:

@@ -40,6 +40,7 @@ from nubila.services.network import (
     logs,
     look,
     metering,
+    network_segments,
     pvlan,
     qos_use,
     router_specs,
@@ -131,8 +132,17 @@ def describe_network(cloud: Cloud, reader: Reader, id: str, host: str) -> Networ
     if host not in where and not gateway_host:
         return None
     subnets = look.subnets(reader, id)
+    segment = net
+    if net["several"]:
+        mine = network_segments.by_host(reader, id, here.values())
+        if host not in mine:
+            return None  # no way to it from here
+        segment = mine[host]
+        here = {name: h for name, h in here.items() if name in mine and mine[name]["id"] == segment["id"]}
+        where &= set(here)
+        subnets = network_segments.on(subnets, segment)
     dhcp = _dhcp(cloud, reader, net, subnets, host)
-    tunnels = net["network_type"] in segments.TUNNELS
+    tunnels = segment["network_type"] in segments.TUNNELS
     peers = sorted(here[name]["tunnel_ip"] for name in where if name != host and tunnels)
     first = next((s for s in subnets if s["ip_version"] == 4 and s["gateway_ip"]), None)
     own_gateway = bool(gateway_host and net["host_gateway"] and first)
@@ -140,9 +150,9 @@ def describe_network(cloud: Cloud, reader: Reader, id: str, host: str) -> Networ
         id=id,
         project_id=net["project_id"],
         segment=Segment(
-            network_type=net["network_type"],
-            physical_network=net["physical_network"],
-            segmentation_id=net["segmentation_id"],
+            network_type=segment["network_type"],
+            physical_network=segment["physical_network"],
+            segmentation_id=segment["segmentation_id"],
         ),
         mtu=net["mtu"],
         subnets=_subnets(cloud, reader, net, subnets, dhcp),

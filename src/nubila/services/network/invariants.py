@@ -20,6 +20,7 @@ from nubila.services.network.dvr_hosts import DVR_INTERFACE
 from nubila.services.network.kinds import FloatingIP, Network, Router, Subnet
 from nubila.services.network.kinds_l3 import PortForwarding
 from nubila.services.network.kinds_port import Port, SecurityGroup
+from nubila.services.network.kinds_segment import Segment
 from nubila.services.network.tables import DEFAULT_GROUP, DHCP_BINDING, IP_ALLOCATION, PORT_GROUP, SEGMENT, TAG
 from nubila.services.network.tags import TAGGED
 
@@ -156,14 +157,23 @@ def _routers(rows: _Rows) -> Iterator[str]:
 def _segments(rows: _Rows, reader: Reader) -> Iterator[str]:
     used = {(s["network_type"], s["physical_network"], s["segmentation_id"]): s["network_id"]
             for s in reader.all(sa.select(SEGMENT))}  # fmt: skip
-    for id, net in rows.networks.items():
-        if net["network_type"] == "local":
+    own: dict[str, list[Any]] = {id: [] for id in rows.networks}
+    for one in reader.all(sa.select(Segment.table).order_by(Segment.table.c.place, Segment.table.c.id)):
+        id = one["network_id"]
+        own.setdefault(id, []).append(tuple(one[name] for name in segments.PROVIDER))
+        if one["network_type"] == "local":
             continue
-        key = (net["network_type"], net["physical_network"] or "", net["segmentation_id"] or 0)
-        if net["network_type"] in segments.TUNNELS and not net["segmentation_id"]:
+        key = (one["network_type"], one["physical_network"] or "", one["segmentation_id"] or 0)
+        if one["network_type"] in segments.TUNNELS and not one["segmentation_id"]:
             yield f"network {id} has no tunnel id"
         if used.pop(key, None) != id:
             yield f"network {id} uses segment {key} without having reserved it"
+    for id, net in rows.networks.items():
+        first = own[id][0] if own[id] else (None, None, None)
+        if tuple(net[name] for name in segments.PROVIDER) != first:
+            yield f"network {id} shows another segment than its first one, {first}"
+        if len(own[id]) != 1 and not net["several"]:
+            yield f"network {id} has {len(own[id])} segments and is not marked so"
     for key, id in used.items():
         yield f"segment {key} is reserved for network {id}, which does not use it"
 

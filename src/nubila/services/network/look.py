@@ -21,6 +21,7 @@ from nubila.services.network.kinds_metering import MeteringLabel, MeteringLabelR
 from nubila.services.network.kinds_port import Port, SecurityGroup, SecurityGroupRule
 from nubila.services.network.kinds_qos import QosPolicy
 from nubila.services.network.kinds_security import AddressGroup, DefaultSecurityGroupRule
+from nubila.services.network.kinds_segment import Segment
 from nubila.services.network.kinds_trunk import Trunk
 from nubila.services.network.tables import IP_ALLOCATION
 
@@ -32,7 +33,7 @@ NOT_FOUND: dict[type[Resource], str] = {
     SecurityGroupRule: "SecurityGroupRuleNotFound", AddressScope: "AddressScopeNotFound",
     Log: "LogResourceNotFound", LocalIP: "LocalIPNotFound", AddressGroup: "AddressGroupNotFound",
     DefaultSecurityGroupRule: "DefaultSecurityGroupRuleNotFound",
-    QosPolicy: "QosPolicyNotFound", Trunk: "TrunkNotFound",
+    QosPolicy: "QosPolicyNotFound", Trunk: "TrunkNotFound", Segment: "SegmentNotFound",
     MeteringLabel: "MeteringLabelNotFound", MeteringLabelRule: "MeteringLabelRuleNotFound",
 }  # fmt: skip
 _by_id = remembered(by_id)
@@ -123,7 +124,7 @@ def addresses_of(reader: Reader, port_id: str) -> list[dict[str, str]]:
 def uuid(field: str, value: Any, type: str = "HTTPBadRequest") -> str:
     """The value if it is a UUID, else a 400 that names the field."""
     if not isinstance(value, str) or not is_uuid(value):
-        raise bad_request(f"Invalid input for {field}: '{value}' is not a valid UUID.", type)
+        raise bad_request(f"Invalid input for {field}: '{value}' must be a UUID.", type)
     return value
 
 
@@ -145,7 +146,7 @@ def check_revision(call: Any, before: Mapping[str, Any]) -> None:
 
 def in_use(what: str, id: str, why: str, type: str) -> Fault:
     """409: something cannot go because of what hangs on it."""
-    return conflict(f"Unable to complete operation on {what} {id}. {why}", type)
+    return conflict(f"{what.capitalize()} {id} is in use. {why}", type)
 
 
 def own_project(call: Any, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def update_quota(call: Call) -> Row:
             text = f"Invalid input for {name}: '{value}' must be a whole number from -1 to {MAX_LIMIT}."
             raise bad_request(text, "InvalidInput" if number is None else "HTTPBadRequest")
         if not forced and 0 <= number < used.get(name, 0):
-            text = f"Quota limit {number} for {name} must be greater than or equal to already used {used[name]}."
+            text = f"{name}: {number} is less than the {used[name]} in use; give a higher number or force."
             raise bad_request(text, "HTTPBadRequest")
         quota.set_limit(call.tx, project, name, number)
     return {"quota": _own(call, project)}
@@ -138,7 +138,7 @@ def whose(key: str) -> Callable[[Call], Row]:
 
     def handler(call: Call) -> Row:
         if not call.creds.project_id:
-            raise bad_request("Project id was missing from quota request.", "QuotaMissingTenant")
+            raise bad_request("The token has no project: log in to one.", "QuotaMissingTenant")
         return {key: {f"{key}_id": call.creds.project_id}}
 
     return handler
@@ -152,7 +152,7 @@ def delete_quota(call: Call) -> None:
         sa.delete(table).where(table.c.project_id == project, table.c.resource.in_(list(call.service.quotas)))
     )  # fmt: skip
     if not gone:
-        raise Fault(404, f"Quota for project {project} could not be found.", "TenantQuotaNotFound")
+        raise Fault(404, f"Project {project} has no quotas of its own.", "TenantQuotaNotFound")
 
 
 # --- zones, providers -----------------------------------------------------------------------------------------------
@@ -186,6 +186,11 @@ _N, _S, _A = Network.table.c, Subnet.table.c, IP_ALLOCATION.c
 _NETWORKS = sa.select(_N.id, _N.name, _N.project_id).order_by(_N.id)
 _SUBNETS = sa.select(_S.id, _S.network_id, _S.name, _S.cidr, _S.ip_version, _S.allocation_pools, _S.gateway_ip)
 _USED = sa.select(_A.subnet_id, sa.func.count()).group_by(_A.subnet_id)
+_WITHIN = sa.select(sa.func.count()).where(
+    _A.subnet_id == sa.bindparam("subnet"), _A.ip_key.between(sa.bindparam("lo"), sa.bindparam("hi"))
+)
+_DETAILS = ("total_ips_in_subnet", "total_ips_in_allocation_pool", "used_ips_in_subnet",
+            "used_ips_in_allocation_pool")  # fmt: skip
 _FILTERS = ("network_id", "network_name", "project_id", "tenant_id", "ip_version")
 
 
@@ -199,22 +204,38 @@ def _availability(reader: Reader, networks: list[Row], version: int | None) -> l
     for net in networks:
         subnets = [
             {"subnet_id": s["id"], "subnet_name": s["name"], "cidr": s["cidr"], "ip_version": s["ip_version"],
-             "used_ips": used.get(s["id"], 0), "total_ips": _total(s)}
+             "used_ips": used.get(s["id"], 0), "total_ips": _total(s),
+             "ip_availability_details": _details(reader, s, used.get(s["id"], 0))}
             for s in per.get(net["id"], [])
         ]  # fmt: skip
         out.append({
             "network_id": net["id"], "network_name": net["name"], "project_id": net["project_id"],
             "tenant_id": net["project_id"], "subnet_ip_availability": subnets,
             "used_ips": sum(s["used_ips"] for s in subnets), "total_ips": sum(s["total_ips"] for s in subnets),
+            "ip_availability_details": {
+                name: sum(s["ip_availability_details"][name] for s in subnets) for name in _DETAILS
+            },
         })  # fmt: skip
     return out
+
+
+def _details(reader: Reader, subnet: Row, used: int) -> Row:
+    """Addresses of the subnet and of its pools, and how many of each are in use."""
+    pools = subnet["allocation_pools"] or []
+    within = 0
+    for pool in pools if used else ():
+        ends = {"lo": addresses.key(pool["start"]), "hi": addresses.key(pool["end"])}
+        within += reader.scalar(_WITHIN, {"subnet": subnet["id"], **ends}) or 0
+    return dict(zip(_DETAILS, (_hosts(subnet), addresses.count(pools), used, within), strict=True))
 
 
 def _total(subnet: Row) -> int:
     """Addresses that can be had: the pools'; a subnet without pools counts its hosts."""
     pools = subnet["allocation_pools"]
-    if pools:
-        return addresses.count(pools)
+    return addresses.count(pools) if pools else _hosts(subnet)
+
+
+def _hosts(subnet: Row) -> int:
     net = ipaddress.ip_network(subnet["cidr"])
     return max(net.num_addresses - (2 if net.version == 4 and net.prefixlen < 31 else 0), 0)
 
@@ -228,7 +249,7 @@ def availabilities(call: Call) -> Row:
         if key in ("fields", "limit", "marker"):
             continue
         if key not in _FILTERS:
-            text = f"Invalid input for filter: '{key}' is not a valid filter for network_ip_availabilities."
+            text = f"IP availabilities can not be filtered by '{key}'."
             raise bad_request(text, "InvalidInput")
         if key == "ip_version":
             if value not in ("4", "6"):
@@ -244,8 +265,9 @@ def availabilities(call: Call) -> Row:
 def availability(call: Call) -> Row:
     id = call.params["id"]
     found = [n for n in call.tx.all(_NETWORKS) if n["id"] == id]
-    if not found or not call.may("get_network_ip_availability") or not types.is_uuid(id):
-        raise Fault(404, f"Network {id} could not be found.", "NetworkNotFound")
+    allowed = call.may("get_network_ip_availability")
+    if not found or not allowed or not types.is_uuid(id):
+        raise Fault(404, f"Network {id} could not be found.", "NetworkNotFound" if allowed else "HTTPNotFound")
     return {"network_ip_availability": _availability(call.tx, found, None)[0]}
 
 

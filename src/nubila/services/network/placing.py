@@ -163,19 +163,14 @@ def dhcp(cloud: Cloud, tx: Tx, network_id: str, *, wanted: int | None = None) ->
     n = cloud.settings.dhcp_agents_per_network if wanted is None else wanted
     silent = _silent(cloud, tx, have) if have else set()
     parts = network_segments.dhcp_parts(tx, net, served)
-    for host in [h for h in have if not any(part is None or h in part for part in parts)]:
-        unbind(tx, network_id, host, have.pop(host))  # no way to the network from there any more
+    _unbind_strays(tx, network_id, have, parts)
     standing: set[str] = set()
     for part in parts:
         mine = {h for h in have if part is None or h in part}
         heard = len(mine - silent)
-        if served and heard < n:
-            fit = bridged.able(tx, usable(tx, agents.DHCP), [network_id])
-            free = [h for h in fit if part is None or h["name"] in part]
-            load = dict(tx.rows(_DHCP_LOAD))
-            more = place.choose(free, load, n - heard, zones=net["availability_zone_hints"], have=rows)
-            found += more
-            standing |= set(more[max(0, n - len(mine)) :])
+        more = _more(tx, net, part, n - heard, rows) if served else []
+        found += more
+        standing |= set(more[max(0, n - len(mine)) :])
         standins = sorted(h for h in mine if rows[h][1] == STANDIN)
         for host in standins[: max(0, heard - n)]:
             unbind(tx, network_id, host, have.pop(host))
@@ -195,6 +190,21 @@ def dhcp(cloud: Cloud, tx: Tx, network_id: str, *, wanted: int | None = None) ->
     for host, port_id in have.items():
         _serve(cloud, tx, net, network_segments.dhcp_at(tx, net, served, host), host, port_id)
     return all(part is None or part & set(have) for part in parts) and bool(have)
+
+
+def _unbind_strays(tx: Tx, network_id: str, have: dict[str, str | None], parts: list[set[str] | None]) -> None:
+    """Hosts from which there is no way to the network any more serve it no longer."""
+    for host in [h for h in have if not any(part is None or h in part for part in parts)]:
+        unbind(tx, network_id, host, have.pop(host))
+
+
+def _more(tx: Tx, net: Row, part: set[str] | None, n: int, rows: Iterable[str]) -> list[str]:
+    """Up to ``n`` further hosts for a network's DHCP, of those in ``part``."""
+    if n <= 0:
+        return []
+    fit = bridged.able(tx, usable(tx, agents.DHCP), [net["id"]])
+    free = [h for h in fit if part is None or h["name"] in part]
+    return place.choose(free, dict(tx.rows(_DHCP_LOAD)), n, zones=net["availability_zone_hints"], have=rows)
 
 
 def _silent(cloud: Cloud, reader: Reader, bound: Iterable[str]) -> set[str]:

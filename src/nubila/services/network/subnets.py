@@ -19,6 +19,7 @@ from nubila.services.network import (
     asks,
     fixed,
     look,
+    network_segments,
     paging,
     placing,
     pools,
@@ -72,6 +73,7 @@ def prepare(call: Call, values: Row) -> None:
     net = call.memo[values["network_id"]]
     segments.least_mtu(net["id"], net["mtu"], [values["ip_version"]])
     finish(call.tx, values)
+    network_segments.check_subnet(call.tx, values)
     values["tags"] = tags.clean(values["tags"])
 
 
@@ -80,13 +82,13 @@ def _addresses(call: Call, values: Row) -> None:
     pool_id = values.get("subnetpool_id")
     if values.get("use_default_subnetpool"):
         if pool_id:
-            raise bad_request("subnetpool_id and use_default_subnetpool cannot both be specified.", "BadRequest")
+            raise bad_request("use_default_subnetpool: leave it out beside subnetpool_id.", "BadRequest")
         pool_id = pools.default(call, values.get("ip_version") or 4)["id"]
     if values.get("prefixlen") is not None and values.get("cidr"):
-        raise bad_request("Bad subnets request: cidr and prefixlen must not be supplied together.", "BadRequest")
+        raise bad_request("Bad subnets request: prefixlen: leave it out beside cidr.", "BadRequest")
     if not pool_id:
         if not values.get("cidr"):
-            text = "Bad subnets request: a subnetpool must be specified in the absence of a cidr."
+            text = "Bad subnets request: give a cidr, or a subnetpool_id to take one from."
             raise bad_request(text, "BadRequest")
         if values.get("prefixlen") is not None:
             raise bad_request("Bad subnets request: prefixlen needs a subnetpool.", "BadRequest")
@@ -106,8 +108,7 @@ def finish(tx: Reader, values: Row) -> None:
     for other in look.subnets(tx, values["network_id"]):
         if addresses.overlap(other["cidr"], values["cidr"]):
             raise refuse(
-                f"Requested subnet with cidr: {values['cidr']} for network: {values['network_id']} overlaps with "
-                "another subnet."
+                f"cidr {values['cidr']} overlaps with another subnet of network {values['network_id']}."  # clients look
             )
     if values["gateway_ip"] == AUTO:
         values["gateway_ip"] = addresses.default_gateway(values["cidr"])
@@ -137,8 +138,13 @@ def created(call: Call, row: Row) -> None:
 
 def settled(cloud: Any, tx: Tx, row: Row) -> None:
     """What follows from a new subnet: automatic addresses for ports that are there, DHCP, hosts."""
+    if row["segment_id"]:
+        network_segments.subnets_changed(tx, row["network_id"])
+        row["host_routes"] = look.need(tx, Subnet, row["id"])["host_routes"]
     if fixed.is_auto(row):
         for port in tx.all(_INSIDE, {"network": row["network_id"]}):
+            if row["segment_id"] and not network_segments.on([row], _segment_of(tx, port)):
+                continue
             ip = addresses.eui64(row["cidr"], port["mac_address"])
             allocate.take(tx, row, ip, port["id"], (tx.scalar(_LAST_PLACE, {"port": port["id"]}) or 0) + 1)
             asks.port(tx, port)
@@ -146,6 +152,10 @@ def settled(cloud: Any, tx: Tx, row: Row) -> None:
         tx.ask("dhcp", row["network_id"])
     asks.network(tx, row["network_id"], external=row["external"])
     allocate.bump(tx, Network, [row["network_id"]], clock.now())
+
+
+def _segment_of(tx: Tx, port: Row) -> Row | None:
+    return network_segments.at(tx, port["network_id"], port["bound_host"])
 
 
 def prepare_update(call: Call, before: Row, values: Row) -> None:
@@ -159,7 +169,7 @@ def prepare_update(call: Call, before: Row, values: Row) -> None:
         if before["gateway_ip"] is not None and addresses.contains(before["cidr"], before["gateway_ip"]):
             where = {"subnet": before["id"], "key": addresses.key(before["gateway_ip"])}
             if (port := call.tx.scalar(_GATEWAY_PORT, where)) is not None:
-                text = f"Current gateway ip {before['gateway_ip']} already in use by port {port}. Unable to update."
+                text = f"gateway_ip: port {port} has {before['gateway_ip']}; delete it before the address changes."
                 raise conflict(text, "GatewayIpInUse")
     if values.get("allocation_pools", 0) is None:
         del values["allocation_pools"]
@@ -168,6 +178,9 @@ def prepare_update(call: Call, before: Row, values: Row) -> None:
     elif "gateway_ip" in values:
         subnet_checks.pools(after, before["allocation_pools"])
     _lists(before, after, values)
+    if values.get("segment_id", before["segment_id"]) != before["segment_id"]:
+        look.lock(call.tx, Network, before["network_id"])
+        network_segments.check_subnet(call.tx, after, before)
 
 
 def _lists(before: Row, after: Row, values: Row) -> None:
@@ -192,7 +205,10 @@ def updated(call: Call, before: Row, after: Row) -> None:
         tx.execute(sa.update(Subnet.table).where(_S.id == before["id"]).values(enable_dhcp=after["enable_dhcp"]))
         if not placing.dhcp(call.cloud, tx, network):
             tx.ask("dhcp", network)
-    names = ("gateway_ip", "enable_dhcp", "dns_nameservers", "host_routes")
+    if after["segment_id"]:
+        network_segments.subnet_changed(tx, before, after)
+        placing.dhcp(call.cloud, tx, network)
+    names = ("gateway_ip", "enable_dhcp", "dns_nameservers", "host_routes", "segment_id")
     if any(before[n] != after[n] for n in names):
         asks.network(tx, network, external=before["external"])
     if before["gateway_ip"] != after["gateway_ip"] or (
@@ -209,7 +225,7 @@ def deleting(call: Call, row: Row) -> None:
     for _, owner in holders:
         if owner == DHCP or (automatic and owner not in INTERFACES):
             continue
-        why = "One or more ports have an IP allocation from this subnet."
+        why = "Ports have addresses of it: delete them first."
         raise look.in_use("subnet", row["id"], why, "SubnetInUse")
     row["_ports"] = [id for id, owner in holders if owner != DHCP]
     tx.execute(_EMPTY, {"b_subnet": row["id"]})
@@ -218,6 +234,8 @@ def deleting(call: Call, row: Row) -> None:
 
 def deleted(call: Call, row: Row) -> None:
     tx = call.tx
+    if row["segment_id"]:
+        network_segments.subnets_changed(tx, row["network_id"], gone=row)
     placing.dhcp(call.cloud, tx, row["network_id"])
     asks.network(tx, row["network_id"], external=row["external"])
     for id in row["_ports"]:
@@ -266,7 +284,7 @@ def insert(cloud: Any, tx: Tx, net: Row, values: Row) -> Row:
         "id": clock.new_id(), "project_id": net["project_id"], "description": "", "created_at": now, "updated_at": now,
         "revision_number": 0, "name": "", "network_id": net["id"], "ip_version": 4, "gateway_ip": AUTO,
         "allocation_pools": None, "enable_dhcp": True, "dns_nameservers": [], "host_routes": [], "ipv6_ra_mode": None,
-        "ipv6_address_mode": None, "subnetpool_id": None, "service_types": [], "tags": [],
+        "ipv6_address_mode": None, "subnetpool_id": None, "segment_id": None, "service_types": [], "tags": [],
         "network_owner": net["project_id"],
         "shared": net["shared"], "external": net["external"], **values,
     }  # fmt: skip
