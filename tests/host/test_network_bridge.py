@@ -9,10 +9,17 @@ from pathlib import Path
 import pytest
 from contract_network import EGRESS, PING, WEB, Bench, NetworkContract, external, network, port, replace
 from frames import Ear, ipv4, send, udp
-from network_world import Host, ask_in, await_line
+from network_world import Host, ask_in, await_line, until
+from test_network_security_packets import (  # noqa: F401  collected here with the host below
+    Talk,
+    test_a_local_ip_leads_to_a_port_of_this_host,
+    test_a_local_ip_without_translation,
+    test_what_is_let_through_and_what_is_dropped_is_logged,
+)
 
 from nubila.core.ports import (
     AddressSetSpec,
+    LocalIp,
     LogSpec,
     NeedsOperator,
     NetworkSpec,
@@ -185,7 +192,70 @@ def test_limits_hold_and_what_is_missing_is_said(host: Host) -> None:
     assert 5 <= int(received[1]) <= 20
     rules = host.run("nft", "list", "chain", "bridge", "linuxbridge-nubila", f"neutron-linuxbri-s{a.spec.id[:11]}")
     assert "ip dscp set af31" in rules
-    logged = host.driver.ensure_port(replace(a.spec, logs=(LogSpec(id="l"),)))
-    assert (logged.status, "not logged" in logged.fault) == ("ACTIVE", True)
     with pytest.raises(NeedsOperator, match="Trunks"):
         host.driver.ensure_port(replace(a.spec, trunk=TrunkPlace(trunk_id="t", vlan=5)))
+
+
+# --- local IPs and logs, beyond what both switches are tested for -------------------------------------------------
+
+
+def test_a_local_ip_remembers_who_spoke_to_it_and_fragments(host: Host) -> None:
+    net = network(dhcp=False)
+    host.driver.ensure_network(net)
+    datagrams = RuleSpec(direction="ingress", protocol="udp")
+    cache = host.guest(port(net, 3, WEB, PING, datagrams)).configure()
+    client = host.guest(port(net, 4)).configure()
+    local = LocalIp(address="10.0.0.50", port_id=cache.spec.id, mac=cache.spec.mac, fixed_ip=cache.ip)
+    host.driver.ensure_network(replace(net, local_ips=(local,)))
+    for address in ("10.0.0.50", cache.ip, "10.0.0.50"):
+        assert client.pings(address), "echoes are told apart"
+    assert client.run("ping", "-c", "1", "-W", "3", "-s", "4000", "10.0.0.50", check=False).returncode == 0
+    talk = Talk(cache, client, 80, at="10.0.0.50")
+    try:
+        assert talk.say("one") == "one"
+        other = replace(local, address="10.0.0.51")
+        host.driver.ensure_network(replace(net, local_ips=(local, other)))
+        assert talk.say("two") == "two", "another local IP disturbs nobody"
+        assert client.pings("10.0.0.51")
+    finally:
+        talk.close()
+    host.driver.ensure_network(net)
+    rules = host.run("nft", "list", "ruleset")
+    assert "10.0.0.50" not in rules
+    assert "set lt" not in rules
+
+
+def test_a_log_says_what_was_stateless_and_what_was_sent(host: Host) -> None:
+    net = network(dhcp=False)
+    host.driver.ensure_network(net)
+    host.driver.ensure_security_group(
+        SecurityGroupSpec(id="out", rules=(RuleSpec(direction="egress", protocol="icmp"),))
+    )
+    spec = port(net, 3, rules=(), groups=("out",), logs=(LogSpec(id="everything"),), project_id="p1")
+    guest = host.guest(spec).configure()
+    other = host.guest(port(net, 4, PING)).configure()
+    file = host.place.root / "log" / "security-groups.log"
+
+    def lines(*words: str) -> list[str]:
+        said = file.read_text().splitlines() if file.is_file() else []
+        return [line for line in said if all(word in line for word in words)]
+
+    assert guest.pings(other.ip)
+    until(lambda: bool(lines("action=ACCEPT", "direction=egress", "pkt=icmp", f"nw_dst={other.ip}")), "what was sent")
+    assert guest.reads(other.ip, 80) == ""
+    until(lambda: bool(lines("action=DROP", "direction=egress", "tp_dst=80", "tcp_flags=syn")), "what was not")
+    assert not lines("direction=ingress", "action=ACCEPT"), "answers are no connections"
+    host.driver.stop()
+    again = RealNetwork(host.place)
+    again.start()
+    try:
+        before = len(lines("action=ACCEPT"))
+        assert guest.pings(other.ip)
+        until(lambda: len(lines("action=ACCEPT")) > before, "it goes on after a restart")
+        again.ensure_port(replace(spec, stateful=False))
+        assert not guest.pings(other.ip), "stateless: the answer is not let in"
+        until(lambda: bool(lines("action=DROP", "direction=ingress", "icmp_type=0")), "and that is said")
+        again.remove_port(spec.id)
+        assert list((host.place.root / "security-log").glob("*.json")) == []
+    finally:
+        again.stop()

@@ -19,7 +19,7 @@ from test_network_hosts import (  # noqa: F401  one test is collected here with 
     test_nothing_is_disturbed_when_everything_is_ensured_again,
 )
 
-from nubila.core.ports import FloatingSpec, NeedsOperator, Neighbour, NetworkSpec, PortSpec, Segment
+from nubila.core.ports import FloatingSpec, LocalIp, NeedsOperator, Neighbour, NetworkSpec, PortSpec, Segment
 from nubila.drivers import links
 from nubila.drivers.network import RealNetwork
 
@@ -67,7 +67,7 @@ def captured(child: subprocess.Popen[str]) -> str:
     return child.communicate(timeout=10)[0]
 
 
-@pytest.mark.req("C/LBR-08", "C/ML2-02")
+@pytest.mark.req("C/LBR-08", "C/ML2-02", "C/TUN-06")
 def test_a_network_spans_hosts_with_different_switches(pair: list[Host]) -> None:
     bridge, ovs = pair
     net, other = network(vni=7), network("10.0.0.0/24", vni=8)
@@ -84,6 +84,8 @@ def test_a_network_spans_hosts_with_different_switches(pair: list[Host]) -> None
     assert b.pings(a.ip)
     fits = ("ping", "-c", "1", "-W", "2", "-M", "do", "-s", "1422", b.ip)
     assert a.run(*fits, check=False).returncode == 0, "a whole packet of 1450 octets"
+    more = ("ping", "-c", "1", "-W", "2", "-M", "do", "-s", "1423", b.ip)
+    assert a.run(*more, check=False).returncode != 0, "and no larger one"
     for client, server, host in ((a, b, ovs), (b, a, bridge)):
         server.serve(80, "closed")
         assert client.reads(server.ip, 80, 1) == ""
@@ -139,6 +141,32 @@ def test_who_moves_is_found_again(pair: list[Host]) -> None:
     assert a.pings(moved.ip)
 
 
+def test_a_local_ip_is_only_for_its_own_host(pair: list[Host]) -> None:
+    """The real owner of the address is elsewhere; a client there reaches him, a client here the port behind."""
+    bridge, ovs = pair
+    net = network(vni=7, dhcp=False)
+    cache, near, far, real = port(net, 3, WEB), port(net, 4), port(net, 5), port(net, 50, WEB)
+    local = LocalIp(address="10.0.0.50", port_id=cache.id, mac=cache.mac, fixed_ip="10.0.0.3")
+    told = tuple(neighbour(spec, "198.18.0.2") for spec in (far, real))
+    here = replace(net, peers=("198.18.0.2",), neighbours=told)
+    bridge.driver.ensure_network(replace(here, local_ips=(local,)))
+    ovs.driver.ensure_network(replace(net, peers=("198.18.0.1",)))
+    a, b = (bridge.guest(spec).configure() for spec in (cache, near))
+    c, d = (ovs.guest(spec).configure() for spec in (far, real))
+    a.serve(80, "near")
+    d.serve(80, "far")
+    assert b.reads("10.0.0.50", 80) == "near"
+    assert c.reads("10.0.0.50", 80) == "far"
+    d.run("ip", "link", "set", "eth0", "down")
+    c.run("ip", "neigh", "flush", "all")
+    assert c.reads("10.0.0.50", 80) == "", "a local IP does not answer other hosts"
+    assert b.reads("10.0.0.50", 80) == "near"
+    d.run("ip", "link", "set", "eth0", "up")
+    bridge.driver.ensure_network(here)
+    b.run("ip", "neigh", "flush", "all")
+    assert b.reads("10.0.0.50", 80, patience_s=3) == "far"
+
+
 # --- physical networks --------------------------------------------------------------------------------------------
 
 
@@ -179,7 +207,6 @@ def test_a_card_joins_the_bridge_of_its_network_and_comes_back(tmp_path: Path) -
         links.remove_namespace(outside)
 
 
-@pytest.mark.req("C/LBR-02")
 def test_a_vlan_network_says_what_the_kernel_lacks_or_tags(host: Host) -> None:
     host.run("ip", "link", "add", "eth1", "type", "veth", "peer", "name", "eth1-peer")
     host.driver = RealNetwork(replace(host.place, bridges={"physnet1": "eth1"}))
@@ -217,6 +244,7 @@ def test_a_bridge_that_was_deleted_comes_back_with_its_ports(host: Host) -> None
     assert a.lease()["ip"] == "10.0.0.3"
 
 
+@pytest.mark.req("C/LBR-10")
 def test_filters_that_were_flushed_come_back_whole(host: Host) -> None:
     net = network(dhcp=False)
     host.driver.ensure_network(net)

@@ -29,7 +29,7 @@ def host(tmp_path: Path) -> Iterator[Host]:
 class Talk:
     """A TCP connection to an echo server, one line at a time."""
 
-    def __init__(self, server: Guest, client: Guest, number: int) -> None:
+    def __init__(self, server: Guest, client: Guest, number: int, at: str = "") -> None:
         server.spawn("busybox", "nc", "-ll", "-p", str(number), "-e", "cat")
         until(lambda: f":{number}" in server.run("busybox", "netstat", "-ltn").stdout, f"port {number}")
         script = (
@@ -38,7 +38,7 @@ class Talk:
         )
         with links.entered(client.namespace):
             self._child = subprocess.Popen(
-                ["bash", "-c", script, server.ip, str(number)],
+                ["bash", "-c", script, at or server.ip, str(number)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
             )  # fmt: skip
 
@@ -206,14 +206,14 @@ def test_what_is_let_through_and_what_is_dropped_is_logged(host: Host) -> None:
     until(lambda: other.pings(web.ip) and file.is_file() and "action=ACCEPT" in file.read_text(), "the first line")
     assert other.reads(web.ip, 80) == "hello"
     assert other.reads(web.ip, 81, 1) == ""
-    until(lambda: "action=DROP" in file.read_text(), "a line about what was dropped")
+    until(lambda: "tp_dst=81" in file.read_text(), "a line about what was dropped")
     lines = file.read_text().splitlines()
     accepted = [line for line in lines if "action=ACCEPT" in line]
     dropped = [line for line in lines if "action=DROP" in line]
     assert all("['all-of-ping']" in line and "pkt=icmp" in line for line in accepted if "direction=ingress" in line)
     assert not any("tp_dst=80" in line for line in lines), "the group that let it in is not logged"
     assert f"project_id=p1 log_resource_ids=['all-of-ping', 'drops'] vm_port={spec.id}" in dropped[0]
-    assert "tp_dst=81" in dropped[0]
+    assert any("tp_dst=81" in line for line in dropped)
     for _ in range(2):  # flood: the log takes some of it, the guest goes on
         flood = udp(other.ip, web.ip, (1000, 9), b"")
         send(other, [ipv4(other.spec.mac, web.spec.mac, other.ip, web.ip, 17, flood)] * 2000)

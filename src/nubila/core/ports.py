@@ -221,6 +221,7 @@ class LocalIp(Struct, frozen=True, kw_only=True):
     mac: str
     fixed_ip: str
     translate: bool = True  # False: the guest takes packets to the address as they are
+    owner_here: bool = False  # the port that really has the address is on this host as well
 
 
 class NetworkSpec(Struct, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ from typing import Any
 from pyroute2.netlink.exceptions import NetlinkError
 
 from nubila.core.ports import NeedsOperator, Neighbour
-from nubila.drivers import links
+from nubila.drivers import link_reads, links
 from nubila.drivers.links import Device, Net
 
 HOSTED = links.GROUP + 1  # interface group of ports whose network the host itself may be reached on
@@ -107,7 +107,7 @@ def forward_here(net: Net, port: Device, macs: Iterable[str]) -> None:
         net.route.fdb("replace", ifindex=port.index, lladdr=mac.lower(), flags=_MASTER, state=_NOARP)
 
 
-def populate(net: Net, tunnel: Device, bridge: Device, neighbours: Iterable[Neighbour]) -> None:
+def populate(net: Net, tunnel: Device, neighbours: Iterable[Neighbour]) -> None:
     """Tell the tunnel and its bridge who lives on which other host (l2 population).
 
     The tunnel sends to the one host, the bridge sends to the tunnel, and answers ARP requests for these addresses
@@ -115,10 +115,9 @@ def populate(net: Net, tunnel: Device, bridge: Device, neighbours: Iterable[Neig
     """
     wanted = {n.mac.lower(): n.host for n in neighbours}
     present: dict[str, str] = {}
-    for message in net.route.get_neighbours(family=socket.AF_BRIDGE, ifindex=tunnel.index):
-        mac, host = message.get_attr("NDA_LLADDR"), message.get_attr("NDA_DST")
-        if host and mac != _NOBODY and message["state"] & _PERMANENT:
-            present[mac] = host
+    for entry in link_reads.forwarding(tunnel.index):
+        if entry.address and entry.mac != _NOBODY and entry.state & _PERMANENT:
+            present[entry.mac] = entry.address
     for mac in sorted(present.keys() - wanted.keys()):
         _forget(net, "fdb", ifindex=tunnel.index, lladdr=mac, flags=_SELF)
         _forget(net, "fdb", ifindex=tunnel.index, lladdr=mac, flags=_MASTER)
@@ -126,15 +125,11 @@ def populate(net: Net, tunnel: Device, bridge: Device, neighbours: Iterable[Neig
         if present.get(mac) != host:
             net.route.fdb("replace", ifindex=tunnel.index, lladdr=mac, dst=host, flags=_SELF, state=_PERMANENT | _NOARP)
             net.route.fdb("replace", ifindex=tunnel.index, lladdr=mac, flags=_MASTER, state=_NOARP)
-    answer = {ip: n.mac.lower() for n in neighbours for ip in n.addresses if ":" not in ip}
-    _answer_arp(net, bridge, answer)
 
 
-def _answer_arp(net: Net, bridge: Device, wanted: Mapping[str, str]) -> None:
-    present = {}
-    for message in net.route.get_neighbours(family=socket.AF_INET, ifindex=bridge.index):
-        if message["state"] & _PERMANENT:
-            present[message.get_attr("NDA_DST")] = message.get_attr("NDA_LLADDR")
+def answer_arp(net: Net, bridge: Device, wanted: Mapping[str, str]) -> None:
+    """Have the bridge answer ARP requests for these addresses (address -> MAC), and no others, by itself."""
+    present = {e.address: e.mac for e in link_reads.neighbours(bridge.index) if e.state & _PERMANENT}
     for ip in sorted(present.keys() - wanted.keys()):
         _forget(net, "neigh", ifindex=bridge.index, dst=ip, family=socket.AF_INET)
     for ip, mac in sorted(wanted.items()):

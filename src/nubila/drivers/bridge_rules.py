@@ -22,13 +22,16 @@ from collections.abc import Iterable, Sequence
 from msgspec import Struct
 
 from nubila.core.ports import AddressSetSpec, PortSpec, QosSpec, Restricted, RuleSpec, SecurityGroupSpec
+from nubila.drivers import bridge_log
 from nubila.drivers.links import GROUP
 from nubila.drivers.ovs_flows import link_local
 from nubila.drivers.ovs_security import PROTOCOLS
+from nubila.drivers.security_log import BURST, RATE
 
 BINARY = "neutron-linuxbri"
 LEFT, ENTERED = 0x1, 0x2  # connection mark: judged and let through by the opener's, by the receiver's filter
 SENDER, RECEIVER = 0x7FFF0000, 0x7FFF  # packet mark: numbers of the guests' ports
+OUTSIDE = 0x8000  # packet mark: came from outside this host
 CLOSED = 0x80000000  # packet mark: a frame for the host itself, from a network it is not on
 MAX_NUMBER = 0x7FFF
 _PORTED = {6: "tcp", 17: "udp", 33: "dccp", 132: "sctp", 136: "udplite"}
@@ -63,10 +66,15 @@ table bridge {name} {{
   map targets {{ type ifname : verdict; }}
   map restricted {{ type ifname : verdict; }}
   set ways {{ type ifname; }}
+  set theirs {{ type ifname . ipv4_addr; }}
   chain prerouting {{
     type filter hook prerouting priority -300;
     meta mark set iifname map @senders
     iifname vmap @sources
+  }}
+  chain local-ips {{
+    type filter hook prerouting priority -260
+    arp operation request iifname . arp daddr ip @theirs drop
   }}
   chain pvlan {{ type filter hook forward priority -250; oifname vmap @restricted; }}
   chain forward {{ type filter hook forward priority -200; oifname vmap @targets; }}
@@ -78,18 +86,33 @@ table inet {name} {{
   set hosted {{ type ifname; }}
   map egress {{ type mark : verdict; }}
   map ingress {{ type mark : verdict; }}
+  map sent {{ type mark : verdict; }}
+  map received {{ type mark : verdict; }}
+  map to_local_ips {{ type ifname : verdict; }}
+  map from_bridge {{ type ifname : verdict; }}
+  limit logged {{ rate {RATE}/second burst {BURST} packets; }}
   chain {BINARY}-PREROUTING {{
     type filter hook prerouting priority raw;
     ct zone set iifname map @zones
   }}
+  chain local-ips {{ type filter hook prerouting priority raw + 1; iifname vmap @to_local_ips; }}
+  chain local-ips-out {{ type filter hook postrouting priority srcnat; oifname vmap @from_bridge; }}
   chain {BINARY}-FORWARD {{
     type filter hook forward priority filter;
     iifname "brq*" meta mark {CLOSED:#x} drop
     iifname "brq*" meta mark & {SENDER:#x} vmap @egress
   }}
-  chain {BINARY}-local {{
+  chain {BINARY}-sent {{
     type filter hook forward priority filter + 1;
+    iifname "brq*" meta mark & {SENDER:#x} vmap @sent
+  }}
+  chain {BINARY}-local {{
+    type filter hook forward priority filter + 2;
     iifname "brq*" meta mark & {RECEIVER:#x} vmap @ingress
+  }}
+  chain {BINARY}-received {{
+    type filter hook forward priority filter + 3;
+    iifname "brq*" meta mark & {RECEIVER:#x} vmap @received
   }}
   chain {BINARY}-INPUT {{
     type filter hook input priority filter;
@@ -114,9 +137,10 @@ def network_part(table: str, bridge: str, zone: int, hosted: bool, ways: Sequenc
         add.append(f'add element inet {table} zones {{ "{bridge}" : {zone} }}')
         remove.append(f'delete element inet {table} zones {{ "{bridge}" }}')
     for way in ways:
-        add += [f'add element bridge {table} ways {{ "{way}" }}', _sender(table, way, 0)]
+        outside = f'add element bridge {table} senders {{ "{way}" : {OUTSIDE:#x} }}'
+        add += [f'add element bridge {table} ways {{ "{way}" }}', outside]
         remove += [f'delete element bridge {table} ways {{ "{way}" }}', _no_sender(table, way)]
-    return _part(add, remove)
+    return join(add, remove)
 
 
 def pvlan_part(table: str, network_id: str, restricted: Sequence[Restricted]) -> Part:
@@ -138,12 +162,12 @@ def pvlan_part(table: str, network_id: str, restricted: Sequence[Restricted]) ->
         add.append(f'add element {frames} restricted {{ "{one.device}" : jump {own} }}')
         remove.append(f'delete element {frames} restricted {{ "{one.device}" }}')
         remove.append(f"delete chain {frames} {own}")
-    return _part(add, [*remove, *(f"delete set {frames} {name}" for name in sets.values())])
+    return join(add, [*remove, *(f"delete set {frames} {name}" for name in sets.values())])
 
 
 def trusted_part(table: str, device: str) -> Part:
     """A router's or DHCP server's port, or a guest's without port security."""
-    return _part([_sender(table, device, 0)], [_no_sender(table, device)])
+    return join([_sender(table, device, 0)], [_no_sender(table, device)])
 
 
 def _sender(table: str, device: str, number: int) -> str:
@@ -154,15 +178,16 @@ def _no_sender(table: str, device: str) -> str:
     return f'delete element bridge {table} senders {{ "{device}" }}'
 
 
-def _part(add: Iterable[str], remove: Iterable[str]) -> Part:
+def join(add: Iterable[str], remove: Iterable[str]) -> Part:
+    """Lines that add something and lines that take it away."""
     return Part(add="".join(f"{line}\n" for line in add), remove="".join(f"{line}\n" for line in remove))
 
 
 # --- one guest's port ---------------------------------------------------------------------------------------------
 
 
-def port_part(table: str, spec: PortSpec, number: int) -> Part:
-    """Everything one guest's port may do."""
+def port_part(table: str, spec: PortSpec, number: int, nflog: int = 0) -> Part:
+    """Everything one guest's port may do; ``nflog``: the group that its log is read from."""
     if spec.admin_state_up and not spec.port_security:
         return _open_part(table, spec)
     spoof, into, out, enter, local = (chain(letter, spec.id) for letter in "sdoil")
@@ -178,9 +203,14 @@ def port_part(table: str, spec: PortSpec, number: int) -> Part:
         (frames, spoof, _claims(spec) if spec.admin_state_up else ["drop"]),
         (frames, into, _addressed(spec, number) if spec.admin_state_up else ["drop"]),
         (packets, local, _link_local(spec)),
-        (packets, out, _egress(spec, local)),
-        (packets, enter, _ingress(spec)),
+        (packets, out, _egress(spec, local, nflog)),
+        (packets, enter, _ingress(spec, nflog)),
     ]
+    for letter, watched, map, key in (("o", "q", "sent", number << 16), ("i", "r", "received", number)):
+        copies = bridge_log.accepted(spec, letter, nflog)
+        if copies:
+            chains.append((packets, chain(watched, spec.id), copies))
+            elements.append((packets, map, f"{key:#x}", f"jump {chain(watched, spec.id)}"))
     add = [f"add chain {packets} {group_chain(id, way, spec.stateful)}" for id in spec.groups for way in "oi"]
     add += [line for rule in spec.rules for line in _named_sets(table, rule)]
     for where, name, rules in chains:
@@ -191,7 +221,7 @@ def port_part(table: str, spec: PortSpec, number: int) -> Part:
     remove = [_no_sender(table, spec.device)]
     remove += [f"delete element {where} {map} {{ {key} }}" for where, map, key, _ in elements]
     remove += [f"delete chain {where} {name}" for where, name, _ in reversed(chains)]
-    return _part(add, remove)
+    return join(add, remove)
 
 
 def _open_part(table: str, spec: PortSpec) -> Part:
@@ -206,7 +236,7 @@ def _open_part(table: str, spec: PortSpec) -> Part:
         add += [f"add rule bridge {table} {name} {rule}" for rule in _limits(spec.qos, to_owner=towards)]
         add.append(f'add element bridge {table} {map} {{ "{spec.device}" : jump {name} }}')
         remove += [f'delete element bridge {table} {map} {{ "{spec.device}" }}', f"delete chain bridge {table} {name}"]
-    more = _part(add, remove)
+    more = join(add, remove)
     return Part(add=trusted.add + more.add, remove=trusted.remove + more.remove)
 
 
@@ -267,11 +297,11 @@ def _addressed(spec: PortSpec, number: int) -> list[str]:
         "ether type != { arp, ip, ip6 } drop",
         f"ether daddr & 01:00:00:00:00:00 == 00:00:00:00:00:00 ether daddr != {{ {own} }} drop",
         *_limits(spec.qos, to_owner=True),
-        f"meta mark set meta mark & {SENDER:#x} | {number:#x}",
+        f"meta mark set meta mark & {SENDER | OUTSIDE:#x} | {number:#x}",
     ]
 
 
-def _egress(spec: PortSpec, local: str) -> list[str]:
+def _egress(spec: PortSpec, local: str, nflog: int) -> list[str]:
     """What the port may send."""
     rules = [
         # Fragments have been put together by now, but for a first one without its headers (RFC 8200 section 4.5).
@@ -279,7 +309,7 @@ def _egress(spec: PortSpec, local: str) -> list[str]:
         f"meta l4proto {{ udp, ipv6-icmp }} jump {local}",
         "ip6 saddr :: drop",
     ]
-    return rules + _judge(spec, "egress", LEFT, ENTERED)
+    return rules + _judge(spec, "egress", LEFT, ENTERED, nflog)
 
 
 def _link_local(spec: PortSpec) -> list[str]:
@@ -306,13 +336,13 @@ def _link_local(spec: PortSpec) -> list[str]:
     return rules
 
 
-def _ingress(spec: PortSpec) -> list[str]:
+def _ingress(spec: PortSpec, nflog: int) -> list[str]:
     rules = [
         "icmpv6 type { 130, 134, 135, 136 } accept",
         "meta nfproto ipv4 udp sport 67 udp dport 68 accept",
         "meta nfproto ipv6 udp sport 547 udp dport 546 accept",
     ]
-    return rules + _judge(spec, "ingress", ENTERED, LEFT)
+    return rules + _judge(spec, "ingress", ENTERED, LEFT, nflog)
 
 
 def _neighbour_rules(net: _Network, mac: str) -> list[str]:
@@ -332,22 +362,25 @@ def _neighbour_rules(net: _Network, mac: str) -> list[str]:
     return rules
 
 
-def _judge(spec: PortSpec, direction: str, own: int, others: int) -> list[str]:
+def _judge(spec: PortSpec, direction: str, own: int, others: int, nflog: int) -> list[str]:
     """Rules for one direction; ``own`` is the bit this filter sets, ``others`` the one that lets answers pass."""
     letter = "o" if direction == "egress" else "i"
-    jumps = [f"jump {group_chain(id, letter, spec.stateful)}" for id in spec.groups]
     allowed = rule_lines(spec.rules, direction, own if spec.stateful else 0)
+    if allowed:
+        allowed = [*bridge_log.asking(spec, letter, spec.id), *allowed]
+    for id in spec.groups:
+        allowed += [*bridge_log.asking(spec, letter, id), f"jump {group_chain(id, letter, spec.stateful)}"]
+    refused = [*bridge_log.dropped(spec, letter, nflog), "drop"]
     if not spec.stateful:
-        return [*allowed, *jumps, "drop"]
+        return [*allowed, *refused]
     return [
         "ct state invalid meta l4proto { tcp, udp, icmp, ipv6-icmp } drop",
         f"ct direction reply ct mark & {others:#x} == {others:#x} accept",
         "ct direction reply drop",
         f"ct state related ct mark & {own:#x} == {own:#x} accept",
         *allowed,
-        *jumps,
         f"ct mark set ct mark & {0xFFFFFFFF ^ own:#x}",
-        "drop",
+        *refused,
     ]
 
 
@@ -369,7 +402,7 @@ def group_part(table: str, spec: SecurityGroupSpec) -> Part:
             lines = rule_lines(spec.rules, direction, bit if stateful else 0)
             add += [f"add rule inet {table} {name} {line}" for line in lines]
             remove.append(f"flush chain inet {table} {name}")
-    return _part(add, remove)
+    return join(add, remove)
 
 
 def group_chains(id: str) -> list[str]:
@@ -392,7 +425,7 @@ def set_part(table: str, spec: AddressSetSpec) -> Part:
         remove.append(f"flush set inet {table} {name}")
         if members:
             add.append(f"add element inet {table} {name} {{ {', '.join(members)} }}")
-    return _part(add, remove)
+    return join(add, remove)
 
 
 def _named_sets(table: str, rule: RuleSpec) -> list[str]:

@@ -29,7 +29,7 @@ from nubila.core.ports import (
     SecurityGroupSpec,
     TryAgain,
 )
-from nubila.drivers import bridge_links, bridge_rules, links, shaping
+from nubila.drivers import bridge_links, bridge_local_ip, bridge_log, bridge_rules, links, shaping
 from nubila.drivers.bridge_links import HOSTED
 from nubila.drivers.bridge_tables import Tables, words
 from nubila.drivers.links import GROUP, Device, Net
@@ -54,6 +54,7 @@ class LinuxBridge:
     def __init__(self, place: HostPlace) -> None:
         self.place = place
         self.tables = Tables(place)
+        self.log = bridge_log.BridgeLog(place)
 
     # --- life
 
@@ -64,7 +65,9 @@ class LinuxBridge:
         for id in self.tables.ids("port"):
             if id not in present:
                 self.tables.drop("port", id)
+                self.log.forget(id)
         self.tables.load_all()
+        self.log.start()
 
     def ready(self) -> None:
         """Bring the filters back when somebody took them away."""
@@ -77,13 +80,15 @@ class LinuxBridge:
         return True
 
     def stop(self) -> None:
-        """This process holds nothing."""
+        """Write no more to the log of security groups; packets go on."""
+        self.log.stop()
 
     def destroy(self) -> None:
         """Remove the bridges that are left, and the filters; cards get their addresses back."""
         for id in self.networks():
             self.drop_network(id)
         self.tables.remove()
+        self.log.destroy()
 
     # --- reading
 
@@ -125,6 +130,7 @@ class LinuxBridge:
             hosted = bool(spec.host_address or spec.masquerade or own)
         part = bridge_rules.network_part(self.tables.name, bridge.name, zone, hosted, [way.name] if way else [])
         self.tables.put("network", spec.id, part)
+        self._local_ips(spec, bridge.name, [way.name] if way else [])
         if spec.restricted:
             self.tables.put("pvlan", spec.id, bridge_rules.pvlan_part(self.tables.name, spec.id, spec.restricted))
         else:
@@ -140,7 +146,8 @@ class LinuxBridge:
             if way is not None and way.kind == "vxlan":
                 net.set_flood(way.index, spec.peers)
                 bridge_links.set_flags(net, way.index, proxyarp_wifi=1)
-                bridge_links.populate(net, way, bridge, [n for n in spec.neighbours if n.host in spec.peers])
+                bridge_links.populate(net, way, [n for n in spec.neighbours if n.host in spec.peers])
+            bridge_links.answer_arp(net, bridge, self._arp_answers(spec, way))
             for device in net.devices() if new else ():
                 port = self._port(device)
                 if port is not None and port.network_id == spec.id:
@@ -148,6 +155,30 @@ class LinuxBridge:
             # Frames for a host that is not on this network are dropped above; it must not even say who it is.
             links.sysctl(f"net/ipv4/conf/{bridge.name}/arp_ignore", "0" if hosted else "8")
             self._regroup(net, bridge, group)
+
+    def _arp_answers(self, spec: NetworkSpec, way: Device | None) -> dict[str, str]:
+        """The addresses that the bridge itself answers ARP for."""
+        tunnelled = way is not None and way.kind == "vxlan"
+        known = [n for n in spec.neighbours if tunnelled and n.host in spec.peers]
+        found = {ip: n.mac.lower() for n in known for ip in n.addresses if ":" not in ip}
+        return found | bridge_local_ip.answers(spec.local_ips)
+
+    def _local_ips(self, spec: NetworkSpec, bridge: str, ways: Sequence[str]) -> None:
+        name, mine = self.tables.name, {}
+        for one in bridge_local_ip.chosen(spec.local_ips):
+            if one.translate:
+                key, part = bridge_local_ip.memory(name, one)
+                mine[f"{spec.id}_{key}"] = part
+        for id, part in mine.items():
+            self.tables.put("talk", id, part)
+        if spec.local_ips:
+            part = bridge_local_ip.network_part(name, spec.id, bridge, ways, spec.local_ips)
+            self.tables.put("localip", spec.id, part)
+        else:
+            self.tables.drop("localip", spec.id)
+        for id in self.tables.ids("talk"):
+            if id.startswith(f"{spec.id}_") and id not in mine:
+                self.tables.drop("talk", id)
 
     def _card_name(self, spec: NetworkSpec) -> str:
         kind, physical = spec.segment.network_type, spec.segment.physical_network
@@ -247,8 +278,11 @@ class LinuxBridge:
                     bridge_links.leave(net, card)
                     bridge_links.move_addresses(net, bridge, card)
                 net.remove(bridge.name)
-        self.tables.drop("network", id)
-        self.tables.drop("pvlan", id)
+        for kind in ("localip", "network", "pvlan"):
+            self.tables.drop(kind, id)
+        for one in self.tables.ids("talk"):
+            if one.startswith(f"{id}_"):
+                self.tables.drop("talk", one)
 
     def outside_device(self, spec: NetworkSpec) -> str:
         """The bridge itself carries the host's address."""
@@ -285,7 +319,9 @@ class LinuxBridge:
         if fresh:
             for ip in spec.fixed_ips:
                 self.tables.forget_connections(zone, ip.ip_address)
-        self.tables.put("port", spec.id, bridge_rules.port_part(self.tables.name, spec, number))
+        self.log.keep(spec)
+        nflog = bridge_log.group_of(self.place.cloud)
+        self.tables.put("port", spec.id, bridge_rules.port_part(self.tables.name, spec, number, nflog))
         own = bridge_rules.macs(spec)
         if spec.qos or limited:
             with links.entered(self.place.namespace):
@@ -294,9 +330,10 @@ class LinuxBridge:
             bridge_links.make_port(net, device, bridge, alias, spec.mtu, group=self._group(net, bridge))
             # Frames to nobody known are no business of a guest whose addresses are all known.
             known = spec.port_security and own == [spec.mac.lower()]
-            bridge_links.set_flags(net, device.index, unicast_flood=0 if known else 1)
+            # Questions that the bridge answers itself (local IPs, other hosts' guests) are no business of guests.
+            bridge_links.set_flags(net, device.index, unicast_flood=0 if known else 1, proxyarp_wifi=1)
             bridge_links.forward_here(net, device, [spec.mac])
-        return "Security groups are not logged on Linux bridges." if spec.logs else ""
+        return ""
 
     def ensure_inner(
         self,
@@ -355,6 +392,7 @@ class LinuxBridge:
                 net.remove(port.device)
         for port in ports:
             self.tables.drop("port", port.id)
+            self.log.forget(port.id)
 
     def _wired(self, net: Net, network_id: str) -> Device:
         bridge = net.device(bridge_name(network_id))

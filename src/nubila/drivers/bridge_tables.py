@@ -20,7 +20,7 @@ from nubila.drivers.files import read_json, write_json
 
 _INET, _BRIDGE = 1, 7  # NFPROTO_INET, NFPROTO_BRIDGE
 _NETLINK_NETFILTER, _GET_TABLE, _ERROR = 12, 10 << 8 | 1, 2  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETTABLE; NLMSG_ERROR
-_ORDER = ("set", "group", "network", "pvlan", "port")  # as they are loaded
+_ORDER = ("set", "group", "network", "pvlan", "talk", "localip", "port")  # as they are loaded
 
 
 class Tables:

@@ -34,13 +34,13 @@ _HEAD = re.compile(r"NXT_PACKET_IN2.*? table_id=(\d+) cookie=0x([0-9a-f]+) (.*)\
 _SIZE, _FILES = 8 << 20, 2
 
 
-class _Entry(Struct, frozen=True, kw_only=True):
+class Entry(Struct, frozen=True, kw_only=True):
     """What a logged port's packets are about."""
 
     port_id: str
     project_id: str
     logs: tuple[LogSpec, ...]
-    groups: dict[str, int]  # group -> its number in reg10
+    groups: dict[str, int]  # group -> its number on this host
 
 
 class SecurityLog:
@@ -50,7 +50,7 @@ class SecurityLog:
         self._place, self._daemons, self._bridge = place, daemons, bridge
         self._folder = place.root / "security-log"
         self.file = place.root / "log" / "security-groups.log"
-        self._entries: dict[int, _Entry] | None = None  # by cookie; None: not read yet
+        self._entries: dict[int, Entry] | None = None  # by cookie; None: not read yet
         self._child: subprocess.Popen[str] | None = None
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -65,7 +65,7 @@ class SecurityLog:
                 path.unlink(missing_ok=True)
                 del known[mark]
             return
-        entry = _Entry(port_id=port_id, project_id=project_id, logs=logs, groups=groups)
+        entry = Entry(port_id=port_id, project_id=project_id, logs=logs, groups=groups)
         if known.get(mark) != entry:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_json(path, entry)
@@ -99,24 +99,24 @@ class SecurityLog:
             thread.join(5)
         self._thread = None
 
-    def _read(self) -> dict[int, _Entry]:
+    def _read(self) -> dict[int, Entry]:
         if self._entries is None:
-            found = [read_json(path, _Entry) for path in self._folder.glob("*.json")]
+            found = [read_json(path, Entry) for path in self._folder.glob("*.json")]
             self._entries = {
                 ovs_flows.cookie(self._place.cloud, "guest", entry.port_id): entry for entry in found if entry
             }
         return self._entries
 
     def _run(self) -> None:
-        writer = _writer(self.file)
+        out = writer(self.file)
         try:
             while not self._stopping.is_set():
-                self._follow(writer)
+                self._follow(out)
                 self._stopping.wait(1.0)
         finally:
-            writer.close()
+            out.close()
 
-    def _follow(self, writer: logging.Handler) -> None:
+    def _follow(self, out: logging.Handler) -> None:
         run_dir = str(self._daemons.run_dir)
         argv = ["ovs-ofctl", "-O", "OpenFlow14", "monitor", f"unix:{run_dir}/{self._bridge}.mgmt", "128"]
         argv.append(f"--unixctl={run_dir}/security-log-{os.getpid()}.ctl")
@@ -133,10 +133,10 @@ class SecurityLog:
             assert child.stderr is not None
             for text in child.stderr:
                 if head is not None and text.strip():
-                    line = self._line(head, text.strip())
+                    said = self._line(head, text.strip())
                     head = None
-                    if line:
-                        writer.emit(logging.LogRecord("", logging.INFO, "", 0, line, None, None))
+                    if said:
+                        out.emit(logging.LogRecord("", logging.INFO, "", 0, said, None, None))
                 else:
                     head = _HEAD.match(text)
         finally:
@@ -153,23 +153,29 @@ class SecurityLog:
         accepted = ",reg9=0x1" in head[3]
         by = re.search(r",reg10=(0x[0-9a-f]+)", head[3])
         number = int(by[1], 16) if by else 0
-        wanted = "ACCEPT" if accepted else "DROP"
-        ids = [
-            log.id
-            for log in entry.logs
-            if log.event in ("ALL", wanted)
-            and (not accepted or log.group is None or entry.groups.get(log.group) == number)
-        ]
-        if not ids:
-            return ""
         direction = "ingress" if head[1] == "42" else "egress"
-        return (
-            f"action={wanted} project_id={entry.project_id} log_resource_ids={ids} vm_port={entry.port_id} "
-            f"direction={direction} pkt={packet}"
-        )
+        return line(entry, accepted, number, direction, packet)
 
 
-def _writer(file: Path) -> logging.Handler:
+def line(entry: Entry, accepted: bool, number: int, direction: str, packet: str) -> str:
+    """A line about a packet of a logged port; ``number``: the group that let it through. "" when no log wants it."""
+    wanted = "ACCEPT" if accepted else "DROP"
+    ids = [
+        log.id
+        for log in entry.logs
+        if log.event in ("ALL", wanted)
+        and (not accepted or log.group is None or entry.groups.get(log.group) == number)
+    ]
+    if not ids:
+        return ""
+    return (
+        f"action={wanted} project_id={entry.project_id} log_resource_ids={ids} vm_port={entry.port_id} "
+        f"direction={direction} pkt={packet}"
+    )
+
+
+def writer(file: Path) -> logging.Handler:
+    """Where lines go; old files are kept as far as there is room."""
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     made = logging.handlers.RotatingFileHandler(file, maxBytes=_SIZE, backupCount=_FILES)
     made.setFormatter(logging.Formatter("%(asctime)s %(message)s"))

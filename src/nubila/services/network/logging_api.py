@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from nubila.core.call import Call, Route
-from nubila.core.faults import Fault, bad_request, conflict
+from nubila.core.faults import Fault, bad_request
 from nubila.core.policy import Rule
 from nubila.core.query import ListQuery
 from nubila.core.service import Hooks
@@ -41,10 +41,7 @@ def prepare(call: Call, values: Row) -> None:
         look.lock(tx, Port, port)
         row = look.row(tx, Port, port)
         if row is None or not look.visible(call.cloud, call.creds, Port, row, tx):
-            raise Fault(404, f"Target resource {port} could not be found.", "TargetResourceNotFound")
-        if row["vif_type"] == "bridge":
-            text = f"Logging type {GROUP} is not supported on port {port}."
-            raise conflict(text, "LoggingTypeNotSupported")
+            raise Fault(404, f"target_id: there is no port {port}.", "TargetResourceNotFound")
     if group and port and tx.one(_IN, {"port": port, "group": group}) is None:
         text = f"Invalid resource constraint between resource ({GROUP} {group}) and target resource (port {port})."
         raise bad_request(text, "InvalidResourceConstraint")
