@@ -237,6 +237,21 @@ def full_url(url: str) -> sa.URL:
     return parsed.set(drivername=driver)
 
 
+def patiently(work: Callable[[], T], retries: int = 5, *, blindly: bool = False) -> T:
+    """Call ``work``, again (after a short random pause) while it finds the database busy; at last ``Busy`` is raised.
+
+    ``blindly``: also when the database can not be reached, for work that may happen to be done twice.
+    """
+    for attempt in range(retries + 1):
+        try:
+            return work()
+        except Busy as busy:
+            if attempt == retries or (isinstance(busy, Unavailable) and not blindly):
+                raise
+            time.sleep(random.uniform(0.001, 0.01 * 2**attempt))
+    raise AssertionError("unreachable")
+
+
 class Store:
     """One database, shared by all threads of a process.
 
@@ -311,17 +326,12 @@ class Store:
 
     def transact(self, fn: Callable[[Tx], T], retries: int = 5, item: Item | None = None) -> T:
         """Call `fn` in a transaction, again (after a short random pause) when the database says busy."""
-        for attempt in range(retries + 1):
-            try:
-                with self.write(item) as tx:
-                    return fn(tx)
-            except Unavailable:
-                raise
-            except Busy:
-                if attempt == retries:
-                    raise
-                time.sleep(random.uniform(0.001, 0.01 * 2**attempt))
-        raise AssertionError("unreachable")
+
+        def once() -> T:
+            with self.write(item) as tx:
+                return fn(tx)
+
+        return patiently(once, retries)
 
     def awaited(self, asks: Mapping[tuple[str, str, str], int]) -> set[str]:
         """The shards to nudge for these asks.

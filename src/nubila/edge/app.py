@@ -27,7 +27,7 @@ from nubila.core.call import Answer, AsyncHandler, Call, Reply, Route, StreamRep
 from nubila.core.checks import checker
 from nubila.core.cloud import Cloud
 from nubila.core.config import Settings
-from nubila.core.db import Busy, Conflict
+from nubila.core.db import Busy, Conflict, patiently
 from nubila.core.elsewhere import ROUNDS, Elsewhere
 from nubila.core.faults import Fault, bad_request, unauthorized, unavailable
 from nubila.core.gates import ALWAYS, Version, show
@@ -221,7 +221,7 @@ class Edge:
         if not low <= version <= high:
             call.version = version if service.version_word == "compute" else low  # what each one's 406 says
             raise Fault(
-                406, f"Version {asked} is not supported by the API; use {show(low)} to {show(high)}.",
+                406, f"Microversion {asked} is out of reach: use {show(low)} to {show(high)}.",
                 detail=dialects.version_range(low, high),
             )  # fmt: skip
         return version
@@ -329,23 +329,27 @@ class Edge:
 
     def _execute(self, call: Call, route: Route) -> Answer:
         store = self.cloud.store
-        for attempt in range(BUSY_RETRIES):
+        handler = cast(Callable[[Call], Answer], route.handler)  # only coroutine functions are run elsewhere
+
+        def once() -> Answer:
             try:
                 if route.tx == "write":
                     with store.write() as call.tx:
-                        return route.handler(call)  # type: ignore[return-value]
+                        return handler(call)
                 if route.tx == "read":
                     with store.read() as call.tx:
-                        return route.handler(call)  # type: ignore[return-value]
-                return route.handler(call)  # type: ignore[return-value]
+                        return handler(call)
+                return handler(call)
             except Busy:
                 call.memo.clear()
-                if attempt == BUSY_RETRIES - 1:
-                    raise unavailable("The database is busy; try again.") from None
-                time.sleep(0.005 * 2**attempt)
-            except Conflict as e:
-                raise Fault(409, f"This conflicts with something that exists: {e}.", "Conflict") from None
-        raise AssertionError("unreachable")
+                raise
+
+        try:
+            return patiently(once, BUSY_RETRIES - 1, blindly=True)
+        except Busy:
+            raise unavailable("The database is busy; try again.") from None
+        except Conflict as e:
+            raise Fault(409, f"This conflicts with something that exists: {e}.", "Conflict") from None
 
     # --- answers --------------------------------------------------------------------------------------------------
 

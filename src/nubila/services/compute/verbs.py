@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from nubila.core.call import Answer, Call, Reply
-from nubila.core.db import Busy, Conflict
+from nubila.core.db import Busy, Conflict, patiently
 from nubila.core.faults import Fault, bad_request, conflict, forbidden, unavailable
 from nubila.services.compute import history, rows, secgroups, views, wire
 from nubila.services.compute.wire import Row, is_admin, obj
@@ -212,14 +212,17 @@ async def _run(call: Call, verb: Callable[[Call], Any]) -> Any:
 
 
 def _transact(call: Call, verb: Callable[[Call], Any]) -> Any:
-    for attempt in range(BUSY_RETRIES):
+    def once() -> Any:
         try:
             with call.cloud.store.write() as call.tx:
                 return verb(call)
         except Busy:
             call.memo.clear()
-            if attempt == BUSY_RETRIES - 1:
-                raise unavailable("The database is busy; try again.") from None
-        except Conflict as e:
-            raise Fault(409, f"This conflicts with something that exists: {e}.") from None
-    raise AssertionError("unreachable")
+            raise
+
+    try:
+        return patiently(once, BUSY_RETRIES - 1, blindly=True)
+    except Busy:
+        raise unavailable("The database is busy; try again.") from None
+    except Conflict as e:
+        raise Fault(409, f"This conflicts with something that exists: {e}.") from None

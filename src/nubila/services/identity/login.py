@@ -9,7 +9,6 @@ scope, a lock included, is answered alike; only who knows the password is told t
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,11 +17,11 @@ import sqlalchemy as sa
 from nubila.core import clock
 from nubila.core.call import Call, Reply
 from nubila.core.checks import Checker, checker
+from nubila.core.db import Busy, patiently
 from nubila.core.faults import bad_request, forbidden, unavailable
 from nubila.core.passwords import Passwords
 from nubila.core.payload import new_payload
 from nubila.core.remember import remembered
-from nubila.core.sql import Busy
 from nubila.services.identity import (
     assignments,
     auth,
@@ -169,15 +168,15 @@ def _logged_in(call: Call, tx: Tx, proof: Proof) -> None:
 
 def _write(cloud: Cloud, work: Callable[[Tx], object]) -> None:
     """One write transaction from a hashing thread, tried again while the database is busy."""
-    for pause in (0.01, 0.05, 0.2, None):
-        try:
-            with cloud.store.write() as tx:
-                work(tx)
-            return
-        except Busy:
-            if pause is None:
-                raise unavailable("The database is busy; try again.") from None
-            time.sleep(pause)
+
+    def once() -> None:
+        with cloud.store.write() as tx:
+            work(tx)
+
+    try:
+        patiently(once, blindly=True)
+    except Busy:
+        raise unavailable("The database is busy; try again.") from None
 
 
 # --- reading the request -------------------------------------------------------------------------------------------
@@ -203,7 +202,7 @@ def _read(call: Call) -> tuple[dict[str, Any], list[str]]:
     known = methods.enabled(call.cloud.settings)
     for method in names:
         if method not in known:
-            raise auth.denied(call, f"Attempted to authenticate with an unsupported method; use {', '.join(known)}.")
+            raise auth.denied(call, f"identity/methods: use one or more of {', '.join(known)}.")
     scope = wanted.get("scope")
     if scope is not None:
         if "application_credential" in names:
@@ -251,7 +250,7 @@ def _scope(call: Call, reader: Reader, wanted: dict[str, Any], user: Row, app_cr
     if "domain" in scope:
         part = scope["domain"]
         if "id" not in part and "name" not in part:
-            raise bad_request("Invalid input for field scope/domain: id or name must be present.", "ValidationError")
+            raise bad_request("scope/domain: give an id or a name.", "ValidationError")
         domain = domain_of(reader, part)
         if domain is None:
             raise auth.denied(call)

@@ -21,7 +21,7 @@ import sqlalchemy as sa
 
 from nubila.core import clock
 from nubila.core.call import Call, Reply, Route, StreamReply
-from nubila.core.db import Busy
+from nubila.core.db import Busy, patiently
 from nubila.core.faults import Fault, bad_request, conflict, forbidden, unavailable
 from nubila.core.imagefile import UnsafeImage, inspect
 from nubila.services.image.files import CHUNK_BYTES, Sink, directory, path_of, pieces, publish, staged_path
@@ -48,13 +48,15 @@ def alive_until() -> str:
 
 def _write(cloud: Cloud, work: Callable[[Tx], Any]) -> Any:
     """One transaction of a streaming handler, tried again while the database is busy."""
-    for attempt in range(8):
-        try:
-            with cloud.store.write() as tx:
-                return work(tx)
-        except Busy:
-            time.sleep(0.01 * 2**attempt)
-    raise unavailable("The database is busy; try again.")
+
+    def once() -> Any:
+        with cloud.store.write() as tx:
+            return work(tx)
+
+    try:
+        return patiently(once, 8, blindly=True)
+    except Busy:
+        raise unavailable("The database is busy; try again.") from None
 
 
 # --- upload --------------------------------------------------------------------------------------------------------
@@ -85,7 +87,7 @@ class _Upload:
             raise conflict(f"Image status transition from {row['status']} to {self.status} is not allowed", "Conflict")
         lacking = [n for n in ("disk_format", "container_format") if not row[n]]
         if lacking:
-            raise bad_request(f"Properties {', '.join(lacking)} must be set prior to saving data.", "Invalid")
+            raise bad_request(f"Set {', '.join(lacking)} before you upload.", "Invalid")
         taken = {
             "status": self.status, "transfer": self.token, "transfer_until": alive_until(), "fault": None,
             "updated_at": clock.now(),
@@ -213,7 +215,7 @@ def import_image(call: Call) -> Reply:
     if not isinstance(method, dict) or not isinstance(method.get("name"), str):
         raise bad_request("Import request requires a 'method' field with a 'name'.", "Invalid")
     if method["name"] != "glance-direct":
-        raise bad_request(f"Unknown import method name '{method['name']}'; use glance-direct.", "Invalid")
+        raise bad_request(f"method/name: '{method['name']}' must be glance-direct.", "Invalid")
     row = known(call)
     allowed(call, "upload_image", row)
     if row["status"] != "uploading" or row["transfer_until"] is not None:
@@ -251,7 +253,7 @@ def download(call: Call) -> Reply | StreamReply:
     row = known(call)
     allowed(call, "download_image", row, call.creds.project_id)
     if row["status"] == "deactivated" and not call.creds.is_admin:
-        raise forbidden("The requested image has been deactivated. Image data download is forbidden.", "Forbidden")
+        raise forbidden(f"Image {row['id']} is deactivated: an administrator must reactivate it first.", "Forbidden")
     if row["status"] not in ("active", "deactivated"):
         return Reply(None, 204)
     try:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from nubila.core import clock
-from nubila.core.db import Busy
+from nubila.core.db import Busy, patiently
 from nubila.core.faults import Fault, unavailable
 from nubila.services.identity.ldap.client import Rejected, Unreachable
 
@@ -159,12 +158,7 @@ class Guard:
 
 def _patiently(work: Callable[[], Any]) -> Any:
     """The work's result; what finds our own database busy is done again a few times."""
-    for pause in (0.02, 0.1, 0.4):
-        try:
-            return work()
-        except Busy:
-            time.sleep(pause)
     try:
-        return work()
+        return patiently(work, blindly=True)
     except Busy:
         raise unavailable("The database is busy; try again.") from None
