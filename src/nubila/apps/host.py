@@ -10,7 +10,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -120,13 +120,13 @@ def make_agent(root: Path, config: HostConfig) -> Agent:
 
 
 def default_config(
-    state: Path, host: str, cloud: str, gear: str, tunnel_ip: str, *, physical: Sequence[str] = (), **more: object
+    state: Path, host: str, cloud: str, gear: str, tunnel_ip: str, *, physical: Sequence[str] = (), **more: Any
 ) -> HostConfig:
     """The configuration of the local host's agent."""
     bridge = "br-ex" if cloud == "nubila" else f"br-ex-{cloud}"[:15]
     return HostConfig(
         host=host, cloud=cloud, gear=gear, url=f"unix:{state / 'run' / 'host.sock'}", tunnel_ip=tunnel_ip,
-        bridges=dict(one.split("=", 1) for one in physical) or {"physnet1": bridge}, **more,  # type: ignore[arg-type]
+        bridges=dict(one.split("=", 1) for one in physical) or {"physnet1": bridge}, **more,
     )  # fmt: skip
 
 

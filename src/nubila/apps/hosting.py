@@ -10,7 +10,7 @@ import ssl
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 
 import msgspec
@@ -247,7 +247,8 @@ def join(
     bridges = dict(one.split("=", 1) for one in physical) or usual
     config = HostConfig(
         host=host, cloud=cloud, gear=chosen.name, url=url, roles=answer["roles"], tunnel_ip=tunnel_ip,
-        bridges=bridges if "network" in answer["roles"] or physical else {}, switch=switch,  # type: ignore[arg-type]
+        bridges=bridges if "network" in answer["roles"] or physical else {},
+        switch=cast(Literal["openvswitch", "linuxbridge"], switch),  # the command takes no other word
         certificate=str(root / "host.pem"), key=str(root / "host.key"), ca=str(root / "ca.pem"),
         hypervisor=hypervisor or "",
     )  # fmt: skip

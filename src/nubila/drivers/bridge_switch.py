@@ -408,7 +408,7 @@ class LinuxBridge:
         return number
 
     def _group(self, net: Net, bridge: Device) -> int:
-        kept = self.tables.kept("network", marked(self.place, bridge.alias)[1])  # type: ignore[index]
+        kept = self.tables.kept("network", marked(self.place, bridge.alias)[1])  # type: ignore[index]  # it is ours
         return HOSTED if kept is not None and " hosted " in kept.add else GROUP
 
     # --- security groups

@@ -165,4 +165,4 @@ def parse(asked: Mapping[str, object]) -> Claim:
     flags = {name: asked.get(name, name == "fit") for name in ("want", "open", "master", "fit", "ready", "bound")}
     if not all(isinstance(value, bool) for value in flags.values()):
         raise ValueError(f"{', '.join(flags)} are true or false")
-    return Claim(**flags, term=term, seq=seq, knows=tuple(knows))  # type: ignore[arg-type]
+    return Claim(**flags, term=term, seq=seq, knows=tuple(knows))  # type: ignore[arg-type]  # checked above
