@@ -62,6 +62,23 @@ def test_hostile_names_and_options_are_left_out() -> None:
     assert "evil" not in files["config"]
 
 
+def test_a_domain_of_a_ports_own_is_also_what_it_searches() -> None:
+    net = network()
+    assert net.dhcp is not None
+
+    def opts(*options: tuple[str, str]) -> list[str]:
+        host = DhcpHost(port_id="p", mac="fa:16:3e:00:00:01", hostname="h", fixed_ips=(fixed(net, 3),), options=options)
+        lines = render(replace(net, dhcp=replace(net.dhcp, hosts=(host,))))["opts"].splitlines()
+        return [line for line in lines if line.startswith("tag:port-p,")]
+
+    search = "tag:port-p,option:domain-search,test.domain"
+    assert opts(("domain-name", '"test.domain"')) == ['tag:port-p,option:domain-name,"test.domain"', search]
+    assert opts(("15", "test.domain")) == ["tag:port-p,15,test.domain", search]
+    both = [("domain-name", "test.domain"), ("domain-search", "other.domain")]
+    assert opts(*both) == [f"tag:port-p,option:{name},{value}" for name, value in both]
+    assert opts(("domain-name", '"a b"')) == ['tag:port-p,option:domain-name,"a b"']
+
+
 def test_ipv6_subnets_are_served_by_their_mode() -> None:
     net = network()
     stateful = SubnetSpec(id="a", cidr="fd00::/64", ip_version=6, ipv6_address_mode="dhcpv6-stateful")
