@@ -17,7 +17,7 @@ its bridge and come back with the removal of the network.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from nubila.core.ports import (
     AddressSetSpec,
@@ -33,7 +33,7 @@ from nubila.drivers import bridge_links, bridge_local_ip, bridge_log, bridge_rul
 from nubila.drivers.bridge_links import HOSTED
 from nubila.drivers.bridge_tables import Tables, words
 from nubila.drivers.links import GROUP, Device, Net
-from nubila.drivers.switches import Plugged, mark, marked
+from nubila.drivers.switches import InnerPort, Plugged, mark, marked
 
 _PORT_KINDS = {"port": "guest", "router": "router", "dhcp": "dhcp", "uplink": "uplink"}
 
@@ -335,46 +335,32 @@ class LinuxBridge:
             bridge_links.forward_here(net, device, [spec.mac])
         return ""
 
-    def ensure_inner(
-        self,
-        *,
-        kind: str,
-        port_id: str,
-        owner: str,
-        network_id: str,
-        device: str,
-        namespace: str,
-        mac: str,
-        mtu: int,
-        addresses: Sequence[str] | None,
-        roams: bool = False,
-        made: Callable[[], None] | None = None,
-        shared_as: str = "",
-    ) -> list[str]:
-        """A veth pair: ``tap...`` in the bridge, ``device`` in the namespace."""
-        if shared_as:
+    def ensure_inner(self, port: InnerPort) -> list[str]:
+        """A veth pair: ``tap...`` in the bridge, its device in its namespace."""
+        if port.shared_as:
             raise NeedsOperator("Distributed routers need Open vSwitch: this host switches with Linux bridges.")
-        outer = tap_name(port_id)
-        alias = f"{mark(self.place, kind, port_id)} network={network_id} owner={owner} inner={device}"
-        with links.opened(namespace) as net:
-            present = net.device(device) is not None
+        outer = tap_name(port.port_id)
+        alias = f"{mark(self.place, port.kind, port.port_id)} network={port.network_id}"
+        alias += f" owner={port.owner} inner={port.device}"
+        with links.opened(port.namespace) as net:
+            present = net.device(port.device) is not None
         with links.opened(self.place.namespace) as net:
-            bridge = self._wired(net, network_id)
+            bridge = self._wired(net, port.network_id)
             if not present or net.device(outer) is None:
                 net.remove(outer)  # its other end may be in a namespace that somebody unmounted
-                net.add_veth(outer, namespace, mac, device)
-        self.tables.put("port", port_id, bridge_rules.trusted_part(self.tables.name, outer))
+                net.add_veth(outer, port.namespace, port.mac, port.device)
+        self.tables.put("port", port.port_id, bridge_rules.trusted_part(self.tables.name, outer))
         with links.opened(self.place.namespace) as net:
             end = net.must(outer)
-            bridge_links.make_port(net, end, bridge, alias, mtu, group=self._group(net, bridge))
-            bridge_links.forward_here(net, end, [] if roams else [mac])
-        with links.opened(namespace) as net:
-            links.sysctl(f"net/ipv6/conf/{device}/accept_ra", "0")
-            inner = net.must(device)
-            if made is not None and not inner.up:
-                made()
-            net.change(inner, up=True, mtu=mtu, mac=mac)
-            return net.set_addresses(inner.index, addresses) if addresses is not None else []
+            bridge_links.make_port(net, end, bridge, alias, port.mtu, group=self._group(net, bridge))
+            bridge_links.forward_here(net, end, [] if port.roams else [port.mac])
+        with links.opened(port.namespace) as net:
+            links.sysctl(f"net/ipv6/conf/{port.device}/accept_ra", "0")
+            inner = net.must(port.device)
+            if port.made is not None and not inner.up:
+                port.made()
+            net.change(inner, up=True, mtu=port.mtu, mac=port.mac)
+            return net.set_addresses(inner.index, port.addresses) if port.addresses is not None else []
 
     def drift(self) -> list[tuple[str, str]]:
         """Nothing: what it has are devices, which are looked at anyway."""

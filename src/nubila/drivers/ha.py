@@ -23,7 +23,7 @@ from nubila.core.ports import HostPlace, RouterPort, RouterSpec, SubnetSpec, Try
 from nubila.drivers import ha_daemons, ha_gate, links, nft, processes, programs
 from nubila.drivers.dhcp import METADATA_ADDRESS_6
 from nubila.drivers.files import read_json, write_json
-from nubila.drivers.switches import mark
+from nubila.drivers.switches import InnerPort, mark
 
 if TYPE_CHECKING:
     from nubila.drivers.router import Routers
@@ -138,9 +138,18 @@ def _ha_port(routers: Routers, spec: RouterSpec, where: str) -> None:
     port = spec.ha.port
     name = ha_device(port)
     routers.switch.ensure_inner(
-        kind="router", port_id=port.port_id, owner=spec.id, network_id=port.network_id, device=name, namespace=where,
-        mac=port.mac, mtu=port.mtu, addresses=None,
-    )  # fmt: skip
+        InnerPort(
+            kind="router",
+            port_id=port.port_id,
+            owner=spec.id,
+            network_id=port.network_id,
+            device=name,
+            namespace=where,
+            mac=port.mac,
+            mtu=port.mtu,
+            addresses=None,
+        )
+    )
     own = f"{port.fixed_ips[0].ip_address}/{port.fixed_ips[0].prefixlen}"
     with links.opened(where) as net:
         missing = own not in net.addresses(net.must(name).index)
@@ -157,9 +166,20 @@ def _gated(routers: Routers, spec: RouterSpec, port: RouterPort, name: str, wher
         ha_gate.ensure([*_present_gates(), name])
 
     routers.switch.ensure_inner(
-        kind="router", port_id=port.port_id, owner=spec.id, network_id=port.network_id, device=name, namespace=where,
-        mac=port.mac, mtu=port.mtu, addresses=None, roams=True, made=shut,
-    )  # fmt: skip
+        InnerPort(
+            kind="router",
+            port_id=port.port_id,
+            owner=spec.id,
+            network_id=port.network_id,
+            device=name,
+            namespace=where,
+            mac=port.mac,
+            mtu=port.mtu,
+            addresses=None,
+            roams=True,
+            made=shut,
+        )
+    )
 
 
 def _present_gates() -> list[str]:

@@ -41,7 +41,7 @@ from nubila.drivers.files import read_json, write_json
 from nubila.drivers.metadata import Door, MetadataServer
 from nubila.drivers.ovs import OpenVSwitch
 from nubila.drivers.router import Routers
-from nubila.drivers.switches import Plugged, VirtualSwitch, mark, marked
+from nubila.drivers.switches import InnerPort, Plugged, VirtualSwitch, mark, marked
 
 _RUN = Path("/run/nubila")
 
@@ -220,15 +220,17 @@ class RealNetwork:
         links.ensure_namespace(where, mark(self.place, "dhcp", spec.id))
         self.switch.remove([port for port in self._dhcp_ports(spec.id) if port.id != wish.port_id])
         self.switch.ensure_inner(
-            kind="dhcp",
-            port_id=wish.port_id,
-            owner=spec.id,
-            network_id=spec.id,
-            device=dhcp.device(wish),
-            namespace=where,
-            mac=wish.mac,
-            mtu=spec.mtu,
-            addresses=dhcp.addresses(wish),
+            InnerPort(
+                kind="dhcp",
+                port_id=wish.port_id,
+                owner=spec.id,
+                network_id=spec.id,
+                device=dhcp.device(wish),
+                namespace=where,
+                mac=wish.mac,
+                mtu=spec.mtu,
+                addresses=dhcp.addresses(wish),
+            )
         )
         with links.opened(where) as net:
             net.set_routes(dhcp.routes(spec, wish))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -12,7 +12,7 @@ from nubila.drivers import links, ovs_db, ovs_ports, ovs_security
 from nubila.drivers.ovs_flows import Uplink
 from nubila.drivers.ovs_switch import Switch
 from nubila.drivers.ovs_view import ID, INDEX, NETWORK, OWNER, Wish
-from nubila.drivers.switches import Plugged, mark, marked
+from nubila.drivers.switches import InnerPort, Plugged, mark, marked
 
 
 class OpenVSwitch(Switch):
@@ -71,38 +71,9 @@ class OpenVSwitch(Switch):
         ovs_ports.ensure_guest(self, spec)
         return ""
 
-    def ensure_inner(
-        self,
-        *,
-        kind: str,
-        port_id: str,
-        owner: str,
-        network_id: str,
-        device: str,
-        namespace: str,
-        mac: str,
-        mtu: int,
-        addresses: Sequence[str] | None,
-        roams: bool = False,
-        made: Callable[[], None] | None = None,
-        shared_as: str = "",
-    ) -> list[str]:
-        """A veth pair into ``namespace``; both ends have the same name."""
-        return ovs_ports.ensure_inner(
-            self,
-            kind=kind,
-            port_id=port_id,
-            owner=owner,
-            network_id=network_id,
-            device=device,
-            namespace=namespace,
-            mac=mac,
-            mtu=mtu,
-            addresses=addresses,
-            roams=roams,
-            made=made,
-            shared_as=shared_as,
-        )
+    def ensure_inner(self, port: InnerPort) -> list[str]:
+        """A veth pair into its namespace; both ends have the same name."""
+        return ovs_ports.ensure_inner(self, port)
 
     def remove(self, ports: Sequence[Plugged]) -> None:
         """Unplug ports and delete their devices."""

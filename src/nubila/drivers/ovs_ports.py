@@ -7,7 +7,7 @@ ovs-vswitchd, the userspace datapath's internal ports do not. Both ends have the
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from nubila.core.ports import PortSpec, TryAgain
 from nubila.drivers import links, ovs_flows, ovs_qos, ovs_security, ovs_trunk
@@ -28,7 +28,7 @@ from nubila.drivers.ovs_view import (
     View,
     Wish,
 )
-from nubila.drivers.switches import mark
+from nubila.drivers.switches import InnerPort, mark
 
 
 def ensure_guest(switch: Switch, spec: PortSpec) -> None:
@@ -84,49 +84,44 @@ def ensure_guest(switch: Switch, spec: PortSpec) -> None:
         switch.set_ids(interface, {ovs_qos.METERS: ovs_qos.encode(wanted)})
 
 
-def ensure_inner(
-    switch: Switch,
-    *,
-    kind: str,
-    port_id: str,
-    owner: str,
-    network_id: str,
-    device: str,
-    namespace: str,
-    mac: str,
-    mtu: int,
-    addresses: Sequence[str] | None,
-    roams: bool = False,
-    made: Callable[[], None] | None = None,
-    shared_as: str = "",
-) -> list[str]:
-    """A router's or DHCP server's port: a veth into ``namespace`` (see switches.VirtualSwitch)."""
+def ensure_inner(switch: Switch, port: InnerPort) -> list[str]:
+    """A router's or DHCP server's port: a veth into its namespace (see switches.VirtualSwitch)."""
     place = switch.place
     view = switch.view()
-    network = _network(view, network_id)
-    with links.opened(namespace) as net:
-        present = net.device(device) is not None
+    network = _network(view, port.network_id)
+    with links.opened(port.namespace) as net:
+        present = net.device(port.device) is not None
     with links.opened(place.namespace) as net:
         if not present:
-            net.remove(device)  # its other end may be in a namespace that somebody unmounted
-            net.add_veth(device, namespace, mac)
-        index = net.give_to_switch(device, mark(place, kind, port_id), mtu).index
-    with links.opened(namespace) as net:
-        links.plain_frames(device)
-        links.sysctl(f"net/ipv6/conf/{device}/accept_ra", "0")
-        inner = net.must(device)
-        if made is not None and not inner.up:
-            made()
-        net.change(inner, up=True, mtu=mtu, mac=mac)
-        new = net.set_addresses(inner.index, addresses) if addresses is not None else []
-    ids = {INDEX: str(index), OWNER: owner, "iface-id": port_id, "attached-mac": mac}
-    ids |= {MACS: "[]", OPEN: "1"} if roams else {MACS: json.dumps([mac.lower()])}
-    if kind == "router":
-        shared = [address.partition("/")[0] for address in addresses or ()]
-        ids |= {ALIAS: shared_as, SHARED: json.dumps([*shared, ovs_flows.link_local(mac)] if shared_as else [])}
-    wish = Wish(name=device, kind=kind, id=port_id, network_id=network_id, tag=network.vlan, ids=ids)
+            net.remove(port.device)  # its other end may be in a namespace that somebody unmounted
+            net.add_veth(port.device, port.namespace, port.mac)
+        index = net.give_to_switch(port.device, mark(place, port.kind, port.port_id), port.mtu).index
+    with links.opened(port.namespace) as net:
+        links.plain_frames(port.device)
+        links.sysctl(f"net/ipv6/conf/{port.device}/accept_ra", "0")
+        inner = net.must(port.device)
+        if port.made is not None and not inner.up:
+            port.made()
+        net.change(inner, up=True, mtu=port.mtu, mac=port.mac)
+        new = net.set_addresses(inner.index, port.addresses) if port.addresses is not None else []
+    ids = {INDEX: str(index), OWNER: port.owner, "iface-id": port.port_id, "attached-mac": port.mac}
+    ids |= {MACS: "[]", OPEN: "1"} if port.roams else {MACS: json.dumps([port.mac.lower()])}
+    if port.kind == "router":
+        shared = [address.partition("/")[0] for address in port.addresses or ()]
+        ids |= {
+            ALIAS: port.shared_as,
+            SHARED: json.dumps([*shared, ovs_flows.link_local(port.mac)] if port.shared_as else []),
+        }
+    wish = Wish(
+        name=port.device, kind=port.kind, id=port.port_id, network_id=port.network_id, tag=network.vlan, ids=ids
+    )
     interface = switch.plug(wish, view)
-    _wire(switch, interface, network_id, ovs_flows.trusted_flows(interface.ofport or 0, network.vlan, learn=roams))
+    _wire(
+        switch,
+        interface,
+        port.network_id,
+        ovs_flows.trusted_flows(interface.ofport or 0, network.vlan, learn=port.roams),
+    )
     return new
 
 

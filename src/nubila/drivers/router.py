@@ -29,7 +29,7 @@ from nubila.drivers.files import read_json, write_json
 from nubila.drivers.ovs_flows import link_local
 from nubila.drivers.router_nft import Door
 from nubila.drivers.routes import Way
-from nubila.drivers.switches import VirtualSwitch, mark
+from nubila.drivers.switches import InnerPort, VirtualSwitch, mark
 
 _ETH_P_ARP = 0x0806
 _ICMPV6 = 58
@@ -241,16 +241,18 @@ class Routers:
             if present is not None:
                 before = net.addresses(present.index)
         new = self.switch.ensure_inner(
-            kind="router",
-            port_id=port.port_id,
-            owner=spec.id,
-            network_id=port.network_id,
-            device=device,
-            namespace=where,
-            mac=port.mac,
-            mtu=port.mtu,
-            addresses=addresses,
-            shared_as=port.alias_mac,
+            InnerPort(
+                kind="router",
+                port_id=port.port_id,
+                owner=spec.id,
+                network_id=port.network_id,
+                device=device,
+                namespace=where,
+                mac=port.mac,
+                mtu=port.mtu,
+                addresses=addresses,
+                shared_as=port.alias_mac,
+            )
         )
         if new and not port.alias_mac:
             announce(where, device, port.mac, new)

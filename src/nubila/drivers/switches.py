@@ -30,6 +30,25 @@ class Plugged(Struct, frozen=True, kw_only=True):
     owner: str = ""  # router id or network id for router and DHCP ports
 
 
+class InnerPort(Struct, frozen=True, kw_only=True):
+    """A router's or DHCP server's port to be: ``device`` in ``namespace`` with its addresses."""
+
+    kind: str  # router | dhcp
+    port_id: str
+    owner: str  # router id or network id
+    network_id: str
+    device: str
+    namespace: str
+    mac: str
+    mtu: int
+    addresses: Sequence[str] | None  # None: somebody else cares for them
+    roams: bool = False  # its MAC may also be in use on another host, so where it is must be learned
+    made: Callable[[], None] | None = None  # called in the namespace when the device is there and not yet up
+    shared_as: str = ""
+    """The same MAC and addresses are on every host of the network, each with its own; out there this host's goes by that
+    MAC (ovs_shared.py)."""
+
+
 class VirtualSwitch(Protocol):
     """Joins ports to networks on one host, and networks to the rest of the world."""
 
@@ -103,29 +122,8 @@ class VirtualSwitch(Protocol):
 
     def remove_set(self, id: str) -> None: ...
 
-    def ensure_inner(
-        self,
-        *,
-        kind: str,
-        port_id: str,
-        owner: str,
-        network_id: str,
-        device: str,
-        namespace: str,
-        mac: str,
-        mtu: int,
-        addresses: Sequence[str] | None,
-        roams: bool = False,
-        made: Callable[[], None] | None = None,
-        shared_as: str = "",
-    ) -> list[str]:
-        """A router's or DHCP server's port: ``device`` in ``namespace`` with its addresses; returns the new ones.
-
-        ``addresses`` None: somebody else cares for them. ``roams``: its MAC may also be in use on another host, so
-        where it is must be learned. ``made`` is called in the namespace when the device is there and not yet up.
-        ``shared_as``: the same MAC and addresses are on every host of the network, each with its own; out there this
-        host's goes by that MAC (ovs_shared.py).
-        """
+    def ensure_inner(self, port: InnerPort) -> list[str]:
+        """A router's or DHCP server's port, as it says; returns its new addresses."""
         ...
 
     def drift(self) -> list[tuple[str, str]]:
