@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 
 from nubila.core.ports import PortSpec, TryAgain
-from nubila.drivers import links, ovs_flows, ovs_qos, ovs_security, ovs_trunk
+from nubila.drivers import links, ovs_db, ovs_flows, ovs_qos, ovs_security, ovs_trunk
 from nubila.drivers.ovs_switch import Switch
 from nubila.drivers.ovs_view import (
     ALIAS,
@@ -159,5 +159,5 @@ def _wire(switch: Switch, interface: Interface, network_id: str, flows: Sequence
     if interface.ids.get(FLOWS) == fingerprint:
         switch.wire(network_id)
         return
-    switch.wire(network_id, {(interface.kind, interface.ids["nubila-id"]): flows})
-    switch.set_ids(interface, {FLOWS: fingerprint})
+    done = ovs_db.mutate("Interface", interface.uuid, *ovs_db.put("external_ids", {FLOWS: fingerprint}))
+    switch.wire(network_id, {(interface.kind, interface.ids["nubila-id"]): flows}, [done])

@@ -79,7 +79,8 @@ class Switch(Bridges):
     def ready(self) -> None:
         """What every other verb needs; a few hundred microseconds when all is well."""
         self.daemons.ensure()
-        row = self._bridge_row(self.bridge)
+        bridges = self.replica.look()["Bridge"].values()
+        row = next((row for row in bridges if row["name"] == self.bridge), None)
         if row is None:
             self._add_bridge(self.bridge, fail_mode="secure")
             row = self._bridge_row(self.bridge)
@@ -188,10 +189,10 @@ class Switch(Bridges):
         self.save_network(id, new, view)
         return new
 
-    def save_network(self, id: str, network: LocalNetwork, view: View) -> None:
-        """Write br-int's memory of a network."""
+    def save_network(self, id: str, network: LocalNetwork, view: View, also: Sequence[Operation] = ()) -> None:
+        """Write br-int's memory of a network; ``also`` in the same transaction."""
         value = {_NET + id: msgspec.json.encode(network).decode()}
-        self.db.transact(ovs_db.mutate("Bridge", view.bridge_uuid, *ovs_db.put("external_ids", value)))
+        self.db.transact(ovs_db.mutate("Bridge", view.bridge_uuid, *ovs_db.put("external_ids", value)), *also)
 
     def forget_network(self, id: str, gone: Mapping[tuple[str, str], Sequence[str]]) -> None:
         """Remove a network's flows and those of its ``gone`` ports, and br-int's memory of it."""
@@ -202,13 +203,24 @@ class Switch(Bridges):
         forget = ["external_ids", "delete", ["set", [_NET + id]]]
         self.db.transact(ovs_db.mutate("Bridge", view.bridge_uuid, forget))
 
-    def wire(self, network_id: str, more: Mapping[tuple[str, str], Sequence[str]] | None = None) -> None:
-        """Bring the flows of a network up to date with its ports, with ``more`` flow sets in the same bundle."""
+    def wire(
+        self,
+        network_id: str,
+        more: Mapping[tuple[str, str], Sequence[str]] | None = None,
+        then: Sequence[Operation] = (),
+    ) -> None:
+        """Bring the flows of a network up to date with its ports, with ``more`` flow sets in the same bundle.
+
+        ``then`` is written to the database once they are there. What is written makes ovs-vswitchd look at all its
+        ports, so it is one transaction.
+        """
         view = self.view()
         network = view.networks.get(network_id)
         sets = dict(more or {})
         if network is None:
             self.replace_flows(sets)
+            if then:
+                self.db.transact(*then)
             return
         if not sets and self._settled.get(network_id) is view:
             return  # nothing at all has changed since it was found to be up to date
@@ -217,10 +229,13 @@ class Switch(Bridges):
         flows += ovs_local_ip.flows(network.vlan, network.local_ips, plugged)
         if ovs_flows.digest(flows) != network.flows:
             sets["network", network_id] = flows
-            self.replace_flows(sets, [network.vlan])
-            self.save_network(network_id, msgspec.structs.replace(network, flows=ovs_flows.digest(flows)), view)
+            self.replace_flows(sets, [network.vlan], {("network", network_id): network.flows})
+            now = msgspec.structs.replace(network, flows=ovs_flows.digest(flows))
+            self.save_network(network_id, now, view, then)
         else:
             self.replace_flows(sets)
+            if then:
+                self.db.transact(*then)
             self._settled[network_id] = view
 
     # --- security groups and address sets
@@ -253,7 +268,7 @@ class Switch(Bridges):
         print_now = ovs_flows.digest(flows)
         if present is not None and present.flows == print_now:
             return
-        self.change_flows(kind, id, flows, present.flows if present is not None else "")
+        self.replace_flows({(kind, id): flows}, known={(kind, id): present.flows if present is not None else ""})
         value = msgspec.json.encode(Shared(number=number, flows=print_now)).decode()
         self.db.transact(
             ovs_db.mutate("Bridge", view.bridge_uuid, *ovs_db.put("external_ids", {_SHARED[kind] + id: value}))
@@ -368,18 +383,23 @@ class Switch(Bridges):
 
     # --- flows
 
-    def replace_flows(self, sets: Mapping[tuple[str, str], Sequence[str]], relearn: Iterable[int] = ()) -> None:
-        """Replace whole flow sets, each known by (kind, id), in one bundle: all or nothing, no packet in between.
+    def replace_flows(
+        self,
+        sets: Mapping[tuple[str, str], Sequence[str]],
+        relearn: Iterable[int] = (),
+        known: Mapping[tuple[str, str], str] | None = None,
+    ) -> None:
+        """Make flow sets, each known by (kind, id), what they should be, in one bundle: all or nothing.
 
-        ``relearn`` names local VLANs whose learned addresses are forgotten.
+        ``relearn`` names local VLANs whose learned addresses are forgotten. ``known``: the fingerprint of what the
+        bridge has of a set; when our copy is that, only what differs is written, else the whole set.
         """
         if not sets:
             return
         lines: list[str] = []
         for (kind, id), flows in sets.items():
             mark = ovs_flows.cookie(self.place.cloud, kind, id)
-            lines.append(f"delete cookie={mark:#x}/-1")
-            lines += [f"add cookie={mark:#x},{flow}" for flow in flows]
+            lines += self._changes(mark, flows, (known or {}).get((kind, id), ""))
         lines += [f"delete table=31,reg5={vlan}" for vlan in relearn]
         self._bundle(lines)
         for (kind, id), flows in sets.items():
@@ -396,23 +416,16 @@ class Switch(Bridges):
         else:
             copy.unlink(missing_ok=True)
 
-    def change_flows(self, kind: str, id: str, flows: Sequence[str], known: str) -> None:
-        """Bring one large flow set up to date by what differs, in one bundle.
-
-        ``known``: the fingerprint of what the bridge has; when our copy is not that, the whole set is replaced.
-        """
-        mark = ovs_flows.cookie(self.place.cloud, kind, id)
+    def _changes(self, mark: int, flows: Sequence[str], known: str) -> list[str]:
+        """The lines of a bundle that make a flow set these flows."""
         copy = self._copies / f"{mark:016x}"
         present = copy.read_text().splitlines() if known and copy.is_file() else []
         if not present or ovs_flows.digest(present) != known:
-            self.replace_flows({(kind, id): flows})
-            return
+            return [f"delete cookie={mark:#x}/-1", *(f"add cookie={mark:#x},{flow}" for flow in flows)]
         old = dict(flow.split(" actions=", 1) for flow in present)
         new = dict(flow.split(" actions=", 1) for flow in flows)
         lines = [f"delete_strict cookie={mark:#x}/-1,{match}" for match in old if match not in new]
-        lines += [f"add cookie={mark:#x},{m} actions={a}" for m, a in new.items() if old.get(m) != a]
-        self._bundle(lines)
-        self._copy(mark, flows)
+        return lines + [f"add cookie={mark:#x},{m} actions={a}" for m, a in new.items() if old.get(m) != a]
 
     def _bundle(self, lines: Sequence[str]) -> None:
         self.daemons.openflow("--bundle add-flows", self.bridge, "-", lines="\n".join(lines) + "\n")
