@@ -258,3 +258,9 @@ def test_zone_hints_choose_the_servers(play: Play) -> None:
         "far", "nova",
     }  # fmt: skip
     assert {a["availability_zone"] for a in play.agents(host="host3")} == {"far", None}
+
+
+def test_agents_say_what_they_do_beyond_the_least(play: Play) -> None:
+    said = {a["binary"]: a["configurations"].get("extensions") for a in play.agents(host="host1")}
+    assert {"fip_qos", "port_forwarding", "conntrack_helper", "ndp_proxy"} <= set(said["neutron-l3-agent"])
+    assert {"qos", "log", "local_ip"} <= set(said["neutron-openvswitch-agent"])

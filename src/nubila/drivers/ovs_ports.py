@@ -22,6 +22,7 @@ from nubila.drivers.ovs_view import (
     OPEN,
     OWNER,
     SHARED,
+    STEERING,
     UP,
     Interface,
     LocalNetwork,
@@ -62,6 +63,7 @@ def ensure_guest(switch: Switch, spec: PortSpec) -> None:
             MACS: json.dumps(macs),
             OPEN: "0" if spec.port_security else "1",
             UP: "1" if spec.admin_state_up else "0",
+            STEERING: "" if trunked else spec.tx_steering,
             "iface-id": spec.id,
             "attached-mac": spec.mac,
             "iface-status": "active",
@@ -116,11 +118,12 @@ def ensure_inner(switch: Switch, port: InnerPort) -> list[str]:
         name=port.device, kind=port.kind, id=port.port_id, network_id=port.network_id, tag=network.vlan, ids=ids
     )
     interface = switch.plug(wish, view)
+    roaming = port.mac if port.roams else ""
     _wire(
         switch,
         interface,
         port.network_id,
-        ovs_flows.trusted_flows(interface.ofport or 0, network.vlan, learn=port.roams),
+        ovs_flows.trusted_flows(interface.ofport or 0, network.vlan, roaming=roaming),
     )
     return new
 

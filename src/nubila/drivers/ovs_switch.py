@@ -36,6 +36,8 @@ from nubila.drivers.ovs_view import (
     KIND,
     NETWORK,
     OWNER,
+    STEERING,
+    TX_STEERING,
     Interface,
     LocalNetwork,
     Shared,
@@ -320,7 +322,11 @@ class Switch(Bridges):
 
     def set_ids(self, interface: Interface, ids: Mapping[str, str]) -> None:
         """Write external_ids of one interface."""
-        self.db.transact(ovs_db.mutate("Interface", interface.uuid, *ovs_db.put("external_ids", ids)))
+        changes = ovs_db.put("external_ids", ids)
+        if ids.get(STEERING, "") != interface.ids.get(STEERING, "") and STEERING in ids:
+            told = ovs_db.put("other_config", {TX_STEERING: ids[STEERING]})
+            changes += told if ids[STEERING] else told[:1]
+        self.db.transact(ovs_db.mutate("Interface", interface.uuid, *changes))
 
     def unplug(self, interfaces: Sequence[Interface]) -> dict[tuple[str, str], Sequence[str]]:
         """Take interfaces out of br-int; returns the flow sets that must be replaced by nothing."""
@@ -346,6 +352,8 @@ class Switch(Bridges):
         interface: Row = {"name": wish.name, "external_ids": ovs_db.ovs_map(ids), "ofport_request": number}
         if wish.type:
             interface.update(type=wish.type, options=ovs_db.ovs_map(wish.options))
+        if ids.get(STEERING):
+            interface["other_config"] = ovs_db.ovs_map({TX_STEERING: ids[STEERING]})
         port: Row = {"name": wish.name, "interfaces": ovs_db.named("interface")}
         port["external_ids"] = ovs_db.ovs_map({CLOUD: self.place.cloud})
         if wish.tag is not None:

@@ -70,6 +70,10 @@ def every(reader: Reader) -> list[Row]:
     return out
 
 
+L3_EXTENSIONS = ("conntrack_helper", "fip_qos", "gateway_ip_qos", "ndp_proxy", "port_forwarding")
+"""What hosts do for routers beyond routing, by the names of Neutron's agent extensions: clients look before they ask."""
+
+
 def _view(host: Row, binary: str, changed: dict[str, Row], networks: dict[str, int], spread: set[str]) -> Row:
     id = agent_id(host["name"], binary)
     mine = changed.get(id, {})
@@ -78,7 +82,7 @@ def _view(host: Row, binary: str, changed: dict[str, Row], networks: dict[str, i
         config |= {
             "bridge_mappings": host["bridges"], "tunnel_types": ["vxlan"], "tunneling_ip": host["tunnel_ip"],
             "datapath_type": "system", "devices": 0, "l2_population": False, "arp_responder_enabled": False,
-            "integration_bridge": "br-int", "extensions": [], "in_distributed_mode": False,
+            "integration_bridge": "br-int", "extensions": ["local_ip", "log", "qos"], "in_distributed_mode": False,
         }  # fmt: skip
     elif binary == BRIDGE:
         config |= {
@@ -89,7 +93,8 @@ def _view(host: Row, binary: str, changed: dict[str, Row], networks: dict[str, i
         config |= {"dhcp_driver": "nubila", "dhcp_lease_duration": 86400, "networks": networks.get(host["name"], 0)}
     elif binary == L3:
         mode = "legacy" if host["name"] not in spread else "dvr_snat" if "network" in host["roles"] else "dvr"
-        config |= {"agent_mode": mode, "handle_internal_only_routers": True, "external_network_bridge": ""}
+        config |= {"agent_mode": mode, "handle_internal_only_routers": True, "external_network_bridge": "",
+                   "extensions": list(L3_EXTENSIONS)}  # fmt: skip
     seen = clock.at(host["seen"])[:19].replace("T", " ")
     born = host["created_at"][:19].replace("T", " ")
     return {
