@@ -71,7 +71,7 @@ def every(reader: Reader) -> list[Row]:
 
 
 L3_EXTENSIONS = ("conntrack_helper", "fip_qos", "gateway_ip_qos", "ndp_proxy", "port_forwarding")
-"""What hosts do for routers beyond routing, by the names of Neutron's agent extensions: clients look before they ask."""
+"""What hosts do for routers beyond routing, as Neutron names its agent's extensions: clients look before they ask."""
 
 
 def _view(host: Row, binary: str, changed: dict[str, Row], networks: dict[str, int], spread: set[str]) -> Row:
