@@ -320,6 +320,7 @@ class PortSpec(Struct, frozen=True, kw_only=True):
     project_id: str = ""  # for the lines in the log
     qos: QosSpec | None = None
     trunk: TrunkPlace | None = None  # a subport has no tap of its own
+    tx_steering: str = ""  # a hint to Open vSwitch: transmit queues by "thread" or "hash"
 
 
 class RouterPort(Struct, frozen=True, kw_only=True):

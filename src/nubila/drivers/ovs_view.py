@@ -14,6 +14,7 @@ from nubila.drivers import ovs_flows
 
 CLOUD, KIND, ID, NETWORK, OWNER = "nubila-cloud", "nubila-kind", "nubila-id", "nubila-network", "nubila-owner"
 MACS, OPEN, UP, FLOWS, INDEX = "nubila-macs", "nubila-open", "nubila-up", "nubila-flows", "nubila-ifindex"
+STEERING, TX_STEERING = "nubila-steering", "tx-steering"  # what was asked for; the switch's own name of it
 ALIAS, SHARED = "nubila-alias", "nubila-shared"  # of interfaces that are on other hosts as well
 
 

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from nubila.core import clock, quota
 from nubila.core.call import Call
 from nubila.core.db import Reader, Tx
-from nubila.core.faults import conflict, not_found, over_quota
+from nubila.core.faults import bad_request, conflict, not_found, over_quota
 from nubila.core.query import ListQuery
 from nubila.core.service import Hooks
 from nubila.core.types import is_uuid
@@ -49,7 +49,14 @@ _SAME = sa.select(_R.id).where(
 # --- groups ---------------------------------------------------------------------------------------------------------
 
 
+def _named(name: str) -> None:
+    """400 for a name that looks like another one: blanks at its ends, characters that do not print."""
+    if name != name.strip() or not name.isprintable():
+        raise bad_request("name: no blanks at its ends, printable characters only.", "HTTPBadRequest")
+
+
 def prepare(call: Call, values: Row) -> None:
+    _named(values["name"])
     groups.ensure_default(call.cloud, call.tx, values["project_id"])
     if values["name"].lower() == DEFAULT:
         raise conflict("Default security group already exists.", "SecurityGroupDefaultAlreadyExists")
@@ -70,6 +77,8 @@ def prepare_update(call: Call, before: Row, values: Row) -> None:
     look.check_revision(call, before)
     is_default = groups.default_of(call.tx, before["project_id"]) == before["id"]
     name = values.get("name", before["name"]) or ""
+    if name != before["name"]:
+        _named(name)
     if is_default and name != before["name"]:
         raise conflict("Updating default security group not allowed.", "SecurityGroupCannotUpdateDefault")
     if not is_default and name.lower() == DEFAULT:
@@ -86,7 +95,7 @@ def deleting(call: Call, row: Row) -> None:
     if tx.one(_USED, {"group": id}) is not None:
         raise conflict(f"Security Group {id} in use.", "SecurityGroupInUse")
     if groups.default_of(tx, row["project_id"]) == id and not call.may("context_is_admin"):
-        text = "Insufficient rights for removing default security group."
+        text = "A project's default security group stays as long as the project; only administrators delete it."
         raise conflict(text, "SecurityGroupCannotRemoveDefault")
     lost: dict[str, int] = {}
     for rule in tx.all(_NAMING, {"group": id}):
@@ -175,7 +184,7 @@ def rule_prepare(call: Call, values: Row) -> None:
     look.lock(call.tx, SecurityGroup, values["security_group_id"])
     same = call.tx.scalar(_SAME, {"group": values["security_group_id"], "sameness": values["sameness"]})
     if same is not None:
-        raise conflict(f"Security group rule already exists. Rule id is {same}.", "SecurityGroupRuleExists")
+        raise conflict(f"Rule {same} of the group says this already.", "SecurityGroupRuleExists")
 
 
 def rule_created(call: Call, row: Row) -> None:

@@ -304,7 +304,13 @@ def describe_port(cloud: Cloud, reader: Reader, id: str, host: str) -> PortSpec 
         stateful=all(stateful for _, stateful in groups),
         logs=logs.of_port(reader, port, [id for id, _ in groups]),
         project_id=port["project_id"],
+        tx_steering=_steering(port["hints"]),
     )
+
+
+def _steering(hints: Any) -> str:
+    """Which transmit queues Open vSwitch is hinted to use: "thread", "hash", or "" for as it likes."""
+    return str((((hints or {}).get("openvswitch") or {}).get("other_config") or {}).get("tx-steering") or "")
 
 
 def observe_port(cloud: Cloud, tx: Tx, id: str, host: str, observed: Mapping[str, Any]) -> str:

@@ -222,7 +222,8 @@ class Router(Named):
     admin_state_up = Attr(LooseBool, "Whether it forwards packets.", write="cu", default=True, filter="eq", sort=True)
     status = Attr(Str(16), "ACTIVE or ERROR.", default="ACTIVE", filter="eq", sort=True)
     external_gateway_info = Attr(GatewayInfo, "Its gateway to an external network.", write="cu", store=False, null=True)
-    enable_snat = Attr(LooseBool, "Whether fixed addresses leave as the gateway's.", default=True, hidden=True)
+    enable_snat = Attr(LooseBool, "Whether fixed addresses leave as the gateway's.", default=True, filter="eq",
+                       sort=True)  # fmt: skip
     gw_port_id = Attr(Uuid, "Gateway port.", default=None, null=True, hidden=True, index=True)
     gw_qos_policy_id = Attr(Uuid, "QoS policy of its gateway address.", default=None, null=True, hidden=True,
                             ref="qos_policy.id")  # fmt: skip

@@ -40,6 +40,11 @@ OPTION: dict[str, Any] = {
 }
 VNIC_TYPES = ("normal", "direct", "macvtap", "baremetal", "direct-physical", "virtio-forwarder", "smart-nic", "vdpa",
               "accelerator-direct", "accelerator-direct-physical", "remote-managed")  # fmt: skip
+DATA_PLANE = "rule:admin_only or role:data_plane_integrator"
+HINTS = Type(Json.sql, {"type": "object", "additionalProperties": False, "properties": {
+    "openvswitch": {"type": "object", "additionalProperties": False, "properties": {
+        "other_config": {"type": "object", "additionalProperties": False, "properties": {
+            "tx-steering": {"enum": ["thread", "hash"]}}}}}}})  # fmt: skip
 FreeObject = Type(Json.sql, {"type": "object"})
 Protocol = Type(Str(40).sql, {"type": ["string", "integer"]}, load=str)
 PortNumber = Type(Int().sql, {"anyOf": [{"type": "integer"}, {"type": "string", "maxLength": 20}]}, Int().parse)
@@ -99,6 +104,10 @@ class Port(Named):
                       default=None, null=True, see=READER, set=MEMBER, filter="eq")  # fmt: skip
     pvlan_community = Attr(Str(255), "Its community on a private VLAN.", write="cu", default=None, null=True,
                            see=READER, set=MEMBER, filter="eq")  # fmt: skip
+    data_plane_status = Attr(Enum("ACTIVE", "DOWN"), "What monitoring says of the network beneath it.", write="u",
+                             default=None, null=True, set=DATA_PLANE)  # fmt: skip
+    hints = Attr(HINTS, "Wishes about how its host switches it.", write="cu", default=None, null=True, see=ADMIN,
+                 set=ADMIN)  # fmt: skip
     ip_allocation = Attr(Str(16), "When it gets addresses: immediate, deferred until its host is known, or none.",
                          default="immediate", filter="eq", sort=True)  # fmt: skip
     dns_assignment = Attr(Json, "Names of its addresses.", store=False)

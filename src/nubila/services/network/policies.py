@@ -69,6 +69,7 @@ RULES_BY_TEXT: tuple[tuple[str, str], ...] = (
         "create_network:provider:network_type create_network:provider:physical_network "
         "create_network:provider:segmentation_id get_network:provider:network_type "
         "get_network:provider:physical_network get_network:provider:segmentation_id update_network:shared "
+        "get_port:hints create_port:hints update_port:hints "
         "get_port:trusted create_port:trusted update_port:trusted get_port:resource_request "
         "create_router:enable_default_route_ecmp update_router:enable_default_route_ecmp "
         "create_router:enable_default_route_bfd update_router:enable_default_route_bfd "
@@ -122,6 +123,7 @@ RULES_BY_TEXT: tuple[tuple[str, str], ...] = (
         "create_port:allowed_address_pairs:ip_address update_port:allowed_address_pairs "
         "update_port:allowed_address_pairs:mac_address update_port:allowed_address_pairs:ip_address",
     ),
+    (f"{ADMIN} or role:data_plane_integrator", "update_port:data_plane_status"),
     (f"({ADMIN}) or {MEMBER} or {ADVSVC}", "create_port:tags update_port:tags"),
     (f"({ADMIN}) or {SERVICE} or {NET_READER} or {READER}", "get_port"),
     (f"{ADVSVC} or ({ADMIN}) or {NET_READER} or {READER}", "get_port:tags"),

@@ -194,7 +194,7 @@ def changed(cloud: Cloud, tx: Tx, before: Row, after: Row) -> None:
     if any(before[n] != after[n] for n in ("bound_host", "qos_policy_id", "device_owner")):
         qos_guarantees.settle(tx, after)
     wiring = ("mac_address", "admin_state_up", "port_security_enabled", "allowed_address_pairs", "device_owner",
-              "qos_policy_id")  # fmt: skip
+              "qos_policy_id", "hints")  # fmt: skip
     if new_ips != old_ips or after["security_groups"] != old_groups or any(before[n] != after[n] for n in wiring):
         asks.port(tx, after)
     if before["device_owner"] != after["device_owner"] or before["device_id"] != after["device_id"]:
@@ -333,6 +333,9 @@ def pairs(asked: Sequence[Mapping[str, Any]], port: Mapping[str, Any]) -> list[R
         except ValueError:
             text = f"allowed_address_pairs: '{ip}' is neither an IP address nor a CIDR."
             raise bad_request(text, "HTTPBadRequest") from None
+        if parsed.is_multicast:
+            text = f"allowed_address_pairs: {ip} is a multicast address, which nobody sends from."
+            raise bad_request(text, "HTTPBadRequest")
         shown = str(parsed) if "/" in ip else str(parsed.network_address)
         pair = {"ip_address": shown, "mac_address": mac or port["mac_address"]}
         if pair in out:
