@@ -92,12 +92,12 @@ def fragments6(source: str, to: str, src: str, dst: str, next_header: int, body:
 
 
 class Ear:
-    """Hears every frame that reaches a guest's card."""
+    """Hears every frame that reaches a device: a guest's card, or another one in some namespace."""
 
-    def __init__(self, guest: Guest) -> None:
-        with links.entered(guest.namespace):
+    def __init__(self, guest: Guest | str, device: str = "eth0") -> None:
+        with links.entered(guest if isinstance(guest, str) else guest.namespace):
             self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
-            self._socket.bind(("eth0", _ETH_P_ALL))
+            self._socket.bind((device, _ETH_P_ALL))
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
         self._socket.setsockopt(263, 8, 1)  # SOL_PACKET, PACKET_AUXDATA: the kernel takes tags out of frames
         self.heard: list[bytes] = []
@@ -124,6 +124,10 @@ class Ear:
     def has(self, frame: bytes) -> bool:
         """Whether the frame came, however it was padded."""
         return any(one[: len(frame)] == frame for one in self.heard)
+
+    def carried(self, frame: bytes) -> bool:
+        """Whether the frame came inside another one, in whatever tunnel."""
+        return any(frame in one for one in self.heard)
 
     def close(self) -> None:
         self._socket.close()

@@ -1,5 +1,8 @@
 """The isolation matrix: for every kind of segment and every switch, nothing forged, nothing of other networks passes.
 
+The same between two hosts, for every kind of tunnel and pair of switches: the victims are on the other host then, and
+the wire between the hosts is listened to as well, so that what is not even sent is known not to be.
+
 One world per switch: an attacker, a neighbour on his network that would take anything, and a stranger on another
 network with the same addresses. The attacker sends every frame he should not; capture on the victims' cards is the
 proof. Honest frames of the same kinds are sent along and must arrive, so that silence means a filter and not a fault.
@@ -7,7 +10,9 @@ proof. Honest frames of the same kinds are sent along and must arrive, so that s
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from contract_network import network, port, replace
@@ -26,8 +31,11 @@ from frames import (
     udp,
 )
 from network_world import Guest, Host
+from test_network_hosts import join
 
-from nubila.core.ports import FixedIp, NetworkSpec, PortSpec, RuleSpec, Segment, SubnetSpec
+from nubila.core.ports import FixedIp, NeedsOperator, NetworkSpec, PortSpec, RuleSpec, Segment, SubnetSpec
+from nubila.drivers import links
+from nubila.drivers.ovs import OpenVSwitch
 from nubila.drivers.ovs_flows import link_local
 
 pytestmark = pytest.mark.host
@@ -71,37 +79,42 @@ def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 class Scene:
-    """Two networks of a kind with their guests."""
+    """Two networks of a kind with their guests: the attacker and the stranger's mate here, the victims there."""
 
-    def __init__(self, host: Host, kind: str) -> None:
-        self.host, self.specs = host, []
+    def __init__(self, here: Host, there: Host, kind: str) -> None:
+        self.here, self.there, self.specs = here, there, []
         mine, theirs = (self._network(segment) for segment in SEGMENTS[kind])
-        self.attacker = self._guest(mine, 3)
-        self.neighbour = self._guest(mine, 4, port_security=False, rules=())  # nothing but the attacker's filter helps
-        self.stranger = self._guest(theirs, 4)
-        self.mate = self._guest(theirs, 5)
+        self.attacker = self._guest(here, mine, 3)
+        # Nothing but the attacker's own filter helps this one.
+        self.neighbour = self._guest(there, mine, 4, port_security=False, rules=())
+        self.stranger = self._guest(there, theirs, 4)
+        self.mate = self._guest(here, theirs, 5)
         self.segment = SEGMENTS[kind]
 
     def _network(self, segment: Segment) -> NetworkSpec:
         net = network(dhcp=False)
         six = SubnetSpec(id=f"six-{net.id}", cidr=f"{V6}/64", ip_version=6, gateway_ip=f"{V6}1")
-        net = replace(net, segment=segment, subnets=(*net.subnets, six))
-        self.host.driver.ensure_network(net)
+        net = replace(net, segment=segment, subnets=(*net.subnets, six), mtu=1400)
+        for host in {self.here, self.there}:
+            other = self.there if host is self.here else self.here
+            peers = (other.place.tunnel_ip,) if other is not host else ()
+            host.driver.ensure_network(replace(net, peers=peers))
         self.specs.append(net)
         return net
 
-    def _guest(self, net: NetworkSpec, number: int, **more: object) -> Guest:
+    def _guest(self, host: Host, net: NetworkSpec, number: int, **more: object) -> Guest:
         spec = port(replace(net, subnets=net.subnets[:1]), number, **{"rules": ANYTHING, **more})
         six = FixedIp(subnet_id=net.subnets[1].id, ip_address=f"{V6}{number}", prefixlen=64)
-        return self.host.guest(replace(spec, fixed_ips=(*spec.fixed_ips, six)))
+        return host.guest(replace(spec, fixed_ips=(*spec.fixed_ips, six)))
 
     def close(self) -> None:
         for guest in (self.attacker, self.neighbour, self.stranger, self.mate):
-            self.host.driver.remove_port(guest.spec.id)
-            self.host.guests.remove(guest)
+            guest.host.driver.remove_port(guest.spec.id)
+            guest.host.guests.remove(guest)
             guest.close()
-        for net in self.specs:
-            self.host.driver.remove_network(net.id)
+        for host in {self.here, self.there}:
+            for net in self.specs:
+                host.driver.remove_network(net.id)
 
 
 def honest(me: PortSpec, to: str) -> list[bytes]:
@@ -199,7 +212,7 @@ def forged(me: PortSpec, to: str, vlans: tuple[int, ...]) -> dict[str, bytes]:
 def test_nothing_forged_and_nothing_of_other_networks_passes(host: Host, kind: str) -> None:
     if kind not in SWITCHES[host.place.switch]:
         pytest.skip(f"{host.place.switch} has no {kind} segments")
-    scene = Scene(host, kind)
+    scene = Scene(host, host, kind)
     try:
         attack(scene)
         host.driver.ensure_port(replace(scene.attacker.spec, stateful=False))
@@ -211,14 +224,25 @@ def test_nothing_forged_and_nothing_of_other_networks_passes(host: Host, kind: s
 
 def attack(scene: Scene, useless: str = "none") -> None:
     """Send everything; nothing forged is heard, everything honest is."""
+    assert leaks(scene, useless) == []
+
+
+def leaks(scene: Scene, useless: str = "none", *, guarded: bool = True) -> list[str]:
+    """Send everything; what was heard and should not have been. Everything honest must be heard while ``guarded``.
+
+    (Without a filter the attacker takes the victim's place in the switches' tables, and may hear for him.)
+    """
     ears = {name: Ear(guest) for name, guest in (("neighbour", scene.neighbour), ("stranger", scene.stranger))}
+    if scene.here is not scene.there:
+        ears["wire"] = Ear(scene.there.place.namespace, "underlay")
     try:
         me = scene.attacker.spec
         wrong = forged(me, scene.neighbour.spec.mac, tuple(s.segmentation_id or 0 for s in scene.segment))
         aside = honest(me, scene.stranger.spec.mac)  # honest, but to a card of another network
         right = honest(me, scene.neighbour.spec.mac)
+        _warm(scene, ears["neighbour"])
         send(scene.attacker, [*wrong.values(), *aside, *right])
-        for frame in right:
+        for frame in right if guarded else ():
             assert ears["neighbour"].has(frame) or ears["neighbour"].listen(frame, 5.0), f"lost: {frame.hex()}"
         # The stranger's own network is alive: what comes after has come.
         last = honest(scene.mate.spec, scene.stranger.spec.mac)[2]
@@ -226,11 +250,108 @@ def attack(scene: Scene, useless: str = "none") -> None:
         assert ears["stranger"].listen(last, 5.0)
         for ear in ears.values():
             ear.listen(None, 0.15)
-        passed = [name for name, frame in wrong.items() if ears["neighbour"].has(frame)]
-        assert [name for name in passed if not name.startswith(useless)] == []
+        found = [f"{name}, at the neighbour" for name, frame in wrong.items() if ears["neighbour"].has(frame)]
+        if "wire" in ears:
+            heard = [ears["wire"].carried(frame) for frame in right]
+            assert all(heard) or not guarded, "what is sent is seen on the wire"
+            found += [f"{name}, on the wire" for name, frame in wrong.items() if ears["wire"].carried(frame)]
+        found = [name for name in found if not name.startswith(useless)]
         mine = bytes.fromhex(me.mac.replace(":", ""))
         strange = [f for f in ears["stranger"].heard if mine in f[:12] or any(f[: len(w)] == w for w in wrong.values())]
-        assert strange == []
+        return found + [f"{frame.hex()}, at the stranger" for frame in strange]
     finally:
         for ear in ears.values():
             ear.close()
+
+
+def _warm(scene: Scene, ear: Ear) -> None:
+    """Tunnels of the userspace datapath lose what comes before they know their peer's MAC address."""
+    if scene.here is not scene.there:
+        hello = honest(scene.attacker.spec, scene.neighbour.spec.mac)[0]
+        deadline = time.monotonic() + 20
+        send(scene.attacker, [hello])
+        while not ear.listen(hello, 0.3):
+            assert time.monotonic() < deadline, "the tunnel carries nothing"
+            send(scene.attacker, [hello])
+
+
+# --- between hosts ------------------------------------------------------------------------------------------------
+
+BETWEEN = {
+    ("openvswitch", "openvswitch"): ("vxlan", "gre", "geneve"),
+    ("openvswitch", "linuxbridge"): ("vxlan",),
+    ("linuxbridge", "linuxbridge"): ("vxlan",),
+}
+"""Which tunnels each pair of switches has in common."""
+
+
+@pytest.fixture(params=BETWEEN, ids="-".join, scope="module")
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Host, Host]]:
+    hosts: list[Host] = []
+    try:
+        for number, switch in enumerate(request.param, 1):
+            root = tmp_path_factory.mktemp("between") / "h"
+            hosts.append(Host(root, tunnel_ip=f"198.18.0.{number}", switch=switch))
+        join(*hosts)
+        if {host.place.switch for host in hosts} == {"openvswitch"}:
+            for host in hosts:
+                bridged_underlay(host)
+        yield hosts[0], hosts[1]
+    finally:
+        for host in hosts:
+            host.close()
+
+
+def bridged_underlay(host: Host) -> None:
+    """The tunnel address on a bridge with the network card, as tunnels of the userspace datapath need it."""
+    switch = host.driver.switch
+    assert isinstance(switch, OpenVSwitch)
+    switch.add_bridge("br-under")
+    vsctl = ("ovs-vsctl", f"--db=unix:{switch.daemons.run_dir}/db.sock", "--timeout=10")
+    host.run(*vsctl, "add-port", "br-under", "underlay")
+    with links.opened(host.place.namespace) as net:
+        net.set_addresses(net.must("underlay").index, [])
+        bridge = net.must("br-under")
+        net.change(bridge, up=True, mtu=1600)
+        net.set_addresses(bridge.index, [f"{host.place.tunnel_ip}/24"])
+
+
+def test_tunnels_that_would_not_get_out_say_so(tmp_path: Path) -> None:
+    host = Host(tmp_path, tunnel_ip="198.18.0.1")
+    try:
+        host.run("ip", "link", "add", "eth9", "type", "veth", "peer", "name", "eth9-peer")
+        host.run("ip", "addr", "add", "198.18.0.1/24", "dev", "eth9")
+        spec = replace(network(dhcp=False), segment=SEGMENTS["gre"][0], peers=("198.18.0.2",))
+        with pytest.raises(NeedsOperator, match="user space"):
+            host.driver.ensure_network(spec)
+        host.driver.ensure_network(replace(spec, peers=()))
+    finally:
+        host.close()
+
+
+@pytest.mark.parametrize("kind", ["vxlan", "gre", "geneve"])
+def test_nothing_forged_and_nothing_of_other_networks_leaves_its_host(pair: tuple[Host, Host], kind: str) -> None:
+    switches = (pair[0].place.switch, pair[1].place.switch)
+    if kind not in BETWEEN[switches]:
+        pytest.skip(f"{' and '.join(switches)} have no {kind} tunnels in common")
+    for here, there in (pair, pair[::-1]) if switches[0] != switches[1] else (pair,):
+        scene = Scene(here, there, kind)
+        try:
+            attack(scene)
+        finally:
+            scene.close()
+
+
+def test_a_planted_leak_is_seen_at_the_other_host(pair: tuple[Host, Host]) -> None:
+    """The capture is worth something: without the attacker's filter it hears what he forges."""
+    scene = Scene(*pair, "vxlan")
+    try:
+        open_port = replace(scene.attacker.spec, port_security=False, rules=())
+        scene.here.driver.ensure_port(open_port)
+        found = leaks(scene, guarded=False)
+        planted = ("ARP claims the gateway", "DHCP offer", "router advertisement", "IPv4 source 192.0.2.1, broadcast")
+        for name in planted:
+            assert {f"{name}, at the neighbour", f"{name}, on the wire"} <= set(found)
+        assert not any(name.endswith("at the stranger") for name in found), "other networks are another matter"
+    finally:
+        scene.close()

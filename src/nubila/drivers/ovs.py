@@ -151,6 +151,8 @@ class OpenVSwitch(Switch):
             wanted.append(Uplink(ofport=self._vxlan(spec)))
             keep.add(spec.id)
         elif segment.network_type in ("gre", "geneve"):
+            if spec.peers:
+                self._tunnels_get_out(segment.network_type)
             for peer in spec.peers:
                 keep.add(f"{spec.id}/{peer}")
                 wanted.append(Uplink(ofport=self._tunnel(spec, peer)))
@@ -174,6 +176,20 @@ class OpenVSwitch(Switch):
         return self._uplink(
             Wish(name=name, kind="uplink", id=spec.id, network_id=spec.id, ids={INDEX: str(device.index)})
         )
+
+    def _tunnels_get_out(self, kind: str) -> None:
+        """Raise NeedsOperator where the userspace datapath's tunnels would end: they leave by its own bridges only."""
+        if self.daemons.datapath_type != "netdev":
+            return
+        with links.opened(self.place.namespace) as net:
+            owners = [d.name for d in net.devices() if self.place.tunnel_ip in
+                      {a.partition("/")[0] for a in net.addresses(d.index)}]  # fmt: skip
+        if not any(self.bridge_row(name) for name in owners):
+            raise NeedsOperator(
+                f"Open vSwitch runs in user space here: its {kind} tunnels get out only when the tunnel address "
+                f"{self.place.tunnel_ip} is on an Open vSwitch bridge that has the network card as a port. VXLAN "
+                "needs no such thing."
+            )
 
     def _tunnel(self, spec: NetworkSpec, peer: str) -> int:
         digest = hashlib.sha256(f"{spec.id}/{peer}".encode()).hexdigest()[:8]
