@@ -45,8 +45,8 @@ class InnerPort(Struct, frozen=True, kw_only=True):
     roams: bool = False  # its MAC may also be in use on another host, so where it is must be learned
     made: Callable[[], None] | None = None  # called in the namespace when the device is there and not yet up
     shared_as: str = ""
-    """The same MAC and addresses are on every host of the network, each with its own; out there this host's goes by that
-    MAC (ovs_shared.py)."""
+    """The same MAC and addresses are on every host of the network, each with its own; out there this host's goes by
+    that MAC (ovs_shared.py)."""
 
 
 class VirtualSwitch(Protocol):
