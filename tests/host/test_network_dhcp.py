@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from contract_network import external, network, port, replace, router, with_hosts
@@ -13,6 +14,8 @@ from test_network_hosts import join
 
 from nubila.core.ports import DhcpHost, FixedIp, NetworkSpec, PortSpec
 from nubila.drivers import links, processes
+from nubila.services.network import SERVICE
+from nubila.testing.cloud import TestCloud
 
 pytestmark = pytest.mark.host
 
@@ -161,3 +164,79 @@ def test_a_restarted_server_remembers_its_leases_and_serves_names_without_dhcp(h
         argv = ["busybox", "nslookup", "-type=aaaa", "six.openstack.test", "fd00:5::2"]
         said = subprocess.run(argv, capture_output=True, text=True, timeout=10).stdout
     assert "fd00:5::7" in said
+
+
+# --- what the Networking API says of names is what guests are answered ----------------------------------------------
+
+
+class Names:
+    """A control plane with one network host, whose network is made real on a host of the test."""
+
+    def __init__(self, tmp_path: Path, host: Host) -> None:
+        self.cloud, self.host = TestCloud(tmp_path / "cloud", hosts=1), host
+        net = {"name": "n", "dns_domain": "corp.example."}
+        self.net = str(self.make("network", **net)["id"])
+        self.make("subnet", network_id=self.net, ip_version=4, cidr="10.0.0.0/24", gateway_ip=None)
+        slaac = {"ipv6_ra_mode": "slaac", "ipv6_address_mode": "slaac"}
+        self.make("subnet", network_id=self.net, ip_version=6, cidr="fd00:9::/64", **slaac)
+
+    def make(self, kind: str, **values: object) -> dict[str, Any]:
+        got = self.cloud.request("POST", f"/network/v2.0/{kind}s", {kind: values})
+        assert got.status == 201, got.body
+        found: dict[str, Any] = got.json[kind]
+        return found
+
+    def change(self, kind: str, id: str, **values: object) -> dict[str, Any]:
+        got = self.cloud.request("PUT", f"/network/v2.0/{kind}s/{id}", {kind: values})
+        assert got.status == 200, got.body
+        found: dict[str, Any] = got.json[kind]
+        return found
+
+    def wire(self) -> NetworkSpec:
+        """Have the network as its host is told."""
+        self.cloud.settle()
+        with self.cloud.cloud.store.read() as r:
+            spec = SERVICE.host_items["network"].describe(self.cloud.cloud, r, self.net, "host1")
+        assert isinstance(spec, NetworkSpec)
+        self.host.driver.ensure_network(spec)
+        return spec
+
+    def asks(self, server: str, *words: str) -> str:
+        """What a name server of the network answers in the network."""
+        with links.entered(self.host.driver.dhcp_namespace(self.net)):
+            argv = ["busybox", "nslookup", *words, server]
+            return subprocess.run(argv, capture_output=True, text=True, timeout=20).stdout.partition("\n\n")[2]
+
+
+@pytest.mark.req("B/NET-44")
+def test_names_of_ports_are_answered_as_the_api_shows_them(tmp_path: Path, host: Host) -> None:
+    names = Names(tmp_path, host)
+    try:
+        web = names.make("port", network_id=names.net, dns_name="web")
+        own = names.make("port", network_id=names.net, dns_name="db", dns_domain="deep.example.")
+        plain = names.make("port", network_id=names.net)
+        spec = names.wire()
+        assert spec.dhcp is not None
+        servers = [ip.ip_address for ip in spec.dhcp.fixed_ips]
+        assert {":" in server for server in servers} == {True, False}, "over both versions of IP"
+        shown = [one for port_ in (web, own, plain) for one in port_["dns_assignment"]]
+        assert {"web.corp.example.", "db.deep.example."} <= {one["fqdn"] for one in shown}
+        assert any(one["fqdn"].startswith("host-10-0-0-") for one in shown)
+        for server in servers:
+            for one in shown:
+                name, address = one["fqdn"].rstrip("."), one["ip_address"]
+                kind = "-type=aaaa" if ":" in address else "-type=a"
+                assert f"Address: {address}" in names.asks(server, kind, name), (server, one)
+                assert name in names.asks(server, address), f"reverse: {one}"
+            assert "Address:" not in names.asks(server, "-type=a", "nobody.corp.example")
+        names.change("port", web["id"], dns_name="shop")
+        moved = names.change("network", names.net, dns_domain="new.example.")
+        assert moved["dns_domain"] == "new.example."
+        names.wire()
+        port_ = names.cloud.request("GET", f"/network/v2.0/ports/{web['id']}").json["port"]
+        first = next(one for one in port_["dns_assignment"] if ":" not in one["ip_address"])
+        assert first["fqdn"] == "shop.new.example."
+        until(lambda: first["ip_address"] in names.asks(servers[0], "-type=a", "shop.new.example"), "the new name")
+        assert first["ip_address"] not in names.asks(servers[0], "-type=a", "web.corp.example")
+    finally:
+        names.cloud.close()
