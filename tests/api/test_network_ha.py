@@ -120,6 +120,22 @@ def test_only_administrators_choose(play: Play) -> None:
     play.call("PUT", f"routers/{mine['id']}", {"router": {"ha": True}}, "demo", status=403)
 
 
+def test_such_a_router_has_one_gateway(play: Play) -> None:
+    outside = play.call("GET", "networks?router:external=true")["networks"][0]["id"]
+    two = {"router": {"external_gateways": [{"network_id": outside}, {"network_id": outside}]}}
+    router = play.router(ha=True)["id"]
+    for action in ("add", "update"):
+        refused = play.call("PUT", f"routers/{router}/{action}_external_gateways", two, status=400)
+        assert "one external gateway" in refused["NeutronError"]["message"]
+    one = {"router": {"external_gateways": [{"network_id": outside}]}}
+    play.call("PUT", f"routers/{router}/add_external_gateways", one)
+    play.call("PUT", f"routers/{router}/add_external_gateways", one, status=400)
+    assert len(play.call("GET", f"routers/{router}")["router"]["external_gateways"]) == 1
+    plain = play.router(ha=False, admin_state_up=False)["id"]
+    play.call("PUT", f"routers/{plain}/add_external_gateways", two)
+    play.call("PUT", f"routers/{plain}", {"router": {"ha": True}}, status=400)
+
+
 def test_a_router_changes_kind_only_while_it_is_off(play: Play) -> None:
     router = play.router(ha=False)["id"]
     refused = play.call("PUT", f"routers/{router}", {"router": {"ha": True}}, status=400)

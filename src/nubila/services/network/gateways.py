@@ -76,10 +76,10 @@ def no_overlap(reader: Reader, router_id: str, new: Sequence[Row], owner: str) -
             if gateways and old["network_id"] == subnet["network_id"]:
                 continue  # several gateways may be on one network
             if old["id"] == subnet["id"] and not gateways and old["device_owner"] != GATEWAY:
-                raise refuse(f"Router already has a port on subnet {subnet['id']}.")
+                raise refuse(f"The router is on subnet {subnet['id']} already.")
             if addresses.overlap(old["cidr"], subnet["cidr"]):
-                text = f"Cidr {subnet['cidr']} of subnet {subnet['id']} overlaps with cidr {old['cidr']} of subnet "
-                raise refuse(f"{text}{old['id']}.")
+                text = f"Subnet {subnet['id']} shares addresses of {subnet['cidr']} with subnet {old['id']}, "
+                raise refuse(f"{text}which the router is on.")
 
 
 # --- what is asked for ----------------------------------------------------------------------------------------------
@@ -100,7 +100,7 @@ def wish(call: Call, rule: str, row: Row, info: Any) -> Row | None:
             call.enforce(f"{rule}:{part}", look.wire(Router, row))
     net = look.seen(call.cloud, call.tx, call.creds, Network, network_id)
     if not net["external"]:
-        raise refuse(f"Network {network_id} is not an external network.")
+        raise refuse(f"network_id: {network_id} is not external; name one with router:external.")
     snat = info.get("enable_snat")
     return {
         "network": net,
@@ -138,8 +138,8 @@ def _keeps_six(tx: Tx, row: Row, ips: Sequence[Mapping[str, str]]) -> None:
         subnet = look.row(tx, Subnet, ip["subnet_id"]) if ip.get("subnet_id") else None
         if ":" in ip.get("ip_address", "") or (subnet is not None and subnet["ip_version"] == 6):
             return
-    text = f"Can't remove the IPv6 subnet from external gateway of router {row['id']}, the IPv6 subnet in use by the "
-    raise conflict(f"{text}router's ndp proxy.", "RouterIPv6GatewayInUse")
+    text = f"NDP proxies of router {row['id']} need an IPv6 address on its gateway: keep it or delete them first."
+    raise conflict(text, "RouterIPv6GatewayInUse")
 
 
 def placed(call: Call, row: Row) -> None:
@@ -180,8 +180,7 @@ def _drop(call: Call, row: Row, port: Row) -> None:
     others = [p for p in of_router(tx, row) if p["id"] != port["id"]]
     left = any(p["network_id"] == port["network_id"] for p in others)
     if not left and floating_links.of_router(tx, row["id"], port["network_id"]):
-        text = f"Gateway cannot be updated for router {row['id']}, since a gateway to external network "
-        text += f"{port['network_id']} is required by one or more floating IPs."
+        text = f"Floating IPs of network {port['network_id']} go by router {row['id']}: take them off first."
         raise conflict(text, "RouterExternalGatewayInUseByFloatingIp")
     if row["gw_port_id"] == port["id"]:
         row["gw_port_id"] = others[0]["id"] if others else None
@@ -236,8 +235,16 @@ def _answer(call: Call, row: Row, asked: Sequence[Row]) -> Row:
     if changed:
         allocate.set_columns(tx, Router, row["id"], changed)
     allocate.bump(tx, Router, [row["id"]], clock.now())
+    one_if_ha(tx, row)
     placed(call, row)
     return {"router": router_views.view(call, look.need(tx, Router, row["id"]))}
+
+
+def one_if_ha(reader: Reader, row: Mapping[str, Any]) -> None:
+    """400 for a highly available router with several gateways: a fail-over would bring up the first one only."""
+    if row["ha"] and len(of_router(reader, row)) > 1:
+        text = f"router {row['id']} is highly available (ha) and can have one external gateway; remove the others first"
+        raise refuse(f"{text}, or make it a plain router.")
 
 
 def _more(call: Call, row: Row, asked: Sequence[Row]) -> None:
@@ -261,8 +268,8 @@ def _match(call: Call, row: Row, asked: Row, among: Sequence[Row]) -> Row | None
     wanted = {ip["ip_address"] for ip in asked["ips"] or () if "ip_address" in ip}
     if not wanted:
         if len(here) > 1:
-            text = f"multiple gateway ports are attached to the same network {asked['network']['id']} but "
-            raise _unmatched(row, f"{text}external_fixed_ips parameter is not specified in the request")
+            text = f"it has {len(here)} on network {asked['network']['id']}, so say which by external_fixed_ips"
+            raise _unmatched(row, text)
         return here[0] if here else None
     for port in here:
         if wanted & {ip["ip_address"] for ip in look.addresses_of(call.tx, port["id"])}:
@@ -271,7 +278,7 @@ def _match(call: Call, row: Row, asked: Row, among: Sequence[Row]) -> Row | None
 
 
 def _unmatched(row: Row, why: str) -> Exception:
-    text = f"Unable to match a requested gateway port to existing gateway ports for router {row['id']}: {why}."
+    text = f"Router {row['id']} has no such gateway: {why}."
     return bad_request(text, "UnableToMatchGateways")
 
 
@@ -280,14 +287,14 @@ def remove(call: Call) -> Row:
     row, asked = _asked(call, "remove")
     have = of_router(call.tx, row)
     if asked and not have:
-        text = f"Unable to remove extra gateways from a router {row['id']}: the router does not have any external "
-        raise bad_request(f"{text}gateways.", "UnableToRemoveGateways")
+        text = f"Router {row['id']} has no gateways that could be removed."
+        raise bad_request(text, "UnableToRemoveGateways")
     going = []
     for one in asked:
         port = _match(call, row, one, have)
         if port is None:
-            why = f"could not match a gateway port attached to network {one['network']['id']} based on the specified "
-            raise _unmatched(row, f"{why}fixed IPs {one['ips']}")
+            why = f"none on network {one['network']['id']} has the addresses {one['ips']}"
+            raise _unmatched(row, why)
         going.append(port)
     for port in sorted(going, key=lambda p: p["id"] == row["gw_port_id"]):
         if len(of_router(call.tx, row)) == 1:

@@ -12,7 +12,7 @@ from nubila.core.cloud import Cloud
 from nubila.core.db import Reader
 from nubila.core.faults import bad_request
 from nubila.core.policy import Rule
-from nubila.services.network import ha_place
+from nubila.services.network import gateways, ha_place
 from nubila.services.network.feature import Feature
 from nubila.services.network.ha_tables import HA_HOST, HA_ROUTER
 from nubila.services.network.kinds import Router
@@ -49,6 +49,7 @@ def prepare_update(call: Call, before: Row, values: Row) -> None:
         values["ha"] = before["ha"]
     if values["ha"] != before["ha"] and (refusal := ha_place.refuse_active(before)):
         raise refusal
+    gateways.one_if_ha(call.tx, {**before, **values})
 
 
 def updated(call: Call, before: Row, after: Row) -> None:
