@@ -1,18 +1,15 @@
 """Chaos around a highly available router: links cut at random, keepers killed and stopped, masters isolated, moves.
 
-The oracle is the wire. The external network is made to flood: every echo request reaches both network hosts, so a host
-that forwards while another one does sends the same request into the tunnels a second time. Captures there (the outer
-address says which host) and on the external network (each host's own port) must never show one packet from two hosts.
+The oracle is the wire (ha_witness.py): at no moment two hosts forward.
 """
 
 from __future__ import annotations
 
 import os
 import random
-import struct
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,90 +18,12 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "host"))
 
 from ha_stage import Stage, Stream  # the stage of the host tests
+from ha_witness import Witness, flood, twice
 from machines import until
 
 pytestmark = [pytest.mark.host, pytest.mark.slow]
 SECONDS = float(os.environ.get("NUBILA_CHAOS_S", "45"))
 CONVERGE_S = 30.0
-Packet = tuple[float, str, tuple[int, int]]  # when, from which host, (id, sequence number) of the echo
-
-
-def frames(path: Path) -> Iterator[tuple[float, bytes]]:
-    """The frames of a capture file (pcap-savefile(5), nanoseconds or microseconds)."""
-    data = path.read_bytes()
-    if len(data) < 24:
-        return
-    unit = 1e-9 if data[:4] == b"\x4d\x3c\xb2\xa1" else 1e-6
-    at = 24
-    while at + 16 <= len(data):
-        seconds, part, length, _ = struct.unpack_from("<IIII", data, at)
-        yield seconds + part * unit, data[at + 16 : at + 16 + length]
-        at += 16 + length
-
-
-def echo(ip: bytes, kind: int) -> tuple[int, int] | None:
-    """(id, sequence number) of an ICMP echo request (8) or reply (0); None for anything else."""
-    head = (ip[0] & 0xF) * 4
-    if len(ip) < head + 8 or ip[9] != 1 or ip[head] != kind:
-        return None
-    id, number = struct.unpack_from("!HH", ip, head + 4)
-    return id, number
-
-
-class Witness:
-    """Captures on both sides of the router."""
-
-    def __init__(self, stage: Stage, root: Path) -> None:
-        self.stage, self.root = stage, root
-        self._children = []
-        for name, wire, device, condition in (
-            ("tunnels", stage.tunnels, "br0", "udp port 4789"),
-            *((host, stage.external, f"to-{host}", "icmp") for host in stage.network_hosts),
-        ):
-            way = ["-Q", "in"] if device != "br0" else []
-            argv = ["tcpdump", "-i", device, "-U", "-n", *way, "-w", str(root / f"{name}.pcap"), condition]
-            self._children.append(wire.machine.spawn(*argv))
-        time.sleep(1.0)
-
-    def stop(self) -> None:
-        """Write everything out."""
-        for child in self._children:
-            child.terminate()
-        time.sleep(1.0)
-
-    def inwards(self) -> list[Packet]:
-        """Echo requests that network hosts sent into tunnels."""
-        hosts = {bytes((10, 0, 1, i)): name for i, name in enumerate(self.stage.machines, 1)}
-        found: list[Packet] = []
-        for at, frame in frames(self.root / "tunnels.pcap"):
-            outer, inner = frame[14:34], frame[50:]  # Ethernet, IPv4, UDP, VXLAN
-            host = hosts.get(outer[12:16], "")
-            if host in self.stage.network_hosts and inner[12:14] == b"\x08\x00":
-                what = echo(inner[14:], 8)
-                if what is not None:
-                    found.append((at, host, what))
-        return found
-
-    def outwards(self) -> list[Packet]:
-        """Echo replies that network hosts sent out."""
-        found: list[Packet] = []
-        for host in self.stage.network_hosts:
-            for at, frame in frames(self.root / f"{host}.pcap"):
-                what = echo(frame[14:], 0) if frame[12:14] == b"\x08\x00" else None
-                if what is not None:
-                    found.append((at, host, what))
-        return sorted(found)
-
-
-def twice(packets: list[Packet]) -> list[str]:
-    """Packets that two hosts forwarded."""
-    first: dict[tuple[int, int], tuple[float, str]] = {}
-    out = []
-    for at, host, what in sorted(packets):
-        known = first.setdefault(what, (at, host))
-        if known[1] != host and at - known[0] < 30:
-            out.append(f"echo {what}: {known[1]} at {known[0]:.3f}, {host} {1000 * (at - known[0]):.1f} ms later")
-    return out
 
 
 class Chaos:
@@ -203,14 +122,6 @@ class Chaos:
         for name, host in sorted(self.cuts):
             self.wire(name).mend(self.stage.machines[host])
         self.cuts.clear()
-
-
-def flood(stage: Stage) -> None:
-    """What comes from outside reaches both network hosts, and neither hears the other there: so none learns better."""
-    for host in stage.network_hosts:
-        stage.external.inside(
-            "bridge", "link", "set", "dev", f"to-{host}", "learning", "off", "flood", "on", "isolated", "on"
-        )
 
 
 def test_at_no_moment_two_hosts_forward(tmp_path: Path) -> None:

@@ -26,7 +26,10 @@ GATEWAY = "203.0.113.1"
 class Stage:
     """The machines, a highly available router, and guests on the compute hosts."""
 
-    def __init__(self, root: Path, names: tuple[str, ...] = NAMES, settings: str = "") -> None:
+    def __init__(
+        self, root: Path, names: tuple[str, ...] = NAMES, settings: str = "", *, switch: str = "openvswitch"
+    ) -> None:
+        self.switch = switch
         self.states = {name: root / name for name in names}
         self.machines = {name: Machine(name) for name in names}
         self.management, self.tunnels, self.external = Wire(), Wire(), Wire()
@@ -60,11 +63,13 @@ class Stage:
         """Make a machine a host; a network host's eth2 goes into br-ex."""
         machine = self.machines[name]
         network = name in self.network_hosts
-        more = ["--physical", "external=br-ex"] if network else ["--hypervisor", "simulated"]
+        card = "br-ex" if self.switch == "openvswitch" else "eth2"
+        more = ["--physical", f"external={card}"] if network else ["--hypervisor", "simulated"]
         roles = ("network",) if network else ("compute",)
-        self.cloud.join(machine, self.states[name], URL, "--tunnel-ip", tunnel, *more, roles=roles)
         if network:
             self.plug_in(name)
+        where = ["--tunnel-ip", tunnel, "--switch", self.switch]
+        self.cloud.join(machine, self.states[name], URL, *where, *more, roles=roles)
 
     def plug_in(self, name: str) -> None:
         """Connect a network host to the outside."""
@@ -76,6 +81,8 @@ class Stage:
 
     def bridge(self, name: str) -> None:
         """Put eth2 into br-ex, as the operator of a network host does."""
+        if self.switch != "openvswitch":
+            return
         machine = self.machines[name]
         argv = ["--timeout=5", "--may-exist", "add-port", "br-ex", "eth2"]
         until(lambda: machine.run("ovs-vsctl", f"--db=unix:{self.ovs_database(name)}", *argv), "eth2 in br-ex")
@@ -109,6 +116,7 @@ class Stage:
         subnet = {"network_id": self.net, "name": "demo-subnet", "cidr": "192.168.1.0/24", "ip_version": 4,
                   "gateway_ip": "192.168.1.1"}  # fmt: skip
         self.subnet = self.call("POST", "/subnets", {"subnet": subnet}, who)["subnet"]["id"]
+        until(lambda: all(self.cloud.hosts()[name]["alive"] for name in self.network_hosts), "hosts for the router")
         self.router = self.call("POST", "/routers", {"router": {"name": "demo-router"}}, who)["router"]["id"]
         self.call("PUT", f"/routers/{self.router}/add_router_interface", {"subnet_id": self.subnet}, who)
         gateway = {"router": {"external_gateway_info": {"network_id": self.ext_net}}}
@@ -131,7 +139,20 @@ class Stage:
         self.floating = str(self.call("POST", "/floatingips", body)["floatingip"]["floating_ip_address"])
         return guest
 
+    def move_away(self, host: str) -> None:
+        """Take the router from a host, without losing a packet."""
+        self.call("DELETE", f"/agents/{self.l3_agent(host)}/l3-routers/{self.router}")
+
+    def give(self, host: str) -> None:
+        """Put the router on a host again."""
+        self.call("POST", f"/agents/{self.l3_agent(host)}/l3-routers", {"router_id": self.router})
+
     # --- looking
+
+    def l3_agent(self, host: str) -> str:
+        """The L3 agent's id of a host."""
+        found = self.call("GET", "/agents", agent_type="L3 agent", host=host)["agents"]
+        return str(found[0]["id"])
 
     def states_of(self) -> dict[str, str]:
         """host -> ha_state of the router."""
@@ -201,6 +222,8 @@ class Stream:
         argv = [*outer, "ping", "-n", "-D", "-O", "-i", f"{1 / rate}", "-W", "2", address]
         self._ping = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self.started = time.monotonic()
+        self.slowest_ms = 0.0  # the longest that an answer took, once it is stopped
+        self.missing: list[int] = []  # numbers of the requests that were not answered, once it is stopped
 
     def stop(self, linger_s: float = 0.0) -> tuple[int, int, float]:
         """(sent, lost, longest time without an answer in seconds)."""
@@ -209,14 +232,17 @@ class Stream:
         out, _ = self._ping.communicate(timeout=20)
         said = re.findall(r"\[(\d+\.\d+)\] \d+ bytes from .* icmp_seq=(\d+) (?!.*DUP)", out)
         answered = sorted({int(number): float(at) for at, number in reversed(said)}.items())
+        self.slowest_ms = max(map(float, re.findall(r" time=([\d.]+) ms(?! \(DUP)", out)), default=0.0)
         sent = int(re.search(r"(\d+) packets transmitted", out).group(1))  # type: ignore[union-attr]
         lost, hole, last, then = 0, 0.0, 0, answered[0][1] if answered else 0.0
         for number, at in answered:
             if number > last + 1:
                 lost += number - last - 1
+                self.missing += range(last + 1, number)
                 hole = max(hole, at - then)
             last, then = number, at
         if sent - last > 3:  # the very last ones may still have been on their way
             lost += sent - last
+            self.missing += range(last + 1, sent + 1)
             hole = max(hole, (sent - last) / self.rate)
         return sent, lost, round(hole, 3)

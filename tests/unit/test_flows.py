@@ -96,6 +96,14 @@ def test_what_came_by_a_tunnel_never_leaves_by_one() -> None:
     assert not any("output:9" in flow or "output:10" in flow for flow in from_others)
 
 
+def test_who_roams_is_learned_and_gets_all_that_other_hosts_send_here() -> None:
+    enter, deliver = ovs_flows.trusted_flows(5, 1, roaming="FA:16:3e:00:00:01")
+    assert "learn(table=31" in enter
+    assert deliver == "table=30,priority=100,reg4=1,reg5=1,dl_dst=fa:16:3e:00:00:01 actions=output:5"
+    (plain,) = ovs_flows.trusted_flows(5, 1)
+    assert "learn" not in plain
+
+
 def test_a_vlan_is_put_on_and_taken_off() -> None:
     flows = ovs_flows.network_flows(1, [], [Uplink(ofport=9, vlan=100, tunnel=False)])
     assert any("in_port=9,dl_vlan=100 actions=strip_vlan" in flow for flow in flows)

@@ -12,28 +12,37 @@ import json
 import logging
 import socket
 import struct
+import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from nubila.agent.ha_seat import FOREVER, PROMISE_S, Seat
 from nubila.core.ports import TryAgain
-from nubila.drivers import ha_daemons, links
+from nubila.drivers import ha_daemons, ha_neighbours, links
 from nubila.drivers.ha import Kept
-from nubila.drivers.ha_gate import Gate, Held, Injector
-from nubila.drivers.router import announce
+from nubila.drivers.ha_gate import Gate, Held, Injector, pin
+from nubila.drivers.ha_neighbours import Neighbour, Neighbours, Sender
+from nubila.drivers.router import announcements
 
 log = logging.getLogger("nubila.keeper")
 PORT, FRAMES_PORT = 3781, 3782
 """UDP on the HA network: promises; frames that arrived on the host that has just been left."""
-RELAY_S = 1.5
+RELAY_S = 2.0
+"""How long a host that was left hands on what still arrives: switches have learned by then (ha_neighbours.show)."""
 MOST_WAITING = 4096
 NEEDED = "needed.json"
 TTL_S = 0.5
 ASK_S = 0.12
 AGAIN_S = (0.05, 0.2, 0.7, 2.0)
 """When the addresses are announced again after the gate opened."""
+SHOW_S = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.3, 1.6)
+"""When switches are shown again where the router is: what they saw of the last host a moment ago may still count."""
+SHARE_S, SHARE_ALL_S = 2.0, 10.0
+"""How often the other hosts are told whom we know, when that changed and in any case."""
+A_DATAGRAM = 20
 _LINK_AND_ADDRESSES = 0x1 | 0x10 | 0x100  # RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
 _SIOCGIFFLAGS, _IFF_RUNNING = 0x8913, 0x40
 
@@ -79,13 +88,22 @@ class HaRouter:
         else:
             self.seat.quiet_until = now + PROMISE_S * 1.03 + 0.02
         self.udp, self.frames = self._udp(PORT), self._udp(FRAMES_PORT)
+        self.frames.setsockopt(socket.SOL_SOCKET, 33, 8 << 20)  # SO_RCVBUFFORCE
         self.watch = watcher(kept.namespace)
+        self.neighbours, self.sender = Neighbours(kept.namespace), Sender(kept.namespace)
+        self._known: dict[tuple[str, str], str] = {}  # what the host that forwards knows
+        self._shared: list[Neighbour] = []
+        self._share_at = self._share_all_at = 0.0
+        self._bulk: subprocess.Popen[bytes] | None = None
         self._renewed = self._asked = self._dressed = 0.0
         self._announce: list[float] = []
+        self._show: list[float] = []
         self._standing: int | None = None
         self._needed: list[str] | None = None
         self.held: Held | None = None
-        self._relay_until = 0.0
+        self._readying: Future[Held] | None = None
+        self._readying_until = self._ready_again = self._relay_until = 0.0
+        self._aside = ThreadPoolExecutor(1, f"aside-{kept.router_id[:8]}")  # for what takes long and can wait
         self._injector: Injector | None = None
         self._waiting: list[tuple[float, bytes]] = []
         self._naked_since: float | None = None
@@ -132,9 +150,17 @@ class HaRouter:
         """The router is taken away: close, and let go."""
         self._shut("it is taken away")
         self._end_relay()
+        if self._injector is not None:
+            self._aside.submit(self._injector.end)
+        self._aside.shutdown(wait=False)
         for one in (self.udp, self.frames, self.watch, self._control):
             one.close()
+        self.neighbours.close()
+        self.sender.close()
         self.gate.close_socket()
+        if self._bulk is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._bulk.wait(2)
 
     # --- reading the kernel
 
@@ -163,11 +189,12 @@ class HaRouter:
     def tick(self, now: float) -> bool:
         """Do what is due; returns whether the control plane should be told at once."""
         seat, before = self.seat, (self.seat.opened, self.seat.ready)
+        self._look_aside(now)
         if seat.must_close(now):
             if seat.give_back:
                 self._give_back(now)
-            else:
-                self._shut("its lease ran out")
+                return True
+            self._shut("its lease ran out")
         elif seat.opened:
             self._renew(now)
         elif seat.may_open(now):
@@ -182,11 +209,15 @@ class HaRouter:
         if (seat.opened or seat.master or seat.ready) and now - self._dressed > 2.0:
             self._dress(now)
         self._undress_when_done(now)
+        if self._show and now >= self._show[0]:
+            self._show = [later for later in self._show if later > now]
+            self._show_switches()
         while self._announce and now >= self._announce[0]:
             self._announce.pop(0)
             self._announce_all()
         self._remember()
         self._ask(now)
+        self._share(now)
         self._write_standing()
         return before != (seat.opened, seat.ready)
 
@@ -194,18 +225,23 @@ class HaRouter:
         return min(self.seat.deadline() - clock(), TTL_S)
 
     def _open(self, now: float) -> None:
-        if now - self._dressed > 1.0:
+        if not self.seat.ready and now - self._dressed > 2.5:
             self._dress(now)
         left = self._remaining()
-        if left <= 0 or not self.gate.open(min(left, 0.1)):
+        if left <= 0:
+            return
+        self._learn()
+        if not self.gate.open(min(left, 0.1)):
             return
         self.seat.open()
         self._renewed = 0.0
+        self._show_switches()
+        waited = len(self._waiting)
+        self._inject(now)
         self._renew(now)
         self._announce_all()
         self._announce = [now + later for later in AGAIN_S]
-        waited = len(self._waiting)
-        self._inject(now)
+        self._show = [now + later for later in SHOW_S]
         log.info("router %s: open, epoch %d, %d frames had waited", self.kept.router_id, self.seat.epoch, waited)
 
     def _renew(self, now: float) -> None:
@@ -240,6 +276,7 @@ class HaRouter:
             time.sleep(TTL_S)
         self.seat.close()
         self._announce.clear()
+        self._show.clear()
         if was:
             log.info("router %s: closed, %s", self.kept.router_id, why)
 
@@ -286,26 +323,103 @@ class HaRouter:
 
     def _announce_all(self) -> None:
         for device in self.kept.devices:
+            self.sender.send(device.name, announcements(device.mac, device.addresses))
+
+    def _show_switches(self) -> None:
+        self.sender.show((device.name, device.mac) for device in self.kept.devices)
+
+    # --- neighbours
+
+    def _share(self, now: float) -> None:
+        """Tell the other hosts whom we know: one of them may have to go on in our place."""
+        if not self.seat.opened or now < self._share_at or not self.kept.peers:
+            return
+        self._share_at = now + SHARE_S
+        known = sorted(self.neighbours.known([device.name for device in self.kept.devices]))
+        if known != self._shared or now >= self._share_all_at:
+            self._shared, self._share_all_at = known, now + SHARE_ALL_S
+            for address in self.kept.peers.values():
+                self._tell(address, known)
+
+    def _tell(self, address: str, known: Sequence[Neighbour]) -> None:
+        for at in range(0, len(known), A_DATAGRAM):
+            part = known[at : at + A_DATAGRAM]
+            self._send(address, {"neighbours": self.kept.router_id, "from": self.seat.me, "known": part})
+
+    def _told(self, known: Sequence[Sequence[str]]) -> None:
+        """The host that forwards told us whom it knows."""
+        names = {device.name for device in self.kept.devices}
+        for device, address, mac in known:
+            if str(device) in names and (len(self._known) < ha_neighbours.MOST or (device, address) in self._known):
+                self._known.pop((device, address), None)
+                self._known[device, address] = mac
+
+    def _learn(self) -> None:
+        """Know whom the last host knew."""
+        known, self._known = self._known, {}
+        if known:
             with contextlib.suppress(TryAgain, OSError):
-                announce(self.kept.namespace, device.name, device.mac, device.addresses)
+                self.neighbours.put((device, address, mac) for (device, address), mac in known.items())
 
     # --- a planned move
 
     def _prepare(self, now: float) -> None:
         """We are about to get the lease: have everything but the lease."""
-        if not self.seat.ready:
-            self._dress(now)
-            self._open_injector()
-            self.seat.ready = True
+        if self.seat.ready:
+            return
+        address = self.kept.peers.get(self.seat.holder)
+        if address:
+            self._send(address, {"prepare": self.kept.router_id, "from": self.seat.me})
+        self._dress(now)
+        self._open_injector()
+        self.seat.ready = True
+
+    def _help(self, address: str) -> None:
+        """The next host prepares: tell it whom we know, and of all connections once more.
+
+        What it heard of a connection when that began may have run out there since.
+        """
+        self._get_ready(clock())
+        self._tell(address, self.neighbours.known([device.name for device in self.kept.devices]))
+        run_dir = Path(self.kept.run_dir)
+        if self._bulk is not None and self._bulk.poll() is None:
+            return
+        with contextlib.suppress(OSError):
+            self._bulk = subprocess.Popen(
+                ha_daemons.bulk_argv(run_dir), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+
+    def _get_ready(self, now: float) -> None:
+        """Have what hands on frames: that takes a while, and the gate is open meanwhile."""
+        if self.held is None and self._readying is None and now >= self._ready_again:
+            self._readying, self._readying_until = self._aside.submit(self._hold), now + 1.0
+
+    def _hold(self) -> Held:
+        held = Held(self.kept.namespace, {device.mac: device.name for device in self.kept.devices})
+        pin(self.host_namespace, self._outer(), True)
+        return held
+
+    def _look_aside(self, now: float) -> None:
+        """Whether what takes long is done."""
+        if self.seat.opened and self.seat.give_back:
+            self._get_ready(now)
+        if self._readying is not None and self._readying.done():
+            try:
+                self.held, self._relay_until = self._readying.result(), now + 5.0
+            except (TryAgain, OSError) as e:
+                log.warning("router %s: what arrives after a move is lost: %s", self.kept.router_id, e)
+                self._readying_until, self._ready_again = 0.0, now + 5.0
+            self._readying = None
+        self.seat.busy = self.held is None and now < self._readying_until
 
     def _give_back(self, now: float) -> None:
         """Close for the next host; what still arrives here is handed on to it for a while."""
-        try:
-            self.held = Held(self.kept.namespace, {device.mac: device.name for device in self.kept.devices})
-            self.gate.hold(RELAY_S)
+        address = self.kept.peers.get(self.seat.to)
+        if address:
+            self._tell(address, self.neighbours.known([device.name for device in self.kept.devices]))
+        if self.held is not None and self.gate.hold(RELAY_S):
             self._relay_until = now + RELAY_S
-        except (TryAgain, OSError) as e:
-            log.warning("router %s: what still arrives is lost: %s", self.kept.router_id, e)
         self._shut("it is moved")
 
     def relay(self) -> None:
@@ -318,14 +432,21 @@ class HaRouter:
                 self.frames.sendto(frame, (address, FRAMES_PORT))
 
     def _end_relay(self) -> None:
-        if self.held is not None:
-            with contextlib.suppress(TryAgain, OSError):
-                self.held.end()
-            self.held = None
+        held, self.held, self._readying_until = self.held, None, 0.0
+        if held is not None:
+            self._aside.submit(self._end_hold, held, self._outer())
+
+    def _end_hold(self, held: Held, outer: dict[str, str]) -> None:
+        with contextlib.suppress(TryAgain, OSError):
+            held.end()
+        pin(self.host_namespace, outer, False)
+
+    def _outer(self) -> dict[str, str]:
+        return {device.mac: device.outer for device in self.kept.devices}
 
     def _open_injector(self) -> None:
         if self._injector is None:
-            self._injector = Injector(self.host_namespace, {d.mac: d.outer for d in self.kept.devices})
+            self._injector = Injector(self.host_namespace, self._outer())
 
     def relayed(self, now: float) -> None:
         """The last host hands on what arrived there: at once when we are open, else once we are."""
@@ -370,7 +491,7 @@ class HaRouter:
         known = {address: host for host, address in self.kept.peers.items()}
         while True:
             try:
-                data, (address, *_) = self.udp.recvfrom(2048)
+                data, (address, *_) = self.udp.recvfrom(16384)
             except OSError:
                 return
             with contextlib.suppress(ValueError, KeyError, TypeError):
@@ -384,6 +505,10 @@ class HaRouter:
                         self._send(address, {**answer, "term": message["term"], "sent": message["sent"]})
                 elif message.get("promise") == self.kept.router_id:
                     self.seat.promise(host, int(message["term"]), float(message["sent"]))
+                elif message.get("neighbours") == self.kept.router_id and not self.seat.opened:
+                    self._told(message["known"])
+                elif message.get("prepare") == self.kept.router_id and self.seat.opened:
+                    self._help(address)
 
     def _write_standing(self) -> None:
         standing = self.seat.standing()

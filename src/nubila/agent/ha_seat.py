@@ -47,12 +47,13 @@ class Seat:
     holder: str = ""  # who the control plane says holds it
     give_back: bool = False
     to: str = ""  # who gets it when we give it back
+    busy: bool = False  # and that has to wait a moment: what still arrives then cannot be handed on yet
     prepare: bool = False
     ready: bool = False
 
     def deadline(self) -> float:
         """Until when the gate may be open."""
-        if not self.up or self.give_back:
+        if not self.up or (self.give_back and not self.busy):
             return NEVER
         until = self.lease_until
         if self.opened and self.told:  # going on, not taking over

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from nubila.core.ports import HostPlace, RouterPort, RouterSpec, SubnetSpec, TryAgain
-from nubila.drivers import ha_daemons, ha_gate, links, nft, processes, programs
+from nubila.drivers import ha_daemons, ha_gate, ha_neighbours, links, nft, processes, programs
 from nubila.drivers.dhcp import METADATA_ADDRESS_6
 from nubila.drivers.files import read_json, write_json
 from nubila.drivers.switches import InnerPort, mark
@@ -94,8 +94,10 @@ def ensure(routers: Routers, spec: RouterSpec, subnets: Mapping[str, SubnetSpec]
     routers.remove_ports(spec.id, [spec.ha.port.port_id, *(p.port_id for p in ports.values())])
     for name, port in ports.items():
         _gated(routers, spec, port, name, where)
+    ha_neighbours.retry_quickly(where, ports)
     with links.entered(where):
         ha_gate.ensure(ports)
+        ha_gate.quiet(ha_device(spec.ha.port), ha_daemons.SYNC_PORT)
     routers.advertise(spec.id, where, spec.interfaces if up else (), subnets)
     outer = {plugged.id: plugged.device for plugged in routers.switch.plugged() if plugged.owner == spec.id}
     addresses = {name: _addresses(spec, port, name == outside) for name, port in ports.items()}
@@ -148,6 +150,7 @@ def _ha_port(routers: Routers, spec: RouterSpec, where: str) -> None:
             mac=port.mac,
             mtu=port.mtu,
             addresses=None,
+            made=lambda: ha_gate.quiet(name, ha_daemons.SYNC_PORT, anew=True),
         )
     )
     own = f"{port.fixed_ips[0].ip_address}/{port.fixed_ips[0].prefixlen}"

@@ -22,6 +22,7 @@ KEEPALIVED, CONNTRACKD = "keepalived", "conntrackd"
 STANDING = "standing"
 """File in the router's directory: what the keeper adds to the VRRP priority."""
 SYNC_PORT = 3780
+_PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
 
 
 def keepalived_config(spec: HaSpec, device: str, addresses: Sequence[tuple[str, str]], run_dir: Path) -> str:
@@ -111,6 +112,11 @@ def conntrackd_argv(run_dir: Path) -> list[str]:
     return [CONNTRACKD, "-C", str(run_dir / "conntrackd.conf")]
 
 
+def bulk_argv(run_dir: Path) -> list[str]:
+    """Have a running conntrackd tell the others of every connection in the kernel, as it is now."""
+    return [shutil.which(CONNTRACKD, path=_PATH) or CONNTRACKD, "-C", str(run_dir / "conntrackd.conf"), "-B"]
+
+
 def clear(name: str, run_dir: Path) -> None:
     """Remove what a dead daemon left and the next one would stumble over; a worker it left is ended."""
     if name == CONNTRACKD:
@@ -121,7 +127,7 @@ def clear(name: str, run_dir: Path) -> None:
 
 def keepalived(config: str, run_dir: Path, where: str) -> None:
     """Have keepalived."""
-    if shutil.which(KEEPALIVED, path="/usr/sbin:/sbin:/usr/bin:/bin") is None:
+    if shutil.which(KEEPALIVED, path=_PATH) is None:
         raise NeedsOperator("The program keepalived is not installed on this host (package keepalived).")
     standing = run_dir / STANDING
     if not standing.exists():

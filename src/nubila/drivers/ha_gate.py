@@ -19,6 +19,8 @@ import socket
 import struct
 from collections.abc import Iterable, Sequence
 
+from pyroute2.netlink.exceptions import NetlinkError
+
 from nubila.core.ports import TryAgain
 from nubila.drivers import links, nft, programs
 
@@ -31,6 +33,7 @@ _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _REQUEST, _ACK, _CREATE = 1, 4, 0x400
 _HOLD_IN, _HOLD_OUT = "hold-in", "hold-out"
 _SO_RCVBUFFORCE, _PACKET_OUTGOING = 33, 4
+_MASTER, _NOARP = 0x04, 0x40  # NTF_MASTER, NUD_NOARP
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -72,6 +75,25 @@ def forget(device: str) -> None:
     listed = programs.run(["nft", "list", "table", "netdev", TABLE], package="nftables", check=False)
     if device in _present(listed):
         nft.load("".join(f"delete chain netdev {TABLE} {way}-{device}\n" for way in ("in", "out")))
+
+
+def quiet(device: str, port: int, *, anew: bool = False) -> None:
+    """Let what conntrackd sends to this UDP port leave by the HA network's device only while the gate is open.
+
+    A standby only has copies of connections. They run out, because what prolongs a connection is no event, and
+    conntrackd would tell the host that forwards to forget the connection as well. ``anew``: the device is new.
+    """
+    listed = programs.run(["nft", "list", "table", "netdev", TABLE], package="nftables", check=False)
+    present = f"chain sync-{device} {{" in listed
+    if present and not anew:
+        return
+    gone = f"delete chain netdev {TABLE} sync-{device}\n" if present else ""
+    sets = "".join(f"  set {name} {{ type iface_type; flags timeout; }}\n" for name in (LEASE, HOLD))
+    nft.load(
+        f"{gone}table netdev {TABLE} {{\n{sets}  chain sync-{device} {{\n"
+        f'    type filter hook egress device "{device}" priority 0; policy accept;\n'
+        f"    udp dport {port} oiftype != @{LEASE} drop\n  }}\n}}\n"
+    )
 
 
 # --- the lease --------------------------------------------------------------------------------------------------------
@@ -218,6 +240,21 @@ class Held:
                 with contextlib.suppress(TryAgain):
                     nft.load(f"{text}iiftype @{LEASE} accept\n")
             net.remove(_HOLD_IN)
+
+
+def pin(host_namespace: str, outer: dict[str, str], here: bool) -> None:
+    """Have Linux bridges send frames for these MACs (MAC -> device) to their own port while what arrives is held.
+
+    A bridge has learned by then that the MAC is behind a tunnel, and would drop what still comes by that tunnel. Ports
+    of other switches are left alone.
+    """
+    with contextlib.suppress(TryAgain, OSError), links.opened(host_namespace) as net:
+        for mac, name in outer.items():
+            device = net.device(name)
+            if device is not None and device.master:
+                verb, entry = ("replace", {"state": _NOARP}) if here else ("del", {})
+                with contextlib.suppress(NetlinkError):
+                    net.route.fdb(verb, ifindex=device.index, lladdr=mac, flags=_MASTER, **entry)
 
 
 class Injector:

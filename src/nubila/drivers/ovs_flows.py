@@ -93,10 +93,17 @@ def static_flows() -> list[str]:
 # --- one port -----------------------------------------------------------------------------------------------------
 
 
-def trusted_flows(ofport: int, vlan: int, *, learn: bool = False) -> list[str]:
-    """A router's or DHCP server's port; ``learn``: its address may be behind another port at other times."""
-    remember = f"{_learn()}," if learn else ""
-    return [f"table=0,priority=100,in_port={ofport} actions=set_field:{vlan}->reg5,{remember}resubmit(,30)"]
+def trusted_flows(ofport: int, vlan: int, *, roaming: str = "") -> list[str]:
+    """A router's or DHCP server's port; ``roaming``: its MAC, when that may be behind another port at other times.
+
+    What other hosts send to such a MAC is always for the port here, wherever we have last seen it: they have not
+    learned yet, and the host that is left hands it on (ha_gate.Held).
+    """
+    remember = f"{_learn()}," if roaming else ""
+    flows = [f"table=0,priority=100,in_port={ofport} actions=set_field:{vlan}->reg5,{remember}resubmit(,30)"]
+    if roaming:
+        flows.append(f"table=30,priority=100,reg4=1,reg5={vlan},dl_dst={roaming.lower()} actions=output:{ofport}")
+    return flows
 
 
 def port_flows(spec: PortSpec, ofport: int, vlan: int, groups: Mapping[str, int]) -> list[str]:

@@ -357,7 +357,18 @@ def _ways(spec: RouterSpec, names: Names) -> list[Way]:
 
 
 def announce(where: str, device: str, mac: str, addresses: Iterable[str]) -> None:
-    """Tell the neighbours whose new addresses are, best effort.
+    """Tell the neighbours whose new addresses are, best effort."""
+    frames = announcements(mac, addresses)
+    with links.entered(where):
+        sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ARP))
+    with sender, contextlib.suppress(OSError):
+        sender.bind((device, _ETH_P_ARP))
+        for frame in frames:
+            sender.send(frame)
+
+
+def announcements(mac: str, addresses: Iterable[str]) -> list[bytes]:
+    """The frames that say whose these addresses are.
 
     IPv4: a gratuitous ARP request for each (RFC 5944 section 4.6). IPv6: an unsolicited neighbour advertisement that
     overrides what was known (RFC 4861 section 7.2.6).
@@ -370,12 +381,7 @@ def announce(where: str, device: str, mac: str, addresses: Iterable[str]) -> Non
             frames.append(header + source + ip.packed + b"\0" * 6 + ip.packed)
         elif not ip.is_link_local:
             frames.append(_advertisement(mac, ip.packed))
-    with links.entered(where):
-        sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ARP))
-    with sender, contextlib.suppress(OSError):
-        sender.bind((device, _ETH_P_ARP))
-        for frame in frames:
-            sender.send(frame)
+    return frames
 
 
 def _advertisement(mac: str, target: bytes) -> bytes:
