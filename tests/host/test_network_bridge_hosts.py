@@ -9,17 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from contract_network import PING, WEB, external, network, port, replace, router, with_hosts
 from network_world import Host, await_line, until
-from test_network_deaths import Wishes, die
+from test_network_deaths import killed_anywhere
 from test_network_hosts import (  # noqa: F401  one test is collected here with the host below
     join,
     test_nothing_is_disturbed_when_everything_is_ensured_again,
 )
 
-from nubila.core.ports import FloatingSpec, LocalIp, NeedsOperator, Neighbour, NetworkSpec, PortSpec, Segment
+from nubila.core.ports import LocalIp, NeedsOperator, Neighbour, NetworkSpec, PortSpec, Segment
 from nubila.drivers import links
 from nubila.drivers.network import RealNetwork
 
@@ -304,41 +303,22 @@ def devices(host: Host) -> dict[str, dict[str, Any]]:
     return {one["ifname"]: one for one in json.loads(host.run("ip", "-j", "-d", "link"))}
 
 
+def test_filters_of_a_network_that_is_gone_go_with_the_next_start(host: Host) -> None:
+    net = network(dhcp=False)
+    rules = rules_of(host)
+    host.driver.ensure_network(net)
+    assert rules_of(host) != rules
+    host.run("ip", "link", "del", f"brq{net.id[:11]}")  # where a driver that removed it died
+    driver = RealNetwork(host.place)
+    driver.start()
+    assert rules_of(host) == rules
+
+
 @pytest.mark.slow
 def test_killed_anywhere_it_is_finished_by_the_next(tmp_path: Path) -> None:
     host = Host(tmp_path, switch="linuxbridge")
     try:
-        net, outside = network(gateway="10.0.0.1"), external(masquerade=True)
-        a, b = port(net, 3, PING), port(net, 4, PING)
-        floating = FloatingSpec(id="1", floating_ip="172.24.4.101", fixed_ip="10.0.0.3")
-        gate = router(net, outside=outside, floating_ips=(floating,))
-        wishes = Wishes(host.place, [with_hosts(net, a, b), outside], [a, b], [gate])
-        file = tmp_path / "wishes.json"
-        file.write_bytes(msgspec.json.encode(wishes, enc_hook=str))
-        whole = die(file, 60)
-        host.driver.start()
-        idle, rules = devices(host).keys(), rules_of(host)
-        deaths = 12
-        for number in range(deaths):
-            die(file, whole * (number + 0.5) / deaths)
-            driver = RealNetwork(host.place)
-            driver.start()
-            if number % 2:
-                for spec in wishes.networks:
-                    driver.ensure_network(spec)
-                driver.ensure_router(gate)
-                driver.remove_port(a.id)  # its tap; here the guest is a namespace
-                guest = host.guest(a)
-                assert guest.lease()["ip"] == "10.0.0.3"
-                assert host.pings("172.24.4.101")
-                guest.close()
-                host.guests.remove(guest)
-            driver.prune([], [], [])
-            assert (driver.networks(), driver.ports(), driver.routers()) == ([], [], [])
-            until(lambda: devices(host).keys() == idle, "no device is left")
-            assert [name for name in links.namespaces() if name.endswith(f".{host.place.namespace}")] == []
-            driver.start()  # what the victim's last nft loaded after its death is gone with this
-            assert rules_of(host) == rules
+        killed_anywhere(host, tmp_path, lambda driver: (devices(host).keys(), rules_of(host)))
     finally:
         host.close()
 

@@ -6,7 +6,10 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from difflib import unified_diff
 from pathlib import Path
+from pprint import pformat
 
 import msgspec
 import pytest
@@ -70,43 +73,60 @@ def die(wishes: Path, after_s: float) -> float:
     return time.monotonic() - started
 
 
+def killed_anywhere(host: Host, tmp_path: Path, look: Callable[[RealNetwork], object]) -> None:
+    """Kill the driver at twelve moments of its work; each time the next one finishes or removes it all.
+
+    ``look`` says what is on the host that the driver made; it is the same after every death as before the first.
+    """
+    net, outside = network(gateway="10.0.0.1"), external(masquerade=True)
+    a, b = port(net, 3, PING), port(net, 4, PING)
+    floating = FloatingSpec(id="1", floating_ip="172.24.4.101", fixed_ip="10.0.0.3")
+    gate = router(net, outside=outside, floating_ips=(floating,))
+    wishes = Wishes(host.place, [with_hosts(net, a, b), outside], [a, b], [gate])
+    file = tmp_path / "wishes.json"
+    file.write_bytes(msgspec.json.encode(wishes, enc_hook=str))
+    whole = die(file, 60)
+    host.driver.start()
+    idle = look(host.driver)
+    deaths = 12
+    for number in range(deaths):
+        die(file, whole * (number + 0.5) / deaths)
+        driver = RealNetwork(host.place)
+        driver.start()
+        if number % 2:
+            for spec in wishes.networks:
+                driver.ensure_network(spec)
+            driver.ensure_router(gate)
+            driver.remove_port(a.id)  # its tap; here the guest is a namespace
+            guest = host.guest(a)
+            assert guest.lease()["ip"] == "10.0.0.3"
+            assert host.pings("172.24.4.101")
+            guest.close()
+            host.guests.remove(guest)
+        driver.prune([], [], [])
+        assert (driver.networks(), driver.ports(), driver.routers()) == ([], [], [])
+        assert [name for name in links.namespaces() if name.endswith(f".{host.place.namespace}")] == []
+        left: list[object] = []
+
+        def gone(driver: RealNetwork = driver, left: list[object] = left) -> bool:
+            driver.start()  # what the victim's last program changes after its death is gone with the next start
+            left[:] = [look(driver)]
+            return left == [idle]
+
+        try:
+            until(gone, "nothing is left")
+        except AssertionError:
+            before, now = pformat(idle).splitlines(), pformat(left[0]).splitlines()
+            said = "\n".join(unified_diff(before, now, "before", "left", lineterm="", n=1))
+            raise AssertionError(f"killed after {number + 0.5:g} of {deaths} parts:\n{said}") from None
+
+
 @pytest.mark.req("C/L3A-12", "C/DHCP-13")
 def test_killed_anywhere_it_is_finished_by_the_next(tmp_path: Path) -> None:
     host = Host(tmp_path)
     try:
-        net, outside = network(gateway="10.0.0.1"), external(masquerade=True)
-        a, b = port(net, 3, PING), port(net, 4, PING)
-        floating = FloatingSpec(id="1", floating_ip="172.24.4.101", fixed_ip="10.0.0.3")
-        gate = router(net, outside=outside, floating_ips=(floating,))
-        wishes = Wishes(host.place, [with_hosts(net, a, b), outside], [a, b], [gate])
-        file = tmp_path / "wishes.json"
-        file.write_bytes(msgspec.json.encode(wishes, enc_hook=str))
-        whole = die(file, 60)
-        host.driver.start()
-        idle = links_of(host)
-        deaths = 12
-        for number in range(deaths):
-            die(file, whole * (number + 0.5) / deaths)
-            driver = RealNetwork(host.place)
-            driver.start()
-            if number % 2:
-                for spec in wishes.networks:
-                    driver.ensure_network(spec)
-                driver.ensure_router(gate)
-                driver.remove_port(a.id)  # its tap; here the guest is a namespace
-                guest = host.guest(a)
-                assert guest.lease()["ip"] == "10.0.0.3"
-                assert host.pings("172.24.4.101")
-                guest.close()
-                host.guests.remove(guest)
-            driver.prune([], [], [])
-            assert (driver.networks(), driver.ports(), driver.routers()) == ([], [], [])
-
-            until(lambda: links_of(host) == idle, "only the bridges are left")
-            assert [name for name in links.namespaces() if name.endswith(f".{host.place.namespace}")] == []
-            driver.start()
-            counts = driver.switch.count_flows()
-            assert len(counts) == 1, "only the common flows are left"
+        killed_anywhere(host, tmp_path, lambda driver: (links_of(host), len(driver.switch.count_flows())))
+        assert len(host.driver.switch.count_flows()) == 1, "only the common flows are left"
     finally:
         host.close()
 

@@ -36,6 +36,8 @@ from nubila.drivers.links import GROUP, Device, Net
 from nubila.drivers.switches import InnerPort, Plugged, mark, marked
 
 _PORT_KINDS = {"port": "guest", "router": "router", "dhcp": "dhcp", "uplink": "uplink"}
+_OF_NETWORKS = ("localip", "network", "pvlan", "talk")
+"""Parts of filters that begin with a network's id, in the order in which they can go."""
 
 
 def bridge_name(network_id: str) -> str:
@@ -59,13 +61,18 @@ class LinuxBridge:
     # --- life
 
     def start(self) -> None:
-        """Load all filters anew from what is kept of them, without those of devices that are gone."""
+        """Load all filters anew from what is kept of them, without those of ports and networks that are gone."""
         self.tables.check_kernel()
         present = {port.id for port in self.plugged()}
         for id in self.tables.ids("port"):
             if id not in present:
                 self.tables.drop("port", id)
                 self.log.forget(id)
+        networks = self.networks()
+        for kind in _OF_NETWORKS:
+            for id in self.tables.ids(kind):
+                if id.partition("_")[0] not in networks:
+                    self.tables.drop(kind, id)
         self.tables.load_all()
         self.log.start()
 
@@ -278,11 +285,10 @@ class LinuxBridge:
                     bridge_links.leave(net, card)
                     bridge_links.move_addresses(net, bridge, card)
                 net.remove(bridge.name)
-        for kind in ("localip", "network", "pvlan"):
-            self.tables.drop(kind, id)
-        for one in self.tables.ids("talk"):
-            if one.startswith(f"{id}_"):
-                self.tables.drop("talk", one)
+        for kind in _OF_NETWORKS:
+            for one in self.tables.ids(kind):
+                if one.partition("_")[0] == id:
+                    self.tables.drop(kind, one)
 
     def outside_device(self, spec: NetworkSpec) -> str:
         """The bridge itself carries the host's address."""
