@@ -272,4 +272,7 @@ def test_a_switched_off_router_becomes_any_other_kind(tmp_path: Path, before: Js
     play.put(f"routers/{id}", {"router": {**PLAIN, **after}}, user="admin")
     play.put(f"routers/{id}", {"router": {"admin_state_up": True}}, user="admin")
     assert seen() == of(after)
+    play.put(f"routers/{id}/remove_router_interface", {"subnet_id": subnet})
+    play.delete(f"routers/{id}", "admin")  # with its hidden network, when it is highly available
+    sound(play)
     cloud.close()

@@ -16,7 +16,19 @@ from nubila.core.db import Reader, Store, Tx
 from nubila.core.faults import Fault, bad_request, conflict
 from nubila.core.ports import FixedIp, HaPeer, HaSpec, RouterPort
 from nubila.core.work import Item
-from nubila.services.network import addresses, agents, allocate, asks, ha_lease, look, networks, place, ports, subnets
+from nubila.services.network import (
+    addresses,
+    agents,
+    allocate,
+    asks,
+    ha_lease,
+    look,
+    network_segments,
+    networks,
+    place,
+    ports,
+    subnets,
+)
 from nubila.services.network.asks import ROUTER_OWNERS
 from nubila.services.network.ha_tables import HA_AWAY, HA_HOST, HA_NETWORK, HA_ROUTER
 from nubila.services.network.kinds import Network, Router
@@ -161,7 +173,7 @@ def _forget_network(tx: Tx, network_id: str) -> None:
     where = asks.network_hosts(tx, network_id)
     for subnet in look.subnets(tx, network_id):
         subnets.remove(tx, subnet)
-    allocate.release_segments(tx, network_id)
+    network_segments.drop_all(tx, network_id)
     tx.execute(_DELETE_NETWORK, {"b_id": network_id})
     for host in where:
         tx.ask("network", network_id, host)
