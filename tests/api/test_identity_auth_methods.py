@@ -23,7 +23,7 @@ from nubila.services.identity import receipts
 from nubila.testing.cloud import Response, TestCloud
 
 SECRET = "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ"
-PLEASE = "The request you have made requires authentication."
+PLEASE = "Authentication is required: log in with valid credentials."
 
 
 @pytest.fixture(scope="module")

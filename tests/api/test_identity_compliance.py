@@ -22,7 +22,7 @@ from nubila.services.identity.kinds_auth import OLD_PASSWORD, SECURITY
 from nubila.services.identity.methods_totp import STEP_S, passcode
 from nubila.testing.cloud import Response, TestCloud
 
-PLEASE = "The request you have made requires authentication."
+PLEASE = "Authentication is required: log in with valid credentials."
 DAY = 86400
 
 

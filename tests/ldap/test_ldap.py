@@ -247,7 +247,7 @@ def test_wrong_passwords_do_not_log_in(corp: Make) -> None:
     c.grant("alice")
     for name, password in (("alice", "wrong"), ("alice", ""), ("carol", ""), ("carol", "x"), ("nobody", "alice-pw")):
         got = c.login(name, password, status=401)
-        assert got.json["error"]["message"] == "The request you have made requires authentication."
+        assert got.json["error"]["message"] == "Authentication is required: log in with valid credentials."
     body = {"auth": {"identity": {"methods": ["password"], "password": {"user": {
         "name": "alice", "domain": {"name": "corp"}}}}}}  # fmt: skip
     c.ask("POST", "/v3/auth/tokens", body, 401, token="")

@@ -60,7 +60,7 @@ class Ledger:
         return {kind: {path.stem for path in (self._root / kind).glob("*.json")} for kind in self.kinds()}
 
     def some(self, items: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
-        """These of the entries, in the order in which they are made; what is not there is passed over."""
+        """These of the entries, first what is made first; what is not there is passed over."""
         out = []
         for kind, id in items:
             try:

@@ -20,7 +20,7 @@ TEMPLATES = {
     "not_found": "<kind> <id> could not be found.",
     "expecting": "Expecting to find <part> in <place>.",
     "unauthorized": "The request needs a valid token.",
-    "denied": "The request you have made requires authentication.",
+    "denied": "Authentication is required: log in with valid credentials.",
 }
 
 

@@ -86,7 +86,7 @@ class Call:
     def enforce(self, rule: str, target: Mapping[str, Any] | None = None) -> None:
         """Raise 403 unless policy lets the caller do this to the target."""
         if not self.may(rule, target):
-            raise forbidden(f"Policy does not allow {rule} to be performed with these credentials.")
+            raise forbidden(f"Policy does not allow {rule} with these credentials.")
 
     def arg(self, name: str, default: str | None = None) -> str | None:
         """The last value of a query key."""

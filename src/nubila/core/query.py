@@ -86,9 +86,7 @@ def _filter(cls: type[Resource], rest: Rest, key: str, texts: list[str], version
     if a is None or not a.filter or not (a.show.open(version) or a.take.open(version)):
         if rest.unknown_query.open(version):
             return None
-        raise bad_request(
-            f"Invalid input for filter: '{key}' is not a valid filter for {rest.items}.", "HTTPBadRequest"
-        )
+        raise bad_request(f"{rest.items} can not be filtered by '{key}'.", "HTTPBadRequest")
     column = cls.table.c[a.name]
     allowed = a.filter.split()
     if not op and len(texts) == 1 and "in:" in texts[0][:3] and "in" in allowed:

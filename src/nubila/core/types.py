@@ -166,9 +166,9 @@ def _checked(read: Callable[[str], Any]) -> Callable[[Any], Any]:
 def _mac(text: str) -> str:
     clean = text.lower().replace("-", ":")
     if not re.fullmatch(r"([0-9a-f]{2}:){5}[0-9a-f]{2}", clean):
-        raise ValueError(f"'{text}' is not a valid MAC address")
+        raise ValueError(f"'{text}' is no MAC address")
     if clean == "00:00:00:00:00:00" or int(clean[:2], 16) & 1:
-        raise ValueError(f"'{text}' is not a valid MAC address: it is all zero or a multicast address")
+        raise ValueError(f"'{text}' is no port's MAC address: it is all zero or a multicast one")
     return clean
 
 

@@ -246,7 +246,7 @@ class _Crud:
         scope = call.predicate(rule, lambda name: self.column(call, name))
         if isinstance(scope, sa.sql.elements.False_):
             if self.dialect.refused_list == 403 and rest.hidden == 403:
-                raise forbidden(f"Policy does not allow {rule} to be performed with these credentials.")
+                raise forbidden(f"Policy does not allow {rule} with these credentials.")
             return self._listing(call, [], q, more=False)
         if self.hooks.scope:
             q.where += self.hooks.scope(call, q)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from nubila.core.db import Reader, Tx
 
 Row = dict[str, Any]
-PLEASE = "The request you have made requires authentication."
+PLEASE = "Authentication is required: log in with valid credentials."
 
 _TRUST = sa.select(TRUST).where(TRUST.c.id == sa.bindparam("id"))
 _ACCESS_TOKEN = sa.select(ACCESS_TOKEN).where(ACCESS_TOKEN.c.id == sa.bindparam("id"))

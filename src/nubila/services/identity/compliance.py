@@ -78,7 +78,7 @@ def strong(settings: Settings, password: str) -> None:
     """Raise 400 when a new password does not match the operator's pattern."""
     if settings.password_regex and not re.match(settings.password_regex, password):
         why = settings.password_regex_description or "it does not match the operator's pattern"
-        raise bad_request(f"The password does not match the requirements: {why}.", "PasswordValidationError")
+        raise bad_request(f"Choose another password: {why}.", "PasswordValidationError")
 
 
 def changeable(settings: Settings, user: Row, security: Row) -> None:
@@ -93,7 +93,7 @@ def changeable(settings: Settings, user: Row, security: Row) -> None:
         left = clock.seconds(security["changed_at"]) + days * DAY_S - _seconds()
         if left > 0:
             raise bad_request(
-                f"You cannot change your password yet: it must be used for {days} day(s) first. Try again in "
+                f"A new password is kept for {days} day(s) before you change it. Try again in "
                 f"{int(left // DAY_S)} day(s) or ask an administrator to reset it.",
                 "PasswordValidationError",
             )
@@ -101,7 +101,7 @@ def changeable(settings: Settings, user: Row, security: Row) -> None:
 
 def expired_fault(user_id: str, headers: dict[str, str]) -> Fault:
     """401 for the right password of a user who has to change it first."""
-    text = f"The password is expired and needs to be changed for user: {user_id}."
+    text = f"The password is expired and needs to be changed for user: {user_id}."  # clients look for these words
     return Fault(401, text, "HTTPUnauthorized", headers=headers)
 
 

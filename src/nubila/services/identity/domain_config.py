@@ -96,7 +96,7 @@ def _known(group: str | None, option: str | None = None) -> None:
     if group not in DEFAULTS:
         raise _wrong(f"Group {group} is not supported for domains; use {' or '.join(DEFAULTS)}.")
     if option is not None and option not in DEFAULTS[group] and option not in SENSITIVE.get(group, ()):
-        raise _wrong(f"Option {option} in group {group} is not supported for domains.")
+        raise _wrong(f"{group}.{option} can not be set for a domain.")
 
 
 def _config(call: Call) -> Row:

@@ -230,7 +230,7 @@ def _protocol(call: Call) -> Row:
     same = (PROTOCOL.c.idp_id == idp_id, PROTOCOL.c.id == id)
     row: Row | None = call.tx.one(sa.select(PROTOCOL).where(*same))
     if row is None:
-        text = f"Could not find federated protocol {id} for Identity Provider: {idp_id}."
+        text = f"Identity Provider: {idp_id} has no protocol {id}."
         raise Fault(404, text, "FederatedProtocolNotFound")
     return row
 

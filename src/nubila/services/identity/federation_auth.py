@@ -37,9 +37,9 @@ def _origin(call: Call) -> str:
     """The dashboard to go back to; only one that the operator trusts."""
     origin = call.arg("origin")
     if not origin:
-        raise bad_request("Request must have an origin query parameter", "ValidationError")
+        raise bad_request("origin: the address of the dashboard is missing in the query.", "ValidationError")
     if origin not in call.cloud.settings.trusted_dashboards:
-        raise unauthorized(f"{origin} is not a trusted dashboard host")
+        raise unauthorized(f"origin: {origin} is not among the trusted_dashboards.")
     return origin
 
 

@@ -72,7 +72,7 @@ def prove(cloud: Cloud, reader: Reader, part: Row, proof: Proof) -> None:
         raise forbidden(f"Identity Provider {idp_id} is disabled", "Forbidden")
     protocol = reader.one(sa.select(PROTOCOL).where(PROTOCOL.c.idp_id == idp_id, PROTOCOL.c.id == protocol_id))
     if protocol is None:
-        text = f"Could not find federated protocol {protocol_id} for Identity Provider: {idp_id}."
+        text = f"Identity Provider: {idp_id} has no protocol {protocol_id}."
         raise Fault(404, text, "FederatedProtocolNotFound")
     rules = reader.one(sa.select(MAPPING).where(MAPPING.c.id == protocol["mapping_id"]))
     if rules is None:
@@ -122,11 +122,9 @@ def _from_whom(attribute: str, remote_ids: list[str], said: dict[str, list[str]]
     if not remote_ids:
         return
     if attribute not in said:
-        raise Fault(400, "Could not find Identity Provider identifier in environment", "ValidationError")
+        raise Fault(400, f"The proxy did not say who vouches for the user ({attribute}).", "ValidationError")
     if not set(said[attribute]) & set(remote_ids):
-        raise forbidden(
-            "Incoming identity provider identifier not included among the accepted identifiers.", "Forbidden"
-        )
+        raise forbidden("The login comes from a provider that is not among the remote_ids.", "Forbidden")
 
 
 def _local(reader: Reader, user: Row) -> str | None:
@@ -148,7 +146,7 @@ class _Guest:
         user = mapped.user
         name = user.get("name") or user.get("id") or (said.get("REMOTE_USER") or [""])[0]
         if not name.strip():
-            raise auth.denied(call, "Could not map user while setting ephemeral user identity.")
+            raise auth.denied(call, "The mapping gives the user no name.")
         self.name = name[:255]
         known_as = quote(user.get("id") or name)
         self.unique_id = known_as if len(known_as) <= 255 else hashlib.sha256(known_as.encode()).hexdigest()
@@ -175,7 +173,7 @@ class _Guest:
         t, out = Group.table, []
         for id in self.mapped.group_ids:
             if reader.scalar(sa.select(t.c.id).where(t.c.id == id)) is None:
-                text = f"Group {id} returned by mapping {mapping_id} was not found in the backend."
+                text = f"Mapping {mapping_id} names group {id}, which is not there."
                 raise auth.denied(self.call, text)
             out.append(id)
         for name, part in self.mapped.group_names:

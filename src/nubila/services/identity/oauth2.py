@@ -68,7 +68,7 @@ async def _granted(call: Call) -> tuple[str, float]:
     if not grant:
         raise _No("invalid_request", "The parameter grant_type is required.")
     if grant != "client_credentials":
-        raise _No("unsupported_grant_type", f"The parameter grant_type {grant} is not supported.")
+        raise _No("unsupported_grant_type", f"grant_type: '{grant}' must be client_credentials.")
     client, secret = form.get("client_id"), form.get("client_secret")
     basic = _basic(call.headers.get("authorization", ""))
     if basic is not None:

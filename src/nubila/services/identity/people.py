@@ -115,7 +115,7 @@ def _domain(call: Call, id: str) -> Row:
 def _check_project(call: Call, values: Row) -> None:
     project = lookup.project(call.tx, values["default_project_id"]) if values.get("default_project_id") else None
     if project is not None and project["is_domain"]:
-        raise bad_request("default_project_id cannot be a domain.", "ValidationError")
+        raise bad_request("default_project_id: this is a domain; name a project.", "ValidationError")
 
 
 def update_user(call: Call) -> Reply:

@@ -268,7 +268,7 @@ _ASSIGNMENTS = [
     _rule(
         "create_grant",
         _CHANGE_GRANT,
-        "Give a user or group a role on a project or domain.",
+        "Give somebody a role on a project or domain: one user, or a whole group.",
         _paths("PUT", _GRANT_PATHS),
     ),
     _rule(

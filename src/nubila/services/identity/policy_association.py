@@ -99,7 +99,7 @@ def policy(call: Call) -> Row:
         id = call.tx.scalar(sa.select(_A.policy_id).where(*_same(candidate)))
         if id is not None:
             return {"policy": shape.view(call, Policy, shape.fetch(call.tx, Policy, id, "policy"))}
-    raise Fault(404, f"No policy is associated with endpoint {endpoint['id']}.", "NotFound")
+    raise Fault(404, f"Endpoint {endpoint['id']} has no policy.", "NotFound")
 
 
 _POLICY = "/v3/policies/{policy_id}/OS-ENDPOINT-POLICY"

@@ -107,7 +107,7 @@ def named(part: Row, where: str) -> None:
     if "id" not in part and "domain" not in part:
         raise expecting("domain", where.rpartition("/")[2])
     if "id" not in part.get("domain", {"id": ""}) and "name" not in part["domain"]:
-        raise bad_request(f"Invalid input for field {where}/domain: id or name must be present.", "ValidationError")
+        raise bad_request(f"{where}/domain: give an id or a name.", "ValidationError")
 
 
 def domain_of(reader: Reader, part: Row) -> Row | None:

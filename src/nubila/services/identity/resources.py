@@ -289,7 +289,7 @@ def _delete_domain(call: Call, row: Row) -> None:
     """A domain takes along all that is in it; it must have been disabled first."""
     shape.mutable(row)
     if row["enabled"]:
-        raise forbidden("Cannot delete a domain that is enabled, please disable it first.", "Forbidden")
+        raise forbidden("The domain is enabled: switch it off before you delete it.", "Forbidden")
     tx, id = call.tx, row["id"]
     federation_users.forget(tx, domain_id=id)
     users, groups, roles = User.table, Group.table, Role.table

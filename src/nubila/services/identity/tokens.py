@@ -67,7 +67,7 @@ def catalog(call: Call) -> dict[str, Any]:
     """GET /v3/auth/catalog."""
     call.enforce("identity:get_auth_catalog")
     if not call.creds.project_id:
-        raise forbidden("A project-scoped token is required to produce a service catalog.")
+        raise forbidden("The catalog is a project's: log in to one.")
     found = catalogue.catalog(
         memory(call.cloud), call.tx, call.base, project_id=call.creds.project_id, user_id=call.creds.user_id
     )

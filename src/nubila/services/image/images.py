@@ -90,7 +90,7 @@ def known(call: Call, id: str | None = None) -> Row:
 def allowed(call: Call, rule: str, row: Mapping[str, Any], member_id: str | None = None) -> None:
     """Raise 403 unless the caller may do this to an image he can see."""
     if not call.may(rule, target(row, member_id)):
-        raise forbidden(f"You are not authorized to complete {rule} action.", "Forbidden")
+        raise forbidden(f"Policy does not allow you {rule}.", "Forbidden")
 
 
 def show(call: Call) -> Row:
@@ -108,7 +108,7 @@ def _names(values: Mapping[str, Any]) -> None:
         if name in RESERVED or name.startswith(OURS):
             raise forbidden(f"Attribute '{name}' is reserved.", "ReservedProperty")
         if len(name) > 255:
-            raise bad_request("Custom property should not be greater than 255 characters.", "Invalid")
+            raise bad_request(f"The name of a property has 255 characters at most: '{name[:40]}...'.", "Invalid")
 
 
 def _sizes(values: Mapping[str, Any]) -> None:
@@ -141,7 +141,7 @@ def create(call: Call) -> Reply:
     owner = core.pop("owner", call.creds.project_id) if call.creds.is_admin else core.pop("owner", None)
     if not call.creds.is_admin:
         if owner is not None and owner != call.creds.project_id:
-            raise forbidden(f"You are not permitted to create images owned by '{owner}'.", "Forbidden")
+            raise forbidden(f"owner: only administrators make images for others, here '{owner}'.", "Forbidden")
         owner = call.creds.project_id
     now = clock.now()
     row: Row = {c.name: None for c in _I.columns}
@@ -214,7 +214,7 @@ def _when(name: str, text: str) -> Any:
     try:
         at = datetime.fromisoformat(rest.replace("Z", "+00:00"))
     except ValueError:
-        raise bad_request(f'Bad "{name}" query filter format. Use ISO 8601 DateTime notation.', "Invalid") from None
+        raise bad_request(f"{name}: write the time like 2026-01-31T12:00:00Z.", "Invalid") from None
     at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
     column = sa.func.substr(_I.c[name], 1, 19)  # the API shows whole seconds
     value = at.isoformat(timespec="seconds")[:19]
@@ -277,9 +277,7 @@ def _filter(name: str, text: str) -> Any:
 def _order(query: list[tuple[str, str]]) -> list[tuple[str, str]]:
     values = {k: [v for q, v in query if q == k] for k in ("sort", "sort_key", "sort_dir")}
     if values["sort"] and (values["sort_key"] or values["sort_dir"]):
-        raise bad_request(
-            "Old and new sorting syntax cannot be combined: use sort, or sort_key and sort_dir.", "Invalid"
-        )
+        raise bad_request("sort stands alone: leave it out beside sort_key and sort_dir.", "Invalid")
     if values["sort"]:
         pairs = [
             (k.strip(), d.strip() or "desc") for k, _, d in (p.partition(":") for p in values["sort"][-1].split(","))
@@ -289,13 +287,13 @@ def _order(query: list[tuple[str, str]]) -> list[tuple[str, str]]:
         if len(dirs) == 1:
             dirs = dirs * len(keys)
         if len(dirs) != len(keys):
-            raise bad_request("Number of sort dirs does not match the number of sort keys.", "Invalid")
+            raise bad_request("sort_dir: give one, or one for every sort_key.", "Invalid")
         pairs = list(zip(keys, dirs, strict=True))
     for key, direction in pairs:
         if key not in SORT_KEYS:
-            raise bad_request(f"Invalid sort key: {key}. It must be one of: {', '.join(SORT_KEYS)}.", "Invalid")
+            raise bad_request(f"Images can not be sorted by {key}; use {', '.join(SORT_KEYS)}.", "Invalid")
         if direction not in ("asc", "desc"):
-            raise bad_request(f"Invalid sort direction: {direction}; use asc or desc.", "Invalid")
+            raise bad_request(f"sort_dir: '{direction}' must be asc or desc.", "Invalid")
     out = dict(pairs)
     for key in ("created_at", "id"):
         out.setdefault(key, pairs[-1][1] if pairs else "desc")
@@ -357,7 +355,7 @@ def _pointer(pointer: Any) -> str:
         raise bad_request(f'Pointer `{pointer}` contains "~" not part of an escape sequence.', "Invalid")
     parts = pointer[1:].split("/")
     if len(parts) != 1 or not parts[0].strip():
-        raise bad_request(f"Invalid JSON pointer for this resource: '{pointer}'.", "Invalid")
+        raise bad_request(f"path: '{pointer}' must be / and the name of an attribute.", "Invalid")
     return parts[0].replace("~1", "/").replace("~0", "~").strip()
 
 
@@ -368,9 +366,9 @@ def _change(raw: Any, draft: int) -> tuple[str, str, Any]:
     if draft == 10:
         op, path = raw.get("op"), raw.get("path")
         if op not in OPERATIONS:
-            raise bad_request(f"Invalid operation: `{op}`. It must be one of: {', '.join(OPERATIONS)}.", "Invalid")
+            raise bad_request(f"op: '{op}' must be one of {', '.join(OPERATIONS)}.", "Invalid")
         if path is None:
-            raise bad_request("Unable to find 'path' in JSON Schema change.", "Invalid")
+            raise bad_request("path: it is missing in a change.", "Invalid")
     else:
         given = [o for o in OPERATIONS if o in raw]
         if len(given) != 1:
@@ -382,11 +380,11 @@ def _change(raw: Any, draft: int) -> tuple[str, str, Any]:
     if name in RESERVED or name.startswith(OURS):
         raise forbidden(f"Attribute '{name}' is reserved.", "ReservedProperty")
     if len(name) > 255:
-        raise bad_request("Custom property should not be greater than 255 characters.", "Invalid")
+        raise bad_request(f"The name of a property has 255 characters at most: '{name[:40]}...'.", "Invalid")
     if op == "remove":
         return op, name, None
     if "value" not in raw:
-        raise bad_request(f'Operation "{op}" requires a member named "value".', "Invalid")
+        raise bad_request(f"value: it is missing beside op {op}.", "Invalid")
     checker(CHECK)({name: raw["value"]})
     return op, name, raw["value"]
 
@@ -396,9 +394,9 @@ def update(call: Call) -> Row:
     kind = call.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in PATCHES:
         kinds = ", ".join(sorted(PATCHES))
-        raise Fault(415, f"Image PATCH expects Content-Type one of: {kinds}", headers={"Accept-Patch": kinds})
+        raise Fault(415, f"Send the changes as {kinds}.", headers={"Accept-Patch": kinds})
     if not isinstance(call.body, list):
-        raise bad_request("Request body must be a JSON array of operation objects.", "Invalid")
+        raise bad_request("The body must be a list of changes.", "Invalid")
     changes = [_change(raw, PATCHES[kind]) for raw in call.body]
     row = known(call)
     allowed(call, "modify_image", row)
@@ -436,7 +434,7 @@ def _core(call: Call, row: Row, op: str, name: str, value: Any) -> Any:
             raise forbidden(f"Property {name} may not be removed.", "Forbidden")
         value = _UNSET_ON_REMOVE[name]
     if name in ("disk_format", "container_format") and row["status"] != "queued" and value != row[name]:
-        raise forbidden(f"Attribute {name} can be only replaced for a queued image.", "Forbidden")
+        raise forbidden(f"{name} is fixed once the image has data.", "Forbidden")
     if name == "visibility" and value != row["visibility"]:
         _may_show(call, value, row)
     if name == "owner" and value != row["owner_id"] and not call.creds.is_admin:
@@ -449,7 +447,7 @@ def delete(call: Call) -> None:
     row = known(call)
     allowed(call, "delete_image", row)
     if row["protected"]:
-        raise forbidden(f"Image {row['id']} is protected and cannot be deleted.", "ProtectedImageDelete")
+        raise forbidden(f"Image {row['id']} is protected: set protected to false first.", "ProtectedImageDelete")
     for table in (TAG, PROPERTY, MEMBER):
         call.tx.execute(sa.delete(table).where(table.c.image_id == row["id"]))
     call.tx.execute(sa.delete(_I).where(_I.c.id == row["id"]))

@@ -45,7 +45,7 @@ def _one(call: Call, image: Row) -> Row:
     for row in _rows(call, image):
         if row["member_id"] == id:
             return row
-    raise Fault(404, f"{id} not found in the member list of the image {image['id']}.", "NotFound")
+    raise Fault(404, f"Image {image['id']} is not shared with project {id}.", "NotFound")
 
 
 def add(call: Call) -> Reply:
@@ -90,7 +90,7 @@ def update(call: Call) -> Row:
     if status is None:
         raise bad_request('Status not specified: send {"status": "accepted"}.', "Invalid")
     if status not in MEMBER_STATUSES:
-        raise bad_request('Status must be "pending", "accepted" or "rejected".', "Invalid")
+        raise bad_request("status: use pending, accepted or rejected.", "Invalid")
     image = known(call)
     row = _one(call, image)
     allowed(call, "modify_member", image, row["member_id"])
