@@ -78,6 +78,17 @@ def test_routers_show_whether_they_translate(demo: Net, admin: Net) -> None:
     assert admin.refused("PUT", f"routers/{other['id']}", {"router": {"enable_snat": False}})[0] == 400
 
 
+def test_extra_routes_may_share_a_destination(demo: Net, cloud: TestCloud) -> None:
+    _, subnet = demo.network()
+    router = demo.make("router")
+    demo.ok("PUT", f"routers/{router['id']}/add_router_interface", {"subnet_id": subnet["id"]})
+    routes = [{"destination": "198.51.100.0/24", "nexthop": f"10.0.0.{n}"} for n in (5, 6)]
+    demo.ok("PUT", f"routers/{router['id']}", {"router": {"routes": routes}})
+    cloud.settle()
+    told = cloud.agents[0].drivers.network.router(router["id"]).routes
+    assert sorted(told) == [("198.51.100.0/24", "10.0.0.5"), ("198.51.100.0/24", "10.0.0.6")]
+
+
 def test_lists_are_sorted_by_what_they_have(demo: Net, admin: Net) -> None:
     for kind in ("networks", "ports", "subnets", "routers", "security-groups", "segments"):
         assert admin.refused("GET", kind, sort_key="banana", sort_dir="asc")[0] == 400

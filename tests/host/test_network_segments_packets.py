@@ -54,6 +54,19 @@ def test_a_floating_ip_leads_to_a_guest_behind_another_router(host: Host) -> Non
     assert host.run(*argv, check=False).strip() == "inner"
 
 
+def test_extra_routes_to_one_destination_share_its_traffic(host: Host) -> None:
+    net = network(dhcp=False)
+    host.driver.ensure_network(net)
+    far = "198.51.100.0/24"
+    gate = router(net, routes=((far, "10.0.0.5"), (far, "10.0.0.6")))
+    host.driver.ensure_router(gate)
+    namespace = host.driver.router_namespace(gate.id)
+    told = host.inside(namespace, "ip", "route", "show", far)
+    assert {hop for hop in ("10.0.0.5", "10.0.0.6", "10.0.0.7") if hop in told} == {"10.0.0.5", "10.0.0.6"}
+    host.driver.ensure_router(replace(gate, routes=gate.routes[:1]))
+    assert "10.0.0.6" not in host.inside(namespace, "ip", "route", "show", far)
+
+
 def test_a_hint_about_transmit_queues_is_told_to_the_switch(host: Host) -> None:
     net = network(dhcp=False)
     host.driver.ensure_network(net)

@@ -62,6 +62,7 @@ EXTENSIONS: dict[str, tuple[str, str, str]] = {
     "binding": ("Port Binding", "Where and how ports are wired.", "2014-02-03"),
     "default-subnetpools": ("Default Subnetpools", "A default subnet pool per IP version.", "2016-02-18"),
     "dhcp_agent_scheduler": ("DHCP Agent Scheduler", "Networks can be put on DHCP agents.", "2013-02-07"),
+    "ecmp_routes": ("Equal Cost Multipath Routing", "Extra routes may share a destination.", "2020-11-26"),
     "empty-string-filtering": ("Empty String Filtering Extension", "Filters accept the empty text.", "2018-04-09"),
     "ext-gw-mode": ("Neutron L3 Configurable external gateway mode", "Source NAT can be switched.", "2013-03-28"),
     "external-net": ("Neutron external network", "Networks can be external.", "2013-01-14"),

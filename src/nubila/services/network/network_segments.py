@@ -342,8 +342,7 @@ def candidates(
         here = at(reader, port["network_id"], port["host_id"])
         found = on(subnets, here)
         if here is None and not found:
-            text = f"binding:host_id: {port['host_id']} reaches no segment of network {port['network_id']}; give it"
-            raise conflict(f"{text} a bridge to one, or choose another host.", "HostNotConnectedToAnySegment")
+            raise _unconnected(port, port["host_id"])
         return found
     if not wanted:
         return on(subnets, None)
@@ -352,6 +351,11 @@ def candidates(
         text = "fixed_ips: they belong to different segments, and a port is on one."
         raise bad_request(text, "FixedIpsSubnetsNotOnSameSegment")
     return [s for s in subnets if s["segment_id"] in named] or subnets
+
+
+def _unconnected(port: Mapping[str, Any], host: str) -> Exception:
+    text = f"binding:host_id: {host} reaches no segment of network {port['network_id']}; give it a bridge to one, or"
+    return conflict(f"{text} choose another host.", "HostNotConnectedToAnySegment")
 
 
 def _names(wanted: Mapping[str, Any], subnet: Mapping[str, Any]) -> bool:
@@ -378,7 +382,10 @@ def check_host(reader: Reader, port: Mapping[str, Any], host: str) -> None:
         return
     mine = {ip["subnet_id"] for ip in look.addresses_of(reader, port["id"])}
     subnets = look.subnets(reader, port["network_id"])
-    there = {s["id"] for s in on(subnets, at(reader, port["network_id"], host))}
+    here = at(reader, port["network_id"], host)
+    there = {s["id"] for s in on(subnets, here)}
+    if mine - there and here is None:
+        raise _unconnected(port, host)
     if mine - there:
         text = f"binding:host_id: the addresses of port {port['id']} belong to a segment that {host} does not use;"
         raise conflict(f"{text} give it others (fixed_ips) with the host.", "HostNotCompatibleWithFixedIps")
