@@ -285,6 +285,16 @@ def test_routers_carry_the_limits_of_gateways_and_floating_addresses(play: Play)
     play.delete(f"qos/policies/{p['id']}", "admin")
 
 
+def test_a_policy_is_refused_where_nothing_would_limit(play: Play) -> None:
+    net, _ = play.network()
+    p = play.post("qos/policies", "policy", "admin", name="p", shared=True)
+    dhcp = play.test.request("GET", "/network/v2.0/ports", query={"network_id": net, "device_owner": "network:dhcp"})
+    id = dhcp.json["ports"][0]["id"]
+    got = play.test.request("PUT", f"/network/v2.0/ports/{id}", {"port": {"qos_policy_id": p["id"]}})
+    assert (got.status, got.json["NeutronError"]["type"]) == (400, "InvalidInput")
+    assert play.test.request("PUT", f"/network/v2.0/ports/{id}", {"port": {"qos_policy_id": None}}).status == 200
+
+
 def inventory(play: Play, host: str, **totals: int) -> None:
     """What an operator says a host's uplinks carry."""
     id = play.scalar(f"select id from host where name = '{host}'")

@@ -50,6 +50,7 @@ BASE: tuple[tuple[str, str], ...] = (
 RULES_BY_TEXT: tuple[tuple[str, str], ...] = (
     (
         ADMIN_OR_MEMBER,
+        "create_network:pvlan update_network:pvlan "
         "create_port:pvlan_type update_port:pvlan_type create_port:pvlan_community update_port:pvlan_community "
         "create_network create_network:port_security_enabled create_network:tags update_network "
         "update_network:port_security_enabled update_network:tags delete_network delete_network:tags "
@@ -136,7 +137,11 @@ RULES_BY_TEXT: tuple[tuple[str, str], ...] = (
         "delete_port",
     ),
     (f"{ADVSVC} or {MEMBER} or ({ADMIN}) or {NET_MEMBER}", "delete_port:tags"),
-    (ADMIN_OR_READER, "get_router get_router:tags get_floatingip get_floatingip:tags"),
+    (
+        ADMIN_OR_READER,
+        "get_network:pvlan get_port:pvlan_type get_port:pvlan_community get_router get_router:tags get_floatingip "
+        "get_floatingip:tags",
+    ),
     (f"({ADMIN}) or (role:manager and project_id:%(project_id)s)", "create_floatingip:floating_ip_address get_quota"),
     (f"({ADMIN}) or {READER} or rule:shared_security_group", "get_security_group get_security_group:tags"),
     (f"({ADMIN}) or (role:member and rule:sg_owner)", "create_security_group_rule delete_security_group_rule"),

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from nubila.core.call import Call
 from nubila.core.db import Reader
-from nubila.core.faults import forbidden
+from nubila.core.faults import bad_request, forbidden
 from nubila.core.ports import QosSpec
 from nubila.services.network import look
 from nubila.services.network.kinds import Network
@@ -35,6 +35,7 @@ from nubila.services.network.kinds_qos import (
 )
 
 Row = dict[str, Any]
+_UNSHAPED = ("network:dhcp", "network:local_ip", "network:floatingip", "network:router_centralized_snat")
 DEFAULT_BURST = 0.8  # of what may pass in a second, as Neutron has it: less, and TCP stays below the limit
 _RULES = (
     sa.select(QOS_RULE)
@@ -61,6 +62,10 @@ def check(call: Call, values: Mapping[str, Any], before: Mapping[str, Any] | Non
         text = f"qos_policy_id: policy {old} is another project's, who alone takes it off."
         raise forbidden(text, "PolicyRemoveAuthorizationError")
     if new is not None:
+        owner = str(values.get("device_owner") or (before or {}).get("device_owner") or "")
+        if owner in _UNSHAPED:
+            text = f"qos_policy_id: hosts do not limit ports of {owner}; give policies to guests' ports, gateways, "
+            raise bad_request(f"{text}floating IPs or routers' interfaces.", "InvalidInput")
         row = look.seen(call.cloud, call.tx, call.creds, QosPolicy, new)
         look.lock(call.tx, QosPolicy, row["id"])
         look.need(call.tx, QosPolicy, row["id"])
