@@ -38,7 +38,7 @@ def alt(cloud: TestCloud) -> Net:
 
 
 def world(net: Net, cidr: str = "10.0.0.0/24") -> tuple[Json, Json, Json, Json]:
-    """A network, its subnet, a router that joins it to the external network, and a floating IP."""
+    """A network, its subnet, the router that leads outside from there, and a floating IP."""
     network, subnet = net.network(cidr)
     router = net.make("router", name="r", external_gateway_info={"network_id": net.public()["id"]})
     net.ok("PUT", f"routers/{router['id']}/add_router_interface", {"subnet_id": subnet["id"]})

@@ -72,7 +72,7 @@ class Corp:
         return dict(found[0])
 
     def grant(self, name: str, role: str = "member", kind: str = "users") -> None:
-        """Give a user or group a role on the project."""
+        """Give somebody a role on the project, or a whole group."""
         id = self.user(name)["id"] if kind == "users" else self.group(name)["id"]
         self.ask("PUT", f"/v3/projects/{self.project}/{kind}/{id}/roles/{self.roles[role]}", None, 204)
 
