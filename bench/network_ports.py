@@ -1,6 +1,6 @@
-"""How long one host needs for its ports: wiring one more, and a full resync of many. Real Open vSwitch, real taps.
+"""How long one host needs for its ports: wiring one more, and a full resync of many. A real switch, real taps.
 
-    .venv/bin/python bench/network_ports.py [PORTS] [NETWORKS]
+    .venv/bin/python bench/network_ports.py [PORTS] [NETWORKS] [openvswitch|linuxbridge]
 
 Needs root; everything happens in a network namespace of its own and is taken away again. Prints one JSON object:
 ``wire_ms`` (p50, p95 and the last of wiring a port when so many are there), ``resync`` (every network, group and port
@@ -69,20 +69,16 @@ def cpu_s() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in both)
 
 
-def measure(ports: int, networks: int) -> dict[str, Any]:
+def measure(ports: int, networks: int, switch: str) -> dict[str, Any]:
     """Build, measure, take away."""
     namespace = f"nbb-{uuid.uuid4().hex[:8]}"
     links.ensure_namespace(namespace, "nubila bench")
     root = Path(tempfile.mkdtemp(prefix="nubila-bench-"))
-    daemons = Daemons(HostPlace(cloud="bench", host=namespace, root=root, namespace=namespace))
-    driver = RealNetwork(HostPlace(cloud="bench", host=namespace, root=root, namespace=namespace))
+    place = HostPlace(cloud="bench", host=namespace, root=root, namespace=namespace, switch=switch)
+    driver = RealNetwork(place)
     driver.start()
     try:
-        rules = tuple(
-            RuleSpec(direction=d, ethertype=e)  # type: ignore[arg-type]
-            for d in ("egress", "ingress")
-            for e in ("IPv4", "IPv6")
-        )
+        rules = tuple(RuleSpec(direction=d, ethertype=e) for d in ("egress", "ingress") for e in ("IPv4", "IPv6"))
         group = SecurityGroupSpec(id=str(uuid.uuid4()), rules=rules)
         nets = [network(i) for i in range(networks)]
         for net in nets:
@@ -133,7 +129,7 @@ def measure(ports: int, networks: int) -> dict[str, Any]:
         }  # fmt: skip
     finally:
         driver.stop()
-        end(daemons)
+        end(place)
         links.remove_namespace(namespace)
         shutil.rmtree(root)
 
@@ -144,6 +140,15 @@ class Writes:
     def __init__(self, driver: RealNetwork) -> None:
         self.bundles = self.rows = 0
         switch: Any = driver.switch
+        if driver.place.switch == "linuxbridge":
+            load = switch.tables._load
+
+            def loaded(script: str, timeout_s: float = 20) -> None:
+                self.bundles += 1
+                load(script, timeout_s)
+
+            switch.tables._load = loaded
+            return
         bundle, transact = switch._bundle, switch.db.transact
 
         def bundled(lines: Any) -> None:
@@ -157,8 +162,11 @@ class Writes:
         switch._bundle, switch.db.transact = bundled, transacted
 
 
-def end(daemons: Daemons) -> None:
+def end(place: HostPlace) -> None:
     """End a played host's Open vSwitch as it is: taking a thousand ports out one by one takes minutes."""
+    if place.switch == "linuxbridge":
+        return
+    daemons = Daemons(place)
     for name in ("ovs-vswitchd", "ovsdb-server"):
         processes.stop(name, daemons.run_dir)
     shutil.rmtree(daemons.run_dir, ignore_errors=True)
@@ -166,16 +174,21 @@ def end(daemons: Daemons) -> None:
 
 def main() -> None:
     """Measure, print what was found and the verdict."""
-    given = [int(text) for text in sys.argv[1:]]
+    ports, networks, switch = (*sys.argv[1:], *("1000", "10", "openvswitch")[len(sys.argv) - 1 :])
     load = os.getloadavg()[0]
-    got = measure(*given, *(1000, 10)[len(given) :])
+    got = measure(int(ports), int(networks), switch)
     print(json.dumps(got | {"load": round(load, 1)}, indent=2))
     same, one = got["resync"], got["resync_one"]
     quick = same["cpu_s" if load > 2.5 else "s"] <= SECONDS
-    met = quick and same["bundles"] == same["rows"] == 0 and one["bundles"] == 1
+    met = (
+        quick
+        and same["bundles"] == (switch == "linuxbridge")
+        and same["rows"] == 0
+        and one["bundles"] == 1 + same["bundles"]
+    )
     print(
         f"{'PASS' if met else 'MISS'}: a resync of {got['ports']} ports took {same['s']} s ({same['cpu_s']} s of CPU) "
-        f"and wrote {same['bundles']} bundles and {same['rows']} rows;\nwith one that differed it wrote {one['bundles']} "
+        f"and wrote {same['bundles']} bundles and {same['rows']} rows;\nwith one that differed {one['bundles']} "
         f"bundle and {one['rows']} rows; goal: at most {SECONDS} s, and nothing but what differs"
     )
 
