@@ -294,7 +294,7 @@ def _system_grants(actor: str) -> list[Rule]:
         _rule(
             f"check_system_grant_for_{actor}",
             ADMIN_OR_READER,
-            f"Ask whether a {actor} has a role on the system.",
+            f"Say if a {actor} has the role on the system.",
             f"GET {one}",
             _NOT_DOMAIN,
         ),
