@@ -111,7 +111,7 @@ def test_several_tags_are_added_at_once(demo: Net) -> None:
 
 
 def test_a_routers_ports_keep_their_addresses(demo: Net) -> None:
-    net, subnet = demo.network()
+    _, subnet = demo.network()
     router = demo.make("router")
     added = demo.ok("PUT", f"routers/{router['id']}/add_router_interface", {"subnet_id": subnet["id"]})
     body = {"port": {"fixed_ips": [{"subnet_id": subnet["id"], "ip_address": "10.0.0.77"}]}}

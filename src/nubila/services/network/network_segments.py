@@ -200,12 +200,18 @@ def connected(reader: Reader, network_id: str, host: Mapping[str, Any]) -> bool:
     return bool(by_host(reader, network_id, [host]))
 
 
+def with_several(reader: Reader, network_ids: Iterable[str]) -> list[str]:
+    """Those of the networks where hosts may differ in the segment they use."""
+    ids = sorted(set(network_ids))
+    return [id for (id,) in reader.rows(_SEVERAL_OF, {"networks": ids})] if ids else []
+
+
 def reaching(
     reader: Reader, known: Sequence[Row], network_ids: Iterable[str], at_segments: Mapping[str, str] | None = None
 ) -> list[Row]:
     """Those of the hosts that reach all the networks, by the segment that ``at_segments`` names where it does."""
-    out, ids = list(known), sorted(set(network_ids))
-    for (id,) in reader.rows(_SEVERAL_OF, {"networks": ids}) if ids else ():
+    out = list(known)
+    for id in with_several(reader, network_ids):
         mine = by_host(reader, id, out)
         wanted = (at_segments or {}).get(id)
         out = [h for h in out if h["name"] in mine and wanted in (None, mine[h["name"]]["id"])]

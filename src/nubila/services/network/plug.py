@@ -120,18 +120,17 @@ def hosts_reaching(
     reader: Reader, port_ids: Iterable[str], network_ids: Iterable[str], names: Iterable[str]
 ) -> set[str]:
     """Those of the hosts on which these ports, and new ports on these networks, can be bound (segments)."""
+    taken = [row for id in port_ids if (row := look.row(reader, Port, id)) is not None]
+    nets = network_segments.with_several(reader, [*network_ids, *(row["network_id"] for row in taken)])
     at: dict[str, str] = {}
-    nets = list(network_ids)
-    for id in port_ids:
-        if (row := look.row(reader, Port, id)) is not None:
-            nets.append(row["network_id"])
-            mine = {ip["subnet_id"] for ip in look.addresses_of(reader, id)}
-            for subnet in look.subnets(reader, row["network_id"]):
-                if subnet["id"] in mine and subnet["segment_id"]:
-                    at[row["network_id"]] = subnet["segment_id"]
+    for row in taken if nets else ():
+        mine = {ip["subnet_id"] for ip in look.addresses_of(reader, row["id"])}
+        for subnet in look.subnets(reader, row["network_id"]):
+            if subnet["id"] in mine and subnet["segment_id"]:
+                at[row["network_id"]] = subnet["segment_id"]
     known = [h for h in hosts.every(reader) if h["name"] in set(names)]
     fit = bridged.able(reader, known, network_ids, port_ids, guest=True)
-    return {h["name"] for h in network_segments.reaching(reader, fit, nets, at)}
+    return {h["name"] for h in (network_segments.reaching(reader, fit, nets, at) if nets else fit)}
 
 
 def detach_port(cloud: Cloud, tx: Tx, port_id: str) -> None:
