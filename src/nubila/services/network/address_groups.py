@@ -43,7 +43,7 @@ def _cidrs(given: Any, *, bare: bool) -> list[str]:
                 raise ValueError
             out[str(ipaddress.ip_network(text, strict=False))] = None
         except ValueError:
-            why = f"'{text}' is not a valid IP subnet."
+            why = f"'{text}' is no network in CIDR form."
             raise bad_request(f"Invalid input for addresses. Reason: {why}", "HTTPBadRequest") from None
     return list(out)
 
@@ -67,7 +67,7 @@ def prepare_update(call: Call, before: Row, values: Row) -> None:
 def deleting(call: Call, row: Row) -> None:
     look.lock(call.tx, AddressGroup, row["id"])
     if any(call.tx.one(used, {"group": row["id"]}) is not None for used in _USED):
-        text = f"Address group {row['id']} is in use on one or more security group rules."
+        text = f"Security group rules still name address group {row['id']}: delete those rules first."
         raise conflict(text, "AddressGroupInUse")
 
 
@@ -127,7 +127,7 @@ def add_addresses(call: Call) -> Row:
     row, given = _change(call, "add_addresses")
     present = [one for one in given if one in row["addresses"]]
     if present:
-        text = f"Addresses {present} already exist in the address group {row['id']}."
+        text = f"Address group {row['id']} holds {present} already: leave them out."
         raise bad_request(text, "AddressesAlreadyExist")
     return _store(call, row, [*row["addresses"], *given])
 
@@ -136,7 +136,7 @@ def remove_addresses(call: Call) -> Row:
     row, given = _change(call, "remove_addresses")
     absent = [one for one in given if one not in row["addresses"]]
     if absent:
-        text = f"Addresses {absent} not found in the address group {row['id']}."
+        text = f"Address group {row['id']} does not hold {absent}: leave them out."
         raise Fault(404, text, "AddressesNotFound")
     return _store(call, row, [one for one in row["addresses"] if one not in given])
 

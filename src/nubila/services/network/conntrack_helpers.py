@@ -52,12 +52,12 @@ def _check(call: Call, parent: Row, row: Row, own: str = "") -> None:
     if protocols is None:
         raise bad_request(f"Conntrack Helper {row['helper']} is not allowed.", "ConntrackHelperNotAllowed")
     if row["protocol"] not in protocols:
-        text = f"Conntrack Helper {row['helper']} does not support: {row['protocol']}. Supported protocols are: "
+        text = f"protocol {row['protocol']} does not suit conntrack helper {row['helper']}: use one of "
         raise bad_request(f"{text}{', '.join(protocols)}", "InvalidProtocolForHelper")
     key = ("protocol", "port", "helper")
     if any(other["id"] != own and all(other[n] == row[n] for n in key) for other in of_router(call.tx, parent["id"])):
-        text = "Bad conntrack_helper request: A duplicate conntrack helper entry with same attributes already exists, "
-        raise bad_request(f"{text}conflicting values are { {n: row[n] for n in key} }", "BadRequest")
+        text = f"The router has a conntrack helper with { {n: row[n] for n in key} } already."
+        raise bad_request(text, "BadRequest")
 
 
 def prepare(call: Call, parent: Row, values: Row) -> None:

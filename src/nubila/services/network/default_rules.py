@@ -33,8 +33,8 @@ _SAME = (
     .order_by(_T.id)
     .limit(1)
 )
-_OUT = "Legacy default SG rule for egress traffic"
-_IN = "Legacy default SG rule for ingress traffic"
+_OUT = "Guests may send anything"
+_IN = "Members of the group may send to each other"
 
 
 def make_first(tx: Tx) -> None:
@@ -63,7 +63,7 @@ def prepare(call: Call, values: Row) -> None:
     }  # fmt: skip
     same = call.tx.scalar(_SAME, where)
     if same is not None:
-        text = f"Default Security group rule already exists. Rule id is {same}."
+        text = f"Default rule {same} says this already."
         raise conflict(text, "DefaultSecurityGroupRuleExists")
 
 

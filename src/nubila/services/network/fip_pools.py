@@ -45,7 +45,7 @@ def pools(call: Call) -> dict[str, Any]:
             wanted = {v for k, v in call.query if k == key}
             found = [one for one in found if one[key] in wanted]
         elif key not in ("limit", "marker", "sort_key", "sort_dir", "page_reverse"):
-            text = f"Invalid input for filter: '{key}' is not a valid filter for floatingip_pools."
+            text = f"Floating IP pools can not be filtered by '{key}'."
             raise bad_request(text, "HTTPBadRequest")
     return {"floatingip_pools": [{k: v for k, v in one.items() if not fields or k in fields} for one in found]}
 

@@ -66,7 +66,7 @@ def providers() -> list[Row]:
 def _driver(name: str) -> str:
     found = next((n for n, (driver, _) in PROVIDERS.items() if driver == name), None)
     if found is None:
-        raise Fault(404, f"Service Profile driver {name} could not be found.", "ServiceProfileDriverNotFound")
+        raise Fault(404, f"driver: there is no service provider {name}.", "ServiceProfileDriverNotFound")
     return found
 
 
@@ -94,21 +94,21 @@ def _next(reader: Reader, flavor: Row) -> str:
 
 
 def _unbound(profile: str, flavor: str) -> Fault:
-    text = f"Service Profile {profile} is not associated with flavor {flavor}."
+    text = f"Flavor {flavor} does not use service profile {profile}."
     return Fault(404, text, "FlavorServiceProfileBindingNotFound")
 
 
 def _profile(call: Call, id: Any) -> str:
     look.uuid("service_profile", id)
     if look.row(call.tx, ServiceProfile, id) is None:
-        raise Fault(404, f"Service Profile {id} could not be found.", "ServiceProfileNotFound")
+        raise Fault(404, f"There is no service profile {id}.", "ServiceProfileNotFound")
     return str(id)
 
 
 def _bind(call: Call, flavor: str, profile: str) -> None:
     have = call.tx.rows(sa.select(_B.service_profile_id, _B.place).where(_B.flavor_id == flavor))
     if profile in [id for id, _ in have]:
-        text = f"Service Profile {profile} is already associated with flavor {flavor}."
+        text = f"Flavor {flavor} uses service profile {profile} already."
         raise conflict(text, "FlavorServiceProfileBindingExists")
     place = max([place for _, place in have], default=0) + 1
     call.tx.insert(BINDING, {"flavor_id": flavor, "service_profile_id": profile, "place": place})
@@ -119,8 +119,8 @@ def _bind(call: Call, flavor: str, profile: str) -> None:
 
 def prepare(call: Call, values: Row) -> None:
     if values["service_type"] not in TYPES:
-        text = f"Invalid input for service_type. Reason: '{values['service_type']}' is not a valid service type: use "
-        raise bad_request(f"{text}one of {', '.join(TYPES)}.", "InvalidServiceType")
+        text = f"service_type '{values['service_type']}' is unknown: use one of {', '.join(TYPES)}."
+        raise bad_request(text, "InvalidServiceType")
     values["_profiles"] = [_profile(call, id) for id in dict.fromkeys(values.get("service_profiles") or ())]
 
 
@@ -131,7 +131,7 @@ def created(call: Call, row: Row) -> None:
 
 def deleting(call: Call, row: Row) -> None:
     if call.tx.scalar(_USED, {"flavor": row["id"]}) is not None:
-        raise conflict(f"Flavor {row['id']} is used by some service instance.", "FlavorInUse")
+        raise conflict(f"Flavor {row['id']} is in use: delete the routers made with it first.", "FlavorInUse")
     call.tx.execute(sa.delete(BINDING).where(_B.flavor_id == row["id"]))
 
 
@@ -148,13 +148,13 @@ def prepare_profile(call: Call, values: Row) -> None:
     if values["driver"]:
         _driver(values["driver"])
     elif not values["metainfo"]:
-        text = "Invalid input for operation: Service Profile needs either a driver or metainfo."
+        text = "A service profile without driver needs metainfo: give one of the two."
         raise bad_request(text, "ServiceProfileEmpty")
 
 
 def _unused(call: Call, row: Row) -> None:
     if call.tx.rows(sa.select(_B.flavor_id).where(_B.service_profile_id == row["id"])):
-        raise conflict(f"Service Profile {row['id']} is used by some service instance.", "ServiceProfileInUse")
+        raise conflict(f"Service profile {row['id']} is in use: take it off its flavors first.", "ServiceProfileInUse")
 
 
 def prepare_profile_update(call: Call, before: Row, values: Row) -> None:

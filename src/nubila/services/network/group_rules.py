@@ -49,7 +49,7 @@ def _ethertype(values: Row) -> None:
     known = {"ipv4": "IPv4", "ipv6": "IPv6"}
     given = values.get("ethertype") or "IPv4"
     if given.lower() not in known:
-        text = f"Security group rule for ethertype '{given}' not supported. Allowed values are IPv4 and IPv6."
+        text = f"ethertype '{given}' is unknown: use IPv4 or IPv6."
         raise refuse(text, "SecurityGroupRuleInvalidEtherType")
     values["ethertype"] = known[given.lower()]
 
@@ -63,8 +63,8 @@ def _protocol(values: Row) -> None:
         values["protocol"] = None
         return
     if not (name in PROTOCOLS or (name.isascii() and name.isdigit() and int(name) <= 255)):
-        text = f"Security group rule protocol {given} not supported. Only protocol values {sorted(PROTOCOLS)} and"
-        raise refuse(f"{text} integer representations [0 to 255] are supported.", "SecurityGroupRuleInvalidProtocol")
+        text = f"protocol '{given}' is unknown: use a number up to 255 or one of {', '.join(sorted(PROTOCOLS))}."
+        raise refuse(text, "SecurityGroupRuleInvalidProtocol")
     if name in ONLY_V6 and values["ethertype"] == "IPv4":
         text = f"Invalid ethertype {values['ethertype']} for protocol {given}."
         raise refuse(text, "SecurityGroupEthertypeConflictWithProtocol")
@@ -76,7 +76,7 @@ def _ports(values: Row) -> None:
     if low is None and high is None:
         return
     if protocol is None:
-        raise refuse("Must also specify protocol if port range is given.", "SecurityGroupProtocolRequiredWithPorts")
+        raise refuse("protocol: ports need one beside them.", "SecurityGroupProtocolRequiredWithPorts")
     numbers: list[int | None] = []
     for text in (low, high):
         try:
@@ -91,10 +91,10 @@ def _ports(values: Row) -> None:
             if n is not None and not 0 <= n <= 65535:
                 raise refuse(f"Invalid value for port {n}", "SecurityGroupInvalidPortValue")
         if first is None or last is None or first > last:
-            text = "For TCP/UDP protocols, port_range_min must be <= port_range_max"
+            text = "port_range_min must be <= port_range_max"  # clients look for these words
             raise refuse(text, "SecurityGroupInvalidPortRange")
     else:
-        text = f"Ports cannot be specified for protocol {protocol}. Ports are only supported for {', '.join(PORTED)}."
+        text = f"port_range_min, port_range_max: {protocol} has no ports; they go with {', '.join(PORTED)}."
         raise refuse(text, "SecurityGroupInvalidProtocolForPort")
     values["port_range_min"], values["port_range_max"] = first, last
 
@@ -105,7 +105,7 @@ def _icmp(kind: int | None, code: int | None) -> None:
             text = f"Invalid value for ICMP {field} ({attr}) {n}. It must be 0 to 255."
             raise refuse(text, "SecurityGroupInvalidIcmpValue")
     if kind is None and code is not None:
-        text = f"ICMP code (port-range-max) {code} is provided but ICMP type (port-range-min) is missing."
+        text = f"For code {code} an ICMP type (port-range-min) is missing"  # clients look for the last words
         raise refuse(text, "SecurityGroupMissingIcmpType")
 
 
@@ -114,7 +114,7 @@ def _remote(values: Row) -> None:
         values[name] = values.get(name) or None
     prefix, values["normalized_cidr"] = values["remote_ip_prefix"], None
     if sum(values[name] is not None for name in REMOTES) > 1:
-        text = "Only one of remote_ip_prefix or remote_group_id or remote_address_group_id may be provided."
+        text = f"A rule has one remote side: keep one of {', '.join(REMOTES)}."
         raise refuse(text, "SecurityGroupMultipleRemoteEntites")
     if not prefix:
         return
@@ -123,7 +123,7 @@ def _remote(values: Row) -> None:
         if "/" not in prefix:
             values["remote_ip_prefix"] = str(net)
     except ValueError:
-        text = f"Invalid input for remote_ip_prefix: '{prefix}' is not a valid IP address or CIDR."
+        text = f"remote_ip_prefix: '{prefix}' is neither an IP address nor a CIDR."
         raise refuse(text, "InvalidCIDR") from None
     if f"IPv{net.version}" != values["ethertype"]:
         text = f"Conflicting value ethertype {values['ethertype']} for CIDR {prefix}"

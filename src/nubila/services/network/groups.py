@@ -125,7 +125,7 @@ def chosen(cloud: Cloud, tx: Tx, port: Row, asked: Sequence[str] | None, creds: 
     if not ids:
         return []
     if not port["port_security_enabled"]:
-        text = "Port security must be enabled in order to have security groups on a port."
+        text = "security_groups: the port has port_security_enabled off; switch it on or give no groups."
         raise bad_request(text, "PortSecurityAndIPRequiredForSecurityGroups")
     rows = {g["id"]: g for g in tx.all(_KNOWN, {"ids": ids})}
     for id in ids:
@@ -134,8 +134,8 @@ def chosen(cloud: Cloud, tx: Tx, port: Row, asked: Sequence[str] | None, creds: 
         if group is None or not (mine or look.visible(cloud, creds, SecurityGroup, group, tx)):
             raise look.missing(SecurityGroup, id)
     if len({rows[id]["stateful"] for id in ids}) > 1:
-        text = "Cannot apply both stateful and stateless security groups on the same port at the same time"
-        raise conflict(f"Error {text} while attempting the operation.", "SecurityGroupConflict")
+        text = "security_groups: a port has either stateful groups or stateless ones, not a mixture."
+        raise conflict(text, "SecurityGroupConflict")
     return ids
 
 
@@ -155,9 +155,9 @@ def by_names(reader: Reader, project_id: str, names_or_ids: Iterable[str]) -> li
         if group is not None and group["project_id"] == project_id:
             ids = [group["id"]]
         if not ids:
-            raise bad_request(f"Security group {name} not found for project {project_id}.", "SecurityGroupNotFound")
+            raise bad_request(f"Project {project_id} has no security group {name}.", "SecurityGroupNotFound")
         if len(ids) > 1:
-            text = f"Multiple security groups found matching '{name}'. Use an ID to be more specific."
+            text = f"{len(ids)} security groups are called '{name}': give the id of the one you mean."
             raise Fault(409, text, "NoUniqueMatch")
         out.append(ids[0])
     return list(dict.fromkeys(out))

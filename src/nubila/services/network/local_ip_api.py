@@ -40,12 +40,12 @@ def _address(call: Call, port: Row, asked: str | None) -> str:
     """The address of the port that is meant; Neutron's refusals when that is not clear."""
     have = [ip["ip_address"] for ip in look.addresses_of(call.tx, port["id"])]
     if not have:
-        raise bad_request(f"Specified Port {port['id']} has no fixed IPs configured.", "LocalIPNoIP")
+        raise bad_request(f"local_port_id: {port['id']} has no address.", "LocalIPNoIP")
     if asked is None and len(have) > 1:
-        text = f"Specified Port {port['id']} has several IPs, should specify exact IP address to use for Local IP."
+        text = f"local_ip_address: say which address of port {port['id']} is meant, it has {len(have)}."
         raise bad_request(text, "LocalIPNoRequestedIP")
     if asked is not None and asked not in have:
-        text = f"Specified Port {port['id']} does not have requested IP address: {asked}."
+        text = f"Port {port['id']} has no address {asked}: use one of its own."
         raise bad_request(text, "LocalIPRequestedIPNotFound")
     found = asked or have[0]
     if ":" in found:
@@ -64,12 +64,12 @@ def prepare(call: Call, values: Row) -> None:
         values["network_id"] = port["network_id"]
         return
     if not values["network_id"]:
-        text = "Either Port ID or Network ID must be specified for Local IP create."
+        text = "A local IP needs a local_port_id or a network_id."
         raise bad_request(text, "LocalIPPortOrNetworkRequired")
     net = look.seen(call.cloud, call.tx, call.creds, Network, values["network_id"])
     four = [s for s in look.subnets(call.tx, net["id"]) if s["ip_version"] == 4]
     if not four:
-        text = f"Bad local_ip request: Network {net['id']} does not contain any IPv4 subnet."
+        text = f"Bad local_ip request: network_id: {net['id']} needs an IPv4 subnet first."
         raise bad_request(text, "BadRequest")
     asked = values["local_ip_address"]
     port = ports.create(
@@ -88,7 +88,7 @@ def prepare_update(call: Call, before: Row, values: Row) -> None:
 def deleting(call: Call, row: Row) -> None:
     look.lock(call.tx, LocalIP, row["id"])
     if call.tx.one(_OF, {"local_ip": row["id"]}) is not None:
-        text = f"Local IP {row['id']} is still associated with one or more ports."
+        text = f"Ports use local IP {row['id']}: take them off first."
         raise conflict(text, "LocalIPInUse")
 
 
@@ -133,7 +133,7 @@ def _find(call: Call) -> tuple[Row, Row, Row]:
     id = call.params["port_id"]
     row = call.tx.one(_ONE, {"local_ip": parent["id"], "port": id})
     if row is None or not call.may("get_local_ip_port_association", target):
-        text = f"Local IP {parent['id']} association with port {id} could not be found."
+        text = f"Port {id} does not use local IP {parent['id']}."
         raise Fault(404, text, "LocalIPAssociationNotFound")
     return parent, target, row
 

@@ -112,11 +112,9 @@ def rule_prepare(call: Call, values: Row) -> None:
     values["project_id"] = look.need(call.tx, MeteringLabel, values["metering_label_id"])["project_id"]
     given = [name for name in PREFIXES if values.get(name)]
     if not given:
-        raise _refuse("You must define at least one of the following parameters 'remote_ip_prefix', or "
-                      "'source_ip_prefix' or 'destination_ip_prefix'.")  # fmt: skip
+        raise _refuse(f"The rule has no addresses: give {', '.join(PREFIXES)}, one at least.")
     if "remote_ip_prefix" in given and len(given) > 1:
-        raise _refuse("Cannot use 'remote-ip-prefix' in conjunction with 'source-ip-prefix' or "
-                      "'destination-ip-prefix'.")  # fmt: skip
+        raise _refuse("remote_ip_prefix stands alone: leave it out or drop source_ip_prefix and destination_ip_prefix.")
     versions = {":" in values[name] for name in given}
     if len(versions) > 1:
         raise _refuse("'source_ip_prefix' and 'destination_ip_prefix' must be of one IP version.")
@@ -125,7 +123,7 @@ def rule_prepare(call: Call, values: Row) -> None:
     for other in call.tx.all(_BESIDE, where) if prefix else ():
         there = str(other["remote_ip_prefix"])
         if (":" in prefix) == (":" in there) and addresses.overlap(prefix, there):
-            text = f"Metering label rule with remote_ip_prefix '{prefix}' overlaps another."
+            text = f"remote_ip_prefix: {prefix} shares addresses with the label's rule for {there}."
             raise conflict(text, "MeteringLabelRuleOverlaps")
 
 

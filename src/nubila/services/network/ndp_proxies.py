@@ -51,15 +51,15 @@ def check_router(reader: Reader, router_id: str, gw_port_id: str | None, *, goin
     six = port is not None and any(":" in ip["ip_address"] for ip in look.addresses_of(reader, port["id"]))
     if port is not None and six and scope_of(reader, port["network_id"]) is not None:
         return
-    text = f"Can not enable ndp proxy on router {router_id}, The router has no external gateway or the external "
-    raise conflict(f"{text}gateway port has no IPv6 address or IPv6 address scope.", "RouterGatewayNotValid")
+    text = f"enable_ndp_proxy: router {router_id} needs a gateway first, with an IPv6 address in an address scope."
+    raise conflict(text, "RouterGatewayNotValid")
 
 
 def gateway_needed(reader: Reader, router_id: str) -> None:
     """409 while the router answers for addresses through its gateway."""
     if floating_links.proxies_of_router(reader, router_id):
-        text = f"Unable to unset external gateway of router {router_id}, There are one or more ndp proxies still in "
-        raise conflict(f"{text}use on the router.", "RouterGatewayInUseByNDPProxy")
+        text = f"NDP proxies of router {router_id} need its gateway: delete them first."
+        raise conflict(text, "RouterGatewayInUseByNDPProxy")
 
 
 def interface_needed(reader: Reader, router_id: str, subnet_id: str) -> None:
@@ -67,12 +67,12 @@ def interface_needed(reader: Reader, router_id: str, subnet_id: str) -> None:
     for row in floating_links.proxies_of_router(reader, router_id):
         mine = look.addresses_of(reader, row["port_id"])
         if any(ip["subnet_id"] == subnet_id and ip["ip_address"] == row["ip_address"] for ip in mine):
-            text = f"Unable to remove subnet {subnet_id} from router {router_id}, There are one or more ndp proxies "
-            raise conflict(f"{text}still in use on the subnet.", "RouterInterfaceInUseByNDPProxy")
+            text = f"NDP proxies of router {router_id} stand for addresses of subnet {subnet_id}: delete them first."
+            raise conflict(text, "RouterInterfaceInUseByNDPProxy")
 
 
 def _unreachable(row: Row) -> Exception:
-    text = f"The port {row['port_id']} cannot reach the router {row['router_id']} by IPv6 subnet."
+    text = f"Router {row['router_id']} is on no IPv6 subnet of port {row['port_id']}: add an interface first."
     return conflict(text, "PortUnreachableRouter")
 
 
@@ -89,8 +89,8 @@ def prepare(call: Call, values: Row) -> None:
     if not here:
         raise _unreachable(values)
     if not router["enable_ndp_proxy"]:
-        text = f"The enable_ndp_proxy parameter of router {router['id']} must be set as True while create ndp proxy "
-        raise conflict(f"{text}entry on it.", "RouterNDPProxyNotEnable")
+        text = f"Router {router['id']} takes no NDP proxies: set its enable_ndp_proxy to true first."
+        raise conflict(text, "RouterNDPProxyNotEnable")
     ips = [ip for ip in look.addresses_of(tx, port["id"]) if ":" in ip["ip_address"]]
     if not ips:
         raise _no_address(call, values, port)
@@ -103,22 +103,22 @@ def prepare(call: Call, values: Row) -> None:
     else:
         found = next((ip for ip in ips if ip["ip_address"] == wanted), None)
         if found is None or found["subnet_id"] not in near:
-            why = f"This address cannot reach the router {router['id']}"
+            why = f"router {router['id']} is not on its subnet"
             if found is None:
-                why = f"This address not belong to the port {port['id']}"
-            raise bad_request(f"The address {wanted} is invalid, reason: {why}.", "InvalidAddress")
+                why = f"port {port['id']} does not have it"
+            raise bad_request(f"ip_address: {wanted} can not be used, {why}.", "InvalidAddress")
     gateway = look.need(tx, Port, router["gw_port_id"])
     outside, inside = scope_of(tx, gateway["network_id"]), scope_of(tx, port["network_id"])
     if outside != inside:
-        text = f"The IPv6 address scope {outside} of external network conflict with internal network's IPv6 address "
-        raise conflict(f"{text}scope {inside}.", "AddressScopeConflict")
+        text = f"Outside is IPv6 address scope {outside}, inside {inside}: both networks must be of one."
+        raise conflict(text, "AddressScopeConflict")
     if tx.scalar(_SAME, {"port": port["id"], "ip": values["ip_address"]}) is not None:
         text = f"There is an NDP proxy for address {values['ip_address']} of port {port['id']} already."
         raise conflict(text, "NeutronDbObjectDuplicateEntry")
 
 
 def _no_address(call: Call, values: Row, port: Row) -> Exception:
-    text = f"Bad ndp_proxy request: Requested port {port['id']} must allocate one IPv6 address at least."
+    text = f"Bad ndp_proxy request: port_id: {port['id']} has no IPv6 address."
     return bad_request(text, "BadRequest")
 
 

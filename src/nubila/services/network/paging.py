@@ -19,7 +19,7 @@ def adapt(call: Call, cls: type[Resource], q: ListQuery) -> list[Any]:
     """
     keys = sum(k == "sort_key" for k, _ in call.query)
     if keys != sum(k == "sort_dir" for k, _ in call.query):
-        raise bad_request("The number of sort_keys and sort_dirs must be same.", "HTTPBadRequest")
+        raise bad_request("sort_dir: give one direction for every sort_key.", "HTTPBadRequest")
     if q.limit == 0:
         q.limit = None
     if q.limit is None:

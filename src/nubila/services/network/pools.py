@@ -55,7 +55,7 @@ def cut(call: Call, values: Row, pool_id: str) -> None:
     pool = look.seen(call.cloud, call.tx, call.creds, SubnetPool, pool_id)
     given = values.get("ip_version")
     if given is not None and given != pool["ip_version"]:
-        text = f"Cannot allocate IPv{given} subnet from IPv{pool['ip_version']} subnet pool {pool_id}."
+        text = f"ip_version {given}: subnet pool {pool_id} holds IPv{pool['ip_version']}."
         raise refuse(f"Bad subnets request: {text}", "BadRequest")
     values["ip_version"], values["subnetpool_id"] = pool["ip_version"], pool_id
     rows = call.tx.rows(_CUT, {"pool": pool_id})
@@ -66,25 +66,21 @@ def cut(call: Call, values: Row, pool_id: str) -> None:
         length = addresses.network(values["cidr"]).prefixlen
     length = pool["default_prefixlen"] if length is None else length
     if length < pool["min_prefixlen"]:
-        text = (
-            f"Unable to allocate subnet with prefix length {length}, minimum allowed prefix is {pool['min_prefixlen']}."
-        )
+        text = f"prefixlen {length} is too short: pool {pool_id} gives /{pool['min_prefixlen']} at least."
         raise refuse(text, "MinPrefixSubnetAllocationError")
     if length > pool["max_prefixlen"]:
-        text = (
-            f"Unable to allocate subnet with prefix length {length}, maximum allowed prefix is {pool['max_prefixlen']}."
-        )
+        text = f"prefixlen {length} is too long: pool {pool_id} gives /{pool['max_prefixlen']} at most."
         raise refuse(text, "MaxPrefixSubnetAllocationError")
     _check_quota(pool, values["project_id"], length, rows)
     if values.get("cidr"):
         inside = any(_within(values["cidr"], p) for p in pool["prefixes"])
         if not inside or any(addresses.overlap(values["cidr"], u) for u in used):
-            text = "Failed to allocate subnet: Cannot allocate requested subnet from the available set of prefixes."
+            text = f"cidr: subnet pool {pool_id} has not {values['cidr']} or gave it away; choose another."
             raise conflict(text, "SubnetAllocationError")
         return
     found = addresses.free_prefix(pool["prefixes"], used, length)
     if found is None:
-        text = f"Failed to allocate subnet: Insufficient prefix space to allocate subnet size /{length}."
+        text = f"Subnet pool {pool_id} has no room for another /{length}: ask for a longer prefixlen or widen the pool."
         raise conflict(text, "SubnetAllocationError")
     values["cidr"] = found
 
@@ -112,7 +108,7 @@ def without_pool(reader: Reader, network_id: str, version: int) -> None:
 
 
 def _mixed_pools() -> Exception:
-    text = "Subnets hosted on the same network must be allocated from the same subnet pool."
+    text = "subnetpool_id: the network's other subnets of this IP version have another pool or none; do as they do."
     return refuse(text, "NetworkSubnetPoolAffinityError")
 
 
@@ -132,7 +128,7 @@ def _check_quota(pool: Row, project: str, length: int, rows: list[tuple[Any, ...
 
     mine = sum(size(addresses.network(c).prefixlen) for c, owner in rows if owner == project)
     if mine + size(length) > limit:
-        raise conflict("Per-project subnet pool prefix quota exceeded.", "SubnetPoolQuotaExceeded")
+        raise conflict("The pool's default_quota for this project is used up.", "SubnetPoolQuotaExceeded")
 
 
 def _within(inner: str, outer: str) -> bool:
@@ -149,7 +145,7 @@ def _prefixes(given: Any) -> list[str]:
     except ValueError as e:
         raise refuse(f"Invalid input for prefixes: {e}.", "HTTPBadRequest") from None
     if len({addresses.network(p).version for p in parsed}) > 1:
-        raise refuse("Cannot mix IPv4 and IPv6 prefixes in a subnet pool.", "PrefixVersionMismatch")
+        raise refuse("prefixes: a pool is either IPv4 or IPv6.", "PrefixVersionMismatch")
     return addresses.compact(parsed)
 
 
@@ -175,7 +171,7 @@ def _one_default(call: Call, row: Row) -> None:
     if row["is_default"]:
         for other in call.tx.all(_DEFAULTS, {"version": row["ip_version"]}):
             if other["id"] != row["id"]:
-                text = f"A default subnetpool for this IP family has already been set: {other['id']}."
+                text = f"is_default: subnet pool {other['id']} is the default of this IP version; change that first."
                 raise refuse(text, "InvalidInput")
 
 
@@ -220,8 +216,8 @@ def _scope_owned(call: Call, before: Row) -> None:
         return
     scope = look.row(call.tx, AddressScope, before["address_scope_id"])
     if scope is not None and scope["project_id"] != call.creds.project_id:
-        text = f"Illegal subnetpool update : subnetpool {before['id']} cannot be updated when associated with shared "
-        raise refuse(f"{text}address scope {scope['id']}.", "IllegalSubnetPoolUpdate")
+        text = f"Pool {before['id']} is in another project's address scope {scope['id']}: take it out first."
+        raise refuse(text, "IllegalSubnetPoolUpdate")
 
 
 def prepare_update(call: Call, before: Row, values: Row) -> None:
@@ -236,7 +232,7 @@ def prepare_update(call: Call, before: Row, values: Row) -> None:
         for old in before["prefixes"]:
             if not any(_within(old, new) for new in after["prefixes"]):
                 raise refuse(
-                    f"Existing prefixes must be a subset of the new prefixes: {old} is lost.",
+                    f"prefixes: {old} is missing; a pool's prefixes only grow this way.",
                     "IllegalSubnetPoolPrefixUpdate",
                 )
     _lengths(after)
@@ -295,14 +291,14 @@ def scope_prepare(call: Call, values: Row) -> None:
 def scope_update(call: Call, before: Row, values: Row) -> None:
     if before["shared"] and values.get("shared") is False:
         raise refuse(
-            f"Unable to update address scope {before['id']}: Shared address scope can't be unshared.",
+            f"shared: address scope {before['id']} stays shared for good.",
             "AddressScopeUpdateError",
         )
 
 
 def scope_deleting(call: Call, row: Row) -> None:
     if call.tx.all(_SCOPED, {"scope": row["id"]}):
-        text = f"Unable to complete operation on address scope {row['id']}. There are one or more subnet pools in use."
+        text = f"Subnet pools belong to address scope {row['id']}: take them out first."
         raise conflict(text, "AddressScopeInUse")
 
 

@@ -60,8 +60,7 @@ def _check(tx: Tx, floating_id: str, row: Row, own: str = "") -> None:
     """Refuse what can not be or is taken."""
     inside, outside = bounds(row["internal_port_range"]), bounds(row["external_port_range"])
     if inside[0] != inside[1] and inside[1] - inside[0] != outside[1] - outside[0]:
-        text = "Invalid ranges of internal and/or external ports. The relation between internal and external ports "
-        raise refuse(f"{text}must be N-N or 1-N")
+        raise refuse("internal_port_range: as many ports as in external_port_range, or just one.")
     socket = {"port": row["internal_port_id"], "ip": row["internal_ip_address"], "protocol": row["protocol"]}
     for side, have in (
         ("internal", tx.rows(_SAME_SOCKET, socket)),
@@ -71,8 +70,7 @@ def _check(tx: Tx, floating_id: str, row: Row, own: str = "") -> None:
         for id, span in have:
             first, last = bounds(span)
             if id != own and low <= last and first <= high:
-                text = f"There is a port collision with the {side}_port_range. The following ranges collide: "
-                raise refuse(f"{text}{span} and {row[f'{side}_port_range']}")
+                raise refuse(f"{side}_port_range: {row[f'{side}_port_range']} meets {span} of another forwarding.")
 
 
 def _lead(call: Call, parent: Row, values: Row) -> str:
@@ -86,24 +84,22 @@ def _lead(call: Call, parent: Row, values: Row) -> str:
     ips = [ip for ip in look.addresses_of(tx, id) if ":" not in ip["ip_address"]]
     if taken:
         one = taken[0]
-        text = f"Cannot create port forwarding to floating IP {one['floating_ip_address']} ({one['id']}) with "
-        text += f"port {id} using fixed IP {values.get('internal_ip_address')}, as that port already has a binding "
-        raise conflict(f"{text}floating IP.", "PortHasBindingFloatingIP")
+        text = f"internal_port_id: floating IP {one['floating_ip_address']} leads to {id}: take it off first."
+        raise conflict(text, "PortHasBindingFloatingIP")
     if not ips:
-        raise refuse(f"Requested internal port {id} must allocate an IPv4 address at least.")
+        raise refuse(f"internal_port_id: {id} has no IPv4 address.")
     wanted = values.get("internal_ip_address")
     chosen = next((ip for ip in ips if wanted in (None, ip["ip_address"])), None)
     if chosen is None:
-        text = f"Requested internal IP address {wanted} is not suitable for internal neutron port {id}, as its "
-        raise refuse(f"{text}fixed_ips are {ips}")
+        have = ", ".join(ip["ip_address"] for ip in ips)
+        raise refuse(f"internal_ip_address: port {id} has no {wanted}, only {have}.")
     values["internal_ip_address"] = chosen["ip_address"]
     router = floating.router_for(tx, chosen["subnet_id"], parent["floating_network_id"])
     if router is None:
-        text = f"External network {parent['floating_network_id']} is not reachable from subnet {chosen['subnet_id']}. "
-        raise refuse(f"{text}Cannot set Port forwarding for port {id} with Floating IP {parent['id']}")
+        network = parent["floating_network_id"]
+        raise refuse(f"internal_port_id: no router leads from {id} to network {network}; connect one.")
     if parent["router_id"] and parent["router_id"] != router:
-        text = f"The Floating IP {parent['id']} had been set on router {parent['router_id']}, the internal Neutron "
-        raise refuse(f"{text}port {id} can not reach it")
+        raise refuse(f"internal_port_id: {id} is not behind router {parent['router_id']} of this floating IP.")
     return router
 
 

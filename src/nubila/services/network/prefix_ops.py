@@ -41,7 +41,7 @@ def _prefixes(call: Call, version: int) -> list[str]:
     except ValueError as e:
         raise bad_request(f"Invalid input for prefixes: {e}.", "InvalidInput") from None
     if any(p.version != version for p in found):
-        raise bad_request("Cannot mix IPv4 and IPv6 prefixes in a subnet pool.", "PrefixVersionMismatch")
+        raise bad_request("prefixes: a pool is either IPv4 or IPv6.", "PrefixVersionMismatch")
     return [str(p) for p in found]
 
 
@@ -70,8 +70,8 @@ def remove(call: Call) -> Row:
     gone = _prefixes(call, pool["ip_version"])
     for id, cidr in call.tx.rows(_CUT, {"pool": pool["id"]}):
         if any(addresses.overlap(cidr, p) for p in gone):
-            text = f"One or more the prefixes to be removed is in use by a subnet: {id} has {cidr}."
-            raise bad_request(f"Illegal update to prefixes: {text}", "IllegalSubnetPoolPrefixUpdate")
+            text = f"prefixes: subnet {id} has {cidr} of them; delete it first."
+            raise bad_request(text, "IllegalSubnetPoolPrefixUpdate")
     left = addresses.compact(addresses.without(pool["prefixes"], gone))
     if left != pool["prefixes"]:
         _store(call, pool, left)
@@ -93,8 +93,7 @@ def onboard(call: Call) -> Any:
     cut = call.tx.rows(_CUT, {"pool": pool["id"]})
     for subnet in mine:
         if any(addresses.overlap(subnet["cidr"], cidr) for _, cidr in cut):
-            text = f"Onboarding subnet {subnet['id']}: {subnet['cidr']} conflicts with allocated prefixes in subnet"
-            text = f"Illegal subnetpool update : {text} pool {pool['id']}."
+            text = f"network_id: another subnet of pool {pool['id']} has addresses of {subnet['cidr']} already."
             raise bad_request(text, "IllegalSubnetPoolUpdate")
     if mine:
         _widen(call, pool, [s["cidr"] for s in mine])

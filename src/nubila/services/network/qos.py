@@ -54,7 +54,7 @@ def prepare(call: Call, values: Row) -> None:
 def _only_default(tx: Tx, row: Row) -> None:
     other = qos_use.default(tx, row["project_id"])
     if other not in (None, row["id"]):
-        text = f"A default QoS policy exists for project {row['project_id']}."
+        text = f"is_default: project {row['project_id']} has a default policy; change that first."
         raise conflict(text, "QoSPolicyDefaultAlreadyExists")
 
 
@@ -76,8 +76,8 @@ def prepare_update(call: Call, before: Row, values: Row) -> None:
         granted = {p["target"] for p in rbac.policies(call.tx, before["id"]) if p["action"] == rbac.SHARED}
         needing = set(users(call.tx, before["id"])) - granted
         if needing:
-            text = f"RBAC policy on object {before['id']} cannot be removed because other objects depend on it. "
-            raise conflict(f"{text}Details: projects that use it: {', '.join(sorted(needing)[:5])}.", "RbacPolicyInUse")
+            text = f"shared: other projects use policy {before['id']}: {', '.join(sorted(needing)[:5])}."
+            raise conflict(text, "RbacPolicyInUse")
     if values.get("is_default"):
         _only_default(call.tx, before)
 

@@ -82,8 +82,7 @@ def settle(tx: Tx, port: Mapping[str, Any]) -> None:
     try:
         claims.claim(tx, port["id"], port["project_id"], "", {host["id"]: wanted}, type="PORT")
     except claims.NoRoom as e:
-        text = f"Allocation for consumer {port['id']} is not possible on resource provider {host['id']}, the requested "
-        text += f"amount of bandwidth would exceed the capacity available. {e}"
+        text = f"Host {port['bound_host']} of port {port['id']} can not guarantee what the policy asks for: {e}"
         raise conflict(text, "QosPlacementAllocationConflict") from None
 
 

@@ -40,7 +40,7 @@ _UPDATE = (
 
 
 def _missing(rule_id: str, policy_id: str) -> Fault:
-    return Fault(404, f"QoS rule {rule_id} for policy {policy_id} could not be found.", "QosRuleNotFound")
+    return Fault(404, f"QoS policy {policy_id} has no rule {rule_id}.", "QosRuleNotFound")
 
 
 def _target(policy: Row) -> Row:
@@ -96,8 +96,8 @@ def _given(call: Call, kind: RuleType, key: str, verb: str) -> Row:
 
 
 def _clash(policy_id: str, value: Any, rule: Row, existing: Any) -> Fault:
-    text = f"Unable to add the rule with value {value} to the policy {policy_id} as the existing rule of type "
-    return conflict(f"{text}{rule['type']} has value {existing}.", "QoSRuleParameterConflict")
+    text = f"{value} contradicts the {existing} of the {rule['type']} rule {rule['id']} in policy {policy_id}."
+    return conflict(text, "QoSRuleParameterConflict")
 
 
 def _agree(call: Call, policy: Row, wish: Row) -> None:
@@ -115,8 +115,8 @@ def _agree(call: Call, policy: Row, wish: Row) -> None:
         if wish["type"] == MINIMUM_PACKET_RATE.name and (other["direction"] == ANY) != (wish["direction"] == ANY):
             raise _clash(policy["id"], wish["direction"], other, other["direction"])
         if same:
-            text = f"Rule {wish['type']} conflicts with rule {other['id']} which already exists in QoS Policy "
-            raise conflict(f"{text}{policy['id']}.", "QoSRulesConflict")
+            text = f"Policy {policy['id']} has such a {wish['type']} rule already, {other['id']}: change that one."
+            raise conflict(text, "QoSRulesConflict")
 
 
 def _changed(call: Call, policy: Row, kind: RuleType) -> None:
@@ -222,7 +222,7 @@ def _page(call: Call, rows: list[Row], known: set[str]) -> list[Row]:
     backwards = asked.pop("page_reverse", ["false"])[-1].lower() in ("true", "1")
     asked.pop("fields", None)
     if strange := [name for name in (*asked, *keys) if name not in known]:
-        text = f"Invalid input for filter: '{strange[0]}' is not one of {', '.join(sorted(known))}."
+        text = f"Rules can not be filtered by '{strange[0]}', only by {', '.join(sorted(known))}."
         raise bad_request(text, "HTTPBadRequest")
     if not re.fullmatch(r"[0-9]{1,9}", limit) or any(d not in ("asc", "desc") for d in dirs):
         raise bad_request("limit is a whole number, sort_dir is asc or desc.", "HTTPBadRequest")
@@ -254,7 +254,7 @@ def list_types(call: Call) -> Row:
     flags = {}
     for name, text in call.query:
         if name not in ("all_rules", "all_supported", "type", "fields"):
-            raise bad_request(f"Invalid input for filter: '{name}' is not a valid filter.", "HTTPBadRequest")
+            raise bad_request(f"Rule types can not be filtered by '{name}'.", "HTTPBadRequest")
         try:
             flags[name] = boolean(text) if name.startswith("all_") else text
         except ValueError:

@@ -43,7 +43,7 @@ def _not_yours(row: Row) -> Exception:
 
 
 def _in_use(object_id: str, why: str) -> Exception:
-    text = f"RBAC policy on object {object_id} cannot be removed because other objects depend on it. Details: {why}"
+    text = f"Object {object_id} is in use by what this policy allows: {why}"
     return conflict(text, "RbacPolicyInUse")
 
 
@@ -56,8 +56,8 @@ class _Policies:
     def prepare(self, call: Call, values: Row) -> None:
         one = self.by_type.get(values["object_type"])
         if one is None:
-            text = f"'{values['object_type']}' is not a valid RBAC object type; use one of {', '.join(self.by_type)}."
-            raise bad_request(f"Invalid input for operation: {text}", "InvalidInput")
+            text = f"object_type '{values['object_type']}' is unknown: use one of {', '.join(self.by_type)}."
+            raise bad_request(text, "InvalidInput")
         if values["action"] not in one.uses:
             text = f"'{values['action']}' is not an action on a {one.kind.kind}; use {' or '.join(one.uses)}."
             raise bad_request(f"Invalid input for operation: {text}", "InvalidActionForType")
@@ -75,13 +75,13 @@ class _Policies:
 
     def _grantable(self, call: Call, one: Shareable, row: Row, target: str) -> None:
         if one.why_not and (why := one.why_not(call.tx, row, target)):
-            text = f"Failed to create RBAC policy on object {row['id']} because {why}"
+            text = f"object_id: {row['id']} can not be opened this way: {why}"
             raise bad_request(text, "RbacPolicyInitError")
 
     def _single(self, call: Call, row: Row) -> None:
         where = {"object": row["object_id"], "action": row["action"], "target": row["target"], "id": row["id"]}
         if call.tx.one(_SAME, where) is not None:
-            raise conflict("An RBAC policy already exists with those values.", "DuplicateRbacPolicy")
+            raise conflict("There is an RBAC policy that says this already.", "DuplicateRbacPolicy")
 
     def changed(self, call: Call, policy: Row) -> None:
         """Bring the thing to what its policies say now."""

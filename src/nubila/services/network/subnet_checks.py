@@ -34,11 +34,11 @@ def cidr(text: str, ip_version: int, enable_dhcp: bool) -> None:
     if net.version != ip_version:
         raise refuse(f"cidr {text} is not of ip_version {ip_version}.")
     if net.prefixlen == 0:
-        raise refuse(f"Invalid CIDR {text}: 0 is not allowed as CIDR prefix length.")
+        raise refuse(f"cidr {text}: the prefix must be longer than /0.")
     if net.is_multicast or net.is_loopback or (net.version == 4 and net.network_address.is_unspecified):
         raise refuse(f"cidr {text} is a multicast, loopback or unspecified range, which hosts can not use.")
     if enable_dhcp and net.version == 4 and net.prefixlen > 30:
-        raise refuse(f"Subnet has a prefix length that is incompatible with DHCP service enabled: {text}.")
+        raise refuse(f"cidr {text} leaves no addresses for DHCP: take a shorter prefix or set enable_dhcp to false.")
     if net.is_link_local and net.version == 6:
         raise refuse(f"cidr {text} is the link-local range.")
 
@@ -49,16 +49,14 @@ def modes(values: Mapping[str, Any]) -> None:
     if ra is None and address is None:
         return
     if values["ip_version"] == 4:
-        raise refuse("ipv6_ra_mode or ipv6_address_mode cannot be set when ip_version is set to 4.")
+        raise refuse("ipv6_ra_mode, ipv6_address_mode: these are for subnets of ip_version 6.")
     if not values["enable_dhcp"]:
-        raise refuse("ipv6_ra_mode or ipv6_address_mode cannot be set when enable_dhcp is set to False.")
+        raise refuse("ipv6_ra_mode, ipv6_address_mode: these need enable_dhcp.")
     if ra and address and ra != address:
-        raise refuse(f"ipv6_ra_mode set to '{ra}' with ipv6_address_mode set to '{address}' is not valid. "
-                     "If both attributes are set, they must be the same value.")  # fmt: skip
+        raise refuse(f"ipv6_ra_mode '{ra}' and ipv6_address_mode '{address}' differ: make them equal or leave one out.")
     automatic = address in addresses.AUTO_V6_MODES or ra in addresses.AUTO_V6_MODES
     if automatic and values["cidr"] and addresses.network(values["cidr"]).prefixlen != 64:
-        raise refuse(f"Invalid CIDR {values['cidr']} for IPv6 address mode. OpenStack uses the EUI-64 address format, "
-                     "which requires the prefix to be /64.")  # fmt: skip
+        raise refuse(f"cidr {values['cidr']}: addresses are derived from MACs only in a /64.")
 
 
 def gateway(values: Mapping[str, Any]) -> None:
