@@ -181,6 +181,31 @@ def test_filters_by_address(demo: Nova, guest: str) -> None:
     demo("GET", f"/servers/{guest}/ips/nowhere", expect=404)
 
 
+def test_the_callers_project_may_stand_in_the_url(cloud: TestCloud, demo: Nova, guest: str) -> None:
+    """As catalogues of old had it: /v2.1/{project_id}/servers."""
+
+    def status(method: str, path: str, body: object = None) -> int:
+        return cloud.request(method, f"/compute/{path}", body, token=demo.token).status
+
+    mine, other = (
+        cloud.request("GET", "/v3/projects", query={"name": name}).json["projects"][0]["id"]
+        for name in ("demo", "admin")
+    )
+    shown = cloud.request("GET", f"/compute/v2.1/{mine}/servers/{guest}", token=demo.token)
+    assert (shown.status, shown.json["server"]["id"]) == (200, guest)
+    assert status("GET", f"v2/{mine}/servers/{guest}") == 200
+    assert status("POST", f"v2.1/{mine}/servers/{guest}/action", {"lock": None}) == 202
+    assert status("POST", f"v2.1/{mine}/servers/{guest}/action", {"unlock": None}) == 202
+    for path in (f"v2.1/{other}/servers", f"v2.1/{other}/servers/{guest}"):
+        got = cloud.request("GET", f"/compute/{path}", token=demo.token)
+        assert (got.status, "not for project" in got.json["badRequest"]["message"]) == (400, True)
+    assert status("GET", f"v2.1/{mine}/nothing") == 404
+    assert status("PATCH", f"v2.1/{mine}/servers") == 405
+    assert status("GET", f"v2.1/{mine}/{mine}/servers") == 404
+    assert cloud.request("GET", f"/compute/v2.1/{mine}/servers", token="").status == 401
+    assert cloud.request("GET", f"/network/v2.0/{mine}/networks", token=demo.token).status == 404
+
+
 @pytest.mark.req("C/SG-13")
 def test_security_groups(cloud: TestCloud, demo: Nova, guest: str) -> None:
     body = {"security_group": {"name": "web", "description": "d"}}

@@ -77,6 +77,7 @@ class Service:
     catalog_path: str = ""  # what the catalogue URL has after the prefix: "/v2.1"
     classic_port: int
     loose_paths: bool = False  # "_" and "-" mean the same in the paths
+    project_after: tuple[str, ...] = ()  # behind these prefixes the caller's project id may stand, as in old catalogues
     kinds: Sequence[Kind] = ()
     hooks: Mapping[Kind, Hooks] = field(default_factory=dict)
     routes: Sequence[Route] = ()

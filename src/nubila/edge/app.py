@@ -45,6 +45,8 @@ _encode = msgspec.json.Encoder(enc_hook=str).encode
 _decode = msgspec.json.Decoder().decode
 JSON_TYPES = ("application/json", "application/openstack-images-v2", "application/json-patch+json")
 BUSY_RETRIES = 6
+_PROJECT = re.compile(r"/([^/]+)/([0-9a-f]{32}|[0-9a-f-]{36})(/.*)")
+_NAMED = "the project in the URL"
 NUMBER = re.compile("[0-9]{1,9}")
 
 
@@ -227,7 +229,12 @@ class Edge:
         return version
 
     def _route(self, wired: _Wired, call: Call) -> Route:
-        found = wired.router.find(call.method, call.path, call.version) if "%00" not in call.path else frozenset()
+        if "%00" in call.path:
+            raise Fault(404, "The resource could not be found.", "HTTPNotFound")
+        found = wired.router.find(call.method, call.path, call.version)
+        if not found and (named := _PROJECT.fullmatch(call.path)) and named[1] in wired.service.project_after:
+            call.path, call.memo[_NAMED] = f"/{named[1]}{named[3]}", named[2]
+            found = wired.router.find(call.method, call.path, call.version)
         if isinstance(found, frozenset):
             if found:
                 allow = ", ".join(sorted(found))
@@ -250,6 +257,8 @@ class Edge:
                 call.creds = await _again(e, lambda: self._maybe(token))
             if call.creds is not None and not _bound_here(call, call.creds):
                 call.creds = None  # type: ignore[assignment]  # an open route: he is nobody there
+        if call.creds is not None and call.memo.get(_NAMED, call.creds.project_id) != call.creds.project_id:
+            raise bad_request(f"Malformed request URL: the token is not for project {call.memo[_NAMED]}.")
         if call.creds is not None and call.creds.access_rules is not None:
             try:
                 self._narrowed(wired.service, call, route)

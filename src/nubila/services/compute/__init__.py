@@ -74,6 +74,7 @@ SERVICE = Service(
     title="nova",
     prefix="/compute",
     catalog_path="/v2.1",
+    project_after=("v2.1", "v2"),
     classic_port=8774,
     kinds=(Flavor, Keypair, Server, ServerGroup, Aggregate, InstanceAction, InstanceEvent),
     routes=(*ROUTES, *(versions.without_microversions(r) for r in ROUTES if r.path.startswith("/v2.1/"))),
