@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nubila.apps import wiring
-from nubila.core.config import BadSetting, Settings
 from nubila.testing.cloud import Response, TestCloud
 
 Json = dict[str, Any]
@@ -73,57 +69,6 @@ def test_a_network_gets_a_tunnel_an_mtu_and_dhcp_on_a_host(demo: Net, admin: Net
     agents = admin.ok("GET", f"networks/{net['id']}/dhcp-agents")["agents"]
     assert [a["agent_type"] for a in agents] == ["DHCP agent"]
     assert demo.ok("GET", f"networks/{net['id']}")["network"]["availability_zones"] == ["nova"]
-
-
-def test_physical_networks_are_those_of_the_settings_and_of_the_hosts(tmp_path: Path) -> None:
-    cloud = TestCloud(tmp_path, hosts=0, physical_networks=("physnet1", "planned"))
-    try:
-        admin = Net(cloud, "admin")
-
-        def make(kind: str, name: str) -> int:
-            asked = {"provider:network_type": kind, "provider:physical_network": name}
-            return int(admin.call("POST", "networks", {"network": asked}).status)
-
-        assert [make("flat", "planned"), make("vlan", "planned")] == [201, 201], "before any host is there"
-        assert [make("flat", "rack"), make("vlan", "rack"), make("flat", "*")] == [400, 400, 400]
-        cloud.add_host("host1", bridges={"rack": "br-rack"})
-        assert [make("flat", "rack"), make("vlan", "rack"), make("flat", "shelf")] == [201, 201, 400]
-        spans = {"network_type": "vlan", "physical_network": "rack", "minimum": 7, "maximum": 9, "shared": True}
-        admin.make("network_segment_range", "network_segment_ranges", **spans)
-    finally:
-        cloud.close()
-
-
-def test_a_star_allows_flat_networks_any_name(tmp_path: Path) -> None:
-    cloud = TestCloud(tmp_path, hosts=1, physical_networks=("*",))
-    try:
-        admin = Net(cloud, "admin")
-        flat = {"provider:network_type": "flat", "provider:physical_network": "anything"}
-        admin.make("network", **flat)
-        tagged = {"network": {**flat, "provider:network_type": "vlan"}}
-        assert admin.refused("POST", "networks", tagged) == (400, "InvalidInput"), "VLAN ids need a range"
-        assert admin.public()["provider:physical_network"] == "physnet1"
-    finally:
-        cloud.close()
-
-
-def test_provider_segments_are_exact(admin: Net, demo: Net) -> None:
-    def make(**provider: Any) -> tuple[int, Any]:
-        got = admin.call("POST", "networks", {"network": {f"provider:{k}": v for k, v in provider.items()}})
-        return got.status, got.json.get("NeutronError", {}).get("type")
-
-    assert make(network_type="vlan", physical_network="physnet1", segmentation_id=7) == (201, None)
-    assert make(network_type="vlan", physical_network="physnet1", segmentation_id=7) == (409, "VlanIdInUse")
-    assert make(network_type="vxlan", segmentation_id=77) == (201, None)
-    assert make(network_type="vxlan", segmentation_id=77) == (409, "TunnelIdInUse")
-    assert make(network_type="flat", physical_network="physnet1") == (409, "FlatNetworkInUse")
-    assert make(network_type="vlan", physical_network="nowhere")[0] == 400
-    assert make(network_type="vlan", physical_network="physnet1", segmentation_id=4095)[0] == 400
-    assert make(network_type="vxlan", physical_network="physnet1")[0] == 400
-    assert make(segmentation_id=3)[0] == 400
-    assert make(network_type="token-ring")[0] == 400
-    body = {"network": {"provider:network_type": "local"}}
-    assert demo.refused("POST", "networks", body) == (403, "PolicyNotAuthorized")
 
 
 def test_nobody_sees_anothers_network_until_it_is_shared(demo: Net, admin: Net) -> None:
@@ -453,51 +398,6 @@ def test_only_administrators_decide_about_the_gateway(demo: Net, admin: Net) -> 
     net, _ = demo.network()
     inside = {"router": {"external_gateway_info": {"network_id": net["id"]}}}
     assert demo.refused("POST", "routers", inside) == (400, "BadRequest")
-
-
-def test_quota_counts_what_is_there(demo: Net, admin: Net) -> None:
-    project = demo.network()[0]["project_id"]
-    assert admin.ok("PUT", f"quotas/{project}", {"quota": {"network": 1}})["quota"]["network"] == 1
-    assert demo.refused("POST", "networks", {"network": {}}) == (409, "OverQuota")
-    details = demo.ok("GET", f"quotas/{project}/details.json")["quota"]
-    assert details["network"] == {"limit": 1, "used": 1, "reserved": 0}
-    assert details["port"]["used"] == 1  # DHCP's
-    assert demo.refused("PUT", f"quotas/{project}", {"quota": {"network": 5}}) == (403, "PolicyNotAuthorized")
-    assert admin.refused("PUT", f"quotas/{project}", {"quota": {"moons": 5}})[0] == 400
-    assert admin.refused("PUT", f"quotas/{project}", {"quota": {"network": -2}})[0] == 400
-    assert demo.ok("GET", f"quotas/{project}/default")["quota"]["network"] == 100
-    admin.ok("DELETE", f"quotas/{project}")
-    assert admin.refused("DELETE", f"quotas/{project}") == (404, "TenantQuotaNotFound")
-    assert demo.ok("GET", f"quotas/{project}")["quota"]["network"] == 100
-
-
-def test_operators_choose_the_limits_of_projects_without_their_own(tmp_path: Path) -> None:
-    with closing(TestCloud(tmp_path / "c", hosts=0, network_quotas=("router=12", "subnetpool=0", "trunk=3"))) as cloud:
-        demo, admin = Net(cloud), Net(cloud, "admin")
-        project = demo.network()[0]["project_id"]
-        for path in (f"quotas/{project}", f"quotas/{project}/default"):
-            found = demo.ok("GET", path)["quota"]
-            assert {n: found[n] for n in ("router", "subnetpool", "trunk", "network")} == {
-                "router": 12, "subnetpool": 0, "trunk": 3, "network": 100
-            }  # fmt: skip
-        used = demo.ok("GET", f"quotas/{project}/details.json")["quota"]["router"]["used"]
-        demo.ok("POST", "routers", {"routers": [{}] * (12 - used)})
-        assert demo.refused("POST", "routers", {"router": {}}) == (409, "OverQuota")
-        pool = {"subnetpool": {"name": "p", "prefixes": ["10.9.0.0/16"]}}
-        assert demo.refused("POST", "subnetpools", pool) == (409, "OverQuota")
-        admin.ok("PUT", f"quotas/{project}", {"quota": {"router": 13}})
-        demo.ok("POST", "routers", {"router": {}})
-
-
-@pytest.mark.parametrize("one", ["router", "router=many", "router=-2", "router=1.5", "Router=1"])
-def test_limits_of_the_wrong_form_are_refused(one: str) -> None:
-    with pytest.raises(BadSetting, match="RESOURCE=NUMBER"):
-        Settings(network_quotas=(one,))
-
-
-def test_limits_of_unknown_resources_are_refused_with_the_nearest() -> None:
-    with pytest.raises(BadSetting, match="'routers' has a quota; there is router"):
-        wiring.with_quotas(wiring.services(), Settings(network_quotas=("routers=30",)))
 
 
 def test_lists_filter_sort_and_page(demo: Net) -> None:
