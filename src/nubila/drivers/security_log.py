@@ -163,8 +163,7 @@ def line(entry: Entry, accepted: bool, number: int, direction: str, packet: str)
     ids = [
         log.id
         for log in entry.logs
-        if log.event in ("ALL", wanted)
-        and (not accepted or log.group is None or entry.groups.get(log.group) == number)
+        if log.event in ("ALL", wanted) and (not accepted or log.group is None or entry.groups.get(log.group) == number)
     ]
     if not ids:
         return ""

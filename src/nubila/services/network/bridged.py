@@ -34,9 +34,7 @@ _GUESTS = (
 )  # fmt: skip
 
 
-def lacks(
-    reader: Reader, host: Mapping[str, Any], network_id: str, *, port_id: str = "", guest: bool = False
-) -> str:
+def lacks(reader: Reader, host: Mapping[str, Any], network_id: str, *, port_id: str = "", guest: bool = False) -> str:
     """Why a port of the network cannot be bound on the host, in a few words; "" when it can, as far as we know.
 
     ``port_id``: the port, when there is one already. ``guest``: it is a server's, or will be.
