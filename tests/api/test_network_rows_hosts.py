@@ -154,7 +154,7 @@ def test_extensions_of_service_plugins_are_listed(demo: Net) -> None:
     assert {"metering", "router", "qos", "trunk"} <= aliases
 
 
-@pytest.mark.req("C/ML2-07")
+@pytest.mark.req("C/ML2-07", "C/PROV-15")
 def test_networks_outside_a_range_that_was_narrowed_stay_whole(cloud: TestCloud, admin: Net) -> None:
     made = admin.make("network", **{"provider:network_type": "vxlan", "provider:segmentation_id": 5000})
     wide = cloud.cloud.settings
@@ -163,6 +163,9 @@ def test_networks_outside_a_range_that_was_narrowed_stay_whole(cloud: TestCloud,
         near = [admin.make("network")["provider:segmentation_id"] for _ in range(2)]
         assert sorted(near) == [1, 2]
         assert admin.refused("POST", "networks", {"network": {}}) == (503, "NoNetworkAvailable")
+        (second,) = [n["id"] for n in admin.ok("GET", "networks", **{"provider:segmentation_id": 2})["networks"]]
+        admin.ok("DELETE", f"networks/{second}")
+        assert admin.make("network")["provider:segmentation_id"] == 2, "what was given back is taken again"
         assert admin.ok("GET", f"networks/{made['id']}")["network"]["provider:segmentation_id"] == 5000
         changed = {"network": {"name": "changed"}}
         assert admin.ok("PUT", f"networks/{made['id']}", changed)["network"]["name"] == "changed"
@@ -172,3 +175,16 @@ def test_networks_outside_a_range_that_was_narrowed_stay_whole(cloud: TestCloud,
     assert admin.refused("POST", "networks", again) == (409, "TunnelIdInUse")
     admin.ok("DELETE", f"networks/{made['id']}")
     assert admin.ok("POST", "networks", again)["network"]["provider:segmentation_id"] == 5000
+
+
+@pytest.mark.req("C/NET-01")
+def test_ports_of_a_network_that_is_down_are_silent(cloud: TestCloud, demo: Net, admin: Net) -> None:
+    """What a silent port means on the wire: tests/host/test_network_packets.py."""
+    net, _ = demo.network()
+    port = demo.make("port", network_id=net["id"], device_owner="compute:nova")
+    admin.ok("PUT", f"ports/{port['id']}", {"port": {"binding:host_id": "host1"}})
+    driver = cloud.agents[0].drivers.network
+    for up in (True, False, True):
+        demo.ok("PUT", f"networks/{net['id']}", {"network": {"admin_state_up": up}})
+        cloud.settle()
+        assert driver.port(port["id"]).admin_state_up is up  # type: ignore[attr-defined]

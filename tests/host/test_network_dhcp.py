@@ -65,6 +65,12 @@ def test_two_servers_give_the_same_lease(tmp_path: Path) -> None:
         again = guest.lease()
         assert (again["ip"], again["serverid"]) == ("10.0.0.3", "10.0.0.9"), "the other one stands in"
         assert "web-0.openstack.test" in resolves(guest, "10.0.0.3", "10.0.0.9")
+        processes.kill("dnsmasq", hosts[1].place.root / "dhcp" / net.id)
+        with pytest.raises(AssertionError, match="no lease"):
+            guest.lease()
+        hosts[1].driver.ensure_network(replace(second, subnets=both))
+        again = guest.lease()
+        assert (again["ip"], again["serverid"]) == ("10.0.0.3", "10.0.0.9"), "and is back"
     finally:
         for host in hosts:
             host.close()

@@ -62,7 +62,7 @@ def arp_frame(source_mac: str, claimed_mac: str, claimed_ip: str, to: str) -> by
 # --- security groups ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.req("C/SG-08")
+@pytest.mark.req("C/SG-08", "C/SG-02")
 def test_security_groups_are_closed_unless_opened(host: Host) -> None:
     net = network(dhcp=False)
     host.driver.ensure_network(net)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from contract_network import PING, external, network, port, replace, router, with_hosts
-from network_world import Host
+from network_world import Host, ask_in
 from test_network_hosts import join
 
 from nubila.apps import doctor_host
-from nubila.core.ports import Impossible, NetworkSpec, RouterSpec, Segment
+from nubila.core.ports import FloatingSpec, Impossible, NetworkSpec, RouterSpec, Segment
 from nubila.drivers import links, processes
 from nubila.drivers.ovs_bridges import bridge_name
 
@@ -172,6 +172,41 @@ def test_the_scenario_of_two_projects_on_linux_bridges(tmp_path: Path) -> None:
         assert not two.pings(one.ip, 1)
     finally:
         host.close()
+
+
+@pytest.mark.req("C/L3-21")
+def test_a_floating_address_leads_only_where_the_group_lets_in(host: Host) -> None:
+    net, outside = network(gateway="10.0.0.1", dhcp=False), external()
+    for spec in (net, outside):
+        host.driver.ensure_network(spec)
+    closed = port(net, 3)
+    host.guest(closed).configure("10.0.0.1")
+    floating = FloatingSpec(id="1", floating_ip="172.24.4.101", fixed_ip="10.0.0.3")
+    host.driver.ensure_router(router(net, outside=outside, floating_ips=(floating,)))
+    assert not host.pings("172.24.4.101", 1)
+    host.driver.ensure_port(replace(closed, rules=(*closed.rules, PING)))
+    assert host.pings("172.24.4.101")
+    host.driver.ensure_port(closed)
+    assert not host.pings("172.24.4.101", 1)
+
+
+@pytest.mark.req("C/META-01")
+def test_metadata_tells_networks_with_equal_addresses_apart(host: Host) -> None:
+    asked: list[tuple[object, object]] = []
+
+    def answer(**request: object) -> tuple[int, str, bytes]:
+        asked.append((request["network_id"], request["address"]))
+        return 200, "text/plain", b"you"
+
+    host.driver.serve_metadata(answer)
+    nets = [network(vni=n) for n in (7, 8)]
+    for net in nets:
+        spec = port(net, 3)
+        host.driver.ensure_network(with_hosts(net, spec))
+        guest = host.guest(spec)
+        assert guest.lease()["ip"] == "10.0.0.3"
+        assert ask_in(guest.namespace, "169.254.169.254", 80, "/") == (200, b"you")
+    assert asked == [(net.id, "10.0.0.3") for net in nets]
 
 
 @pytest.mark.req("C/OPS-04")

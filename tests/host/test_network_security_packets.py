@@ -128,7 +128,6 @@ def test_an_address_may_be_in_many_sets_and_prefixes(host: Host) -> None:
     assert mute.reads(web.ip, 80, 1) == ""
 
 
-@pytest.mark.req("C/SG-02")
 def test_a_thousand_rules_for_many_ports_are_one_bundle(host: Host) -> None:
     net = network("10.0.0.0/24", dhcp=False)
     host.driver.ensure_network(net)

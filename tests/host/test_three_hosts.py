@@ -123,7 +123,7 @@ def test_joined_hosts_hold_no_secrets_of_the_cloud(scene: Scene) -> None:
         assert "database" not in json.loads((state / "hosts" / name / "agent.json").read_text())
 
 
-@pytest.mark.req("C/ARCH-09", "C/ARCH-13", "C/OVS-15", "C/ARCH-04")
+@pytest.mark.req("C/ARCH-09", "C/ARCH-13", "C/OVS-15", "C/ARCH-04", "C/TUN-03")
 def test_a_network_spans_hosts_and_projects_are_apart(scene: Scene) -> None:
     scene.b.lease()
     until(lambda: scene.b.pings(scene.a), "guest to guest, host to host", 150)

@@ -371,7 +371,7 @@ def test_the_server_shows_its_floating_ip(walk: Walk) -> None:
 
 
 @host
-@pytest.mark.req("B/WALK-53", "B/VC-206", "B/VC-207", "C/L3-21")
+@pytest.mark.req("B/WALK-53", "B/VC-206", "B/VC-207")
 def test_the_guest_is_reached_from_outside(real_walk: Walk) -> None:
     assert "1 received" in real_walk["WALK-53 ping"].out
     assert real_walk["WALK-53"].status == 0, real_walk["WALK-53"].err
