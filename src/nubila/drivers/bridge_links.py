@@ -59,7 +59,9 @@ def make_port(net: Net, device: Device, bridge: Device, alias: str, mtu: int, *,
 
 def set_flags(net: Net, index: int, **flags: int) -> None:
     """Flags of a bridge port, e.g. unicast_flood=0."""
-    net.route.brport("set", index=index, **flags)
+    present = link_reads.port_flags(index)
+    if any(present.get(name) != value for name, value in flags.items()):
+        net.route.brport("set", index=index, **flags)
 
 
 def leave(net: Net, device: Device) -> None:
@@ -103,8 +105,10 @@ def move_addresses(net: Net, source: Device, target: Device, keep: Iterable[str]
 
 def forward_here(net: Net, port: Device, macs: Iterable[str]) -> None:
     """Send frames to these addresses out of a port of the bridge, learned or not."""
-    for mac in macs:
-        net.route.fdb("replace", ifindex=port.index, lladdr=mac.lower(), flags=_MASTER, state=_NOARP)
+    wanted = {mac.lower() for mac in macs}
+    present = {entry.mac for entry in link_reads.forwarding(port.index) if entry.state == _NOARP} if wanted else set()
+    for mac in sorted(wanted - present):
+        net.route.fdb("replace", ifindex=port.index, lladdr=mac, flags=_MASTER, state=_NOARP)
 
 
 def populate(net: Net, tunnel: Device, neighbours: Iterable[Neighbour]) -> None:

@@ -26,6 +26,8 @@ _SOL_NETLINK, _STRICT = 270, 12
 _NO_STATISTICS = 1 << 3  # RTEXT_FILTER_SKIP_STATS
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER = 1, 3, 4, 10
 _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_GROUP, _IFLA_EXT_MASK = 18, 20, 27, 29
+_INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 4, 5
+_FLAGS = {"unicast_flood": 9, "proxyarp": 10, "proxyarp_wifi": 12}  # IFLA_BRPORT_...
 _NDA_DST, _NDA_LLADDR, _NDA_IFINDEX = 1, 2, 8
 _IFF_UP, _IFF_NOARP = 0x1, 0x80
 _ABSENT = (errno.ENODEV, errno.EINVAL, errno.ERANGE)
@@ -73,6 +75,18 @@ def devices() -> list[Device]:
     """All devices."""
     mask = _attribute(_IFLA_EXT_MASK, struct.pack("=I", _NO_STATISTICS))
     return [_device(part) for part in _dump(_GETLINK, bytes(16) + mask)]
+
+
+def port_flags(index: int) -> dict[str, int]:
+    """The flags of a bridge's port, by the names of ``bridge link``; none when it is the port of no bridge."""
+    with _socket() as asker:
+        asker.send(_message(_GETLINK, _REQUEST, struct.pack("=BxHiII", 0, 0, index, 0, 0)))
+        said = asker.recv(1 << 16)
+    if struct.unpack_from("=H", said, 4)[0] != _NEWLINK:
+        return {}
+    info = _attributes(_attributes(said[32:]).get(_IFLA_LINKINFO, b""))
+    found = _attributes(info.get(_INFO_SLAVE_DATA, b"")) if _text(info.get(_INFO_SLAVE_KIND, b"")) == "bridge" else {}
+    return {name: found[key][0] for name, key in _FLAGS.items() if found.get(key)}
 
 
 def forwarding(index: int) -> list[Entry]:
