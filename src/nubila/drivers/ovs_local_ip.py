@@ -39,9 +39,9 @@ def flows(vlan: int, local_ips: Sequence[LocalIp], numbers: Mapping[str, int]) -
         there = f"set_field:{local.mac}->eth_dst,set_field:{number}->reg7,resubmit(,50)"  # 50: private VLANs
         out.setdefault(
             f"table=30,priority=120,reg4=0,reg5={vlan},arp,arp_op=1,arp_tpa={local.address}",
-            f"move:NXM_OF_ETH_SRC[]->NXM_OF_ETH_DST[],set_field:{local.mac}->eth_src,set_field:2->arp_op,"
-            "move:NXM_NX_ARP_SHA[]->NXM_NX_ARP_THA[],move:NXM_OF_ARP_SPA[]->NXM_OF_ARP_TPA[],"
-            f"set_field:{local.mac}->arp_sha,set_field:{local.address}->arp_spa,IN_PORT",
+            "move:NXM_OF_ARP_SPA[]->NXM_OF_ARP_TPA[],move:NXM_NX_ARP_SHA[]->NXM_NX_ARP_THA[],set_field:2->arp_op,"
+            f"set_field:{local.address}->arp_spa,set_field:{local.mac}->arp_sha,"
+            f"move:NXM_OF_ETH_SRC[]->NXM_OF_ETH_DST[],set_field:{local.mac}->eth_src,IN_PORT",
         )
         to = f"table=30,priority=120,reg4=0,reg5={vlan},ip,nw_dst={local.address}"
         if not local.translate:
