@@ -146,7 +146,6 @@ class Cloud:
         return self.wires.hosts[number].guest(spec).configure(gateway)
 
 
-@pytest.mark.req("C/L3-DVR")
 def test_east_west_stays_on_the_hosts_of_the_guests(wires: Wires) -> None:
     cloud = Cloud(wires)
     cloud.route()
