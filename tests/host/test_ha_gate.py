@@ -108,6 +108,8 @@ def test_what_arrives_after_the_close_is_handed_on(pair: Pair) -> None:
     assert pair.answers()
     held = Held(pair.router, {"fa:16:3e:00:00:01": "qg-x"})
     assert pair.gate.hold(30)
+    assert not pair.pings(), "what arrives is held from now on, the gate being open"
+    assert held.frames()
     assert pair.gate.close()
     with links.entered(pair.neighbour):
         argv = ["ping", "-c", "3", "-i", "0.2", "-W", "20", "10.9.0.1"]

@@ -32,6 +32,8 @@ PORT, FRAMES_PORT = 3781, 3782
 """UDP on the HA network: promises; frames that arrived on the host that has just been left."""
 RELAY_S = 2.0
 """How long a host that was left hands on what still arrives: switches have learned by then (ha_neighbours.show)."""
+LEAVE_S = 0.01
+"""How long what has entered the router may take to leave it before the gate closes."""
 MOST_WAITING = 4096
 NEEDED = "needed.json"
 TTL_S = 0.5
@@ -94,7 +96,6 @@ class HaRouter:
         self._known: dict[tuple[str, str], str] = {}  # what the host that forwards knows
         self._shared: list[Neighbour] = []
         self._share_at = self._share_all_at = 0.0
-        self._bulk: subprocess.Popen[bytes] | None = None
         self._renewed = self._asked = self._dressed = 0.0
         self._announce: list[float] = []
         self._show: list[float] = []
@@ -158,9 +159,6 @@ class HaRouter:
         self.neighbours.close()
         self.sender.close()
         self.gate.close_socket()
-        if self._bulk is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._bulk.wait(2)
 
     # --- reading the kernel
 
@@ -381,14 +379,13 @@ class HaRouter:
         """
         self._get_ready(clock())
         self._tell(address, self.neighbours.known([device.name for device in self.kept.devices]))
-        run_dir = Path(self.kept.run_dir)
-        if self._bulk is not None and self._bulk.poll() is None:
-            return
-        with contextlib.suppress(OSError):
-            self._bulk = subprocess.Popen(
-                ha_daemons.bulk_argv(run_dir), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )  # fmt: skip
+        self._aside.submit(self._tell_connections)
+
+    def _tell_connections(self) -> None:
+        quiet = subprocess.DEVNULL
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            argv = ha_daemons.bulk_argv(Path(self.kept.run_dir))
+            subprocess.run(argv, stdin=quiet, stdout=quiet, stderr=quiet, timeout=2)
 
     def _get_ready(self, now: float) -> None:
         """Have what hands on frames: that takes a while, and the gate is open meanwhile."""
@@ -420,6 +417,7 @@ class HaRouter:
             self._tell(address, self.neighbours.known([device.name for device in self.kept.devices]))
         if self.held is not None and self.gate.hold(RELAY_S):
             self._relay_until = now + RELAY_S
+            time.sleep(LEAVE_S)
         self._shut("it is moved")
 
     def relay(self) -> None:

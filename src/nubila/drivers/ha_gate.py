@@ -165,7 +165,8 @@ class Gate:
         """Open it for so long, whatever it was; and end holding."""
         ms = max(1, int(timeout_s * 1000))
         add = (_NEWSETELEM, LEASE, ms)
-        return self._batch([add, (_DELSETELEM, LEASE, None), add])
+        no_hold = [(_NEWSETELEM, HOLD, 1), (_DELSETELEM, HOLD, None)]
+        return self._batch([*no_hold, add, (_DELSETELEM, LEASE, None), add])
 
     def renew(self, timeout_s: float) -> bool:
         """Keep it open for so long from now; False when it had closed: it stays closed."""
@@ -183,7 +184,7 @@ class Gate:
             return "elements" in programs.run(argv, package="nftables", check=False)
 
     def hold(self, timeout_s: float) -> bool:
-        """Keep what arrives for so long; needs :class:`Held`."""
+        """Keep what arrives for so long, also while the gate is open; needs :class:`Held`."""
         add = (_NEWSETELEM, HOLD, max(1, int(timeout_s * 1000)))
         return self._batch([add, (_DELSETELEM, HOLD, None), add])
 
@@ -198,9 +199,9 @@ class Gate:
 class Held:
     """What still arrives at a router on the host that has just given the lease to another, in a planned move.
 
-    Frames that the gate would drop go into a pair of devices whose far end only our packet socket reads. Those for
-    the router itself are handed to the next host (see :class:`Injector`); broadcasts are not worth it, they are sent
-    again.
+    What arrives goes, from :meth:`Gate.hold` on and before the gate closes, into a pair of devices whose far end only
+    our packet socket reads. Frames for the router itself are handed to the next host (see :class:`Injector`);
+    broadcasts are not worth it, they are sent again.
     """
 
     def __init__(self, namespace: str, devices: dict[str, str]) -> None:
@@ -216,7 +217,6 @@ class Held:
         self.tap.bind((_HOLD_OUT, 0x0003))
         self.tap.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 16 << 20)
         rules = [f'insert rule netdev {TABLE} in-{d} iiftype @{HOLD} fwd to "{_HOLD_IN}"\n' for d in devices.values()]
-        rules += [f"insert rule netdev {TABLE} in-{d} iiftype @{LEASE} accept\n" for d in devices.values()]
         with links.entered(namespace):
             nft.load("".join(rules))
 
