@@ -7,7 +7,10 @@ from typing import Any
 
 import msgspec
 import pytest
+import sqlalchemy as sa
+from computing import Nova, image
 
+from nubila.core import hosts
 from nubila.core.ports import Neighbour, NetworkSpec, PortSpec
 from nubila.services.network import SERVICE, plug
 from nubila.testing.cloud import TestCloud
@@ -209,3 +212,22 @@ def test_logs_are_for_ports_on_bridges_too(mixed: Mixed) -> None:
         spec = SERVICE.host_items["port"].describe(mixed.test.cloud, r, port["id"], "bridge")
     assert isinstance(spec, PortSpec)
     assert [log.event for log in spec.logs] == ["ALL"]
+
+
+def test_a_server_goes_where_its_trunk_can_be_or_says_why_nowhere(mixed: Mixed) -> None:
+    nova, tiny = Nova(mixed.test), image(mixed.test)
+
+    def boot() -> dict[str, Any]:
+        parent = port_of(mixed, device_owner="")
+        mixed.call("POST", "/trunks", {"trunk": {"port_id": parent["id"]}})
+        id = nova.boot(tiny, networks=[{"port": parent["id"]}])["id"]
+        mixed.test.settle()
+        return nova.server(id)
+
+    made = boot()
+    assert (made["status"], made["OS-EXT-SRV-ATTR:host"]) == ("ACTIVE", "ovs")
+    with mixed.test.cloud.store.write() as tx:
+        tx.execute(sa.update(hosts.TABLE).where(hosts.TABLE.c.name == "ovs").values(roles=["network"]))
+    refused_one = boot()
+    assert refused_one["status"] == "ERROR"
+    assert "kind of switch" in refused_one["fault"]["details"]

@@ -139,12 +139,13 @@ def views(
     if not per_row and not own and not fields:
         return [render(row) for row in rows]
     out = []
-    verdicts = {rule: _Verdicts(call, rule) for rule, _ in per_row}
+    verdicts = [(_Verdicts(call, rule), a.name) for rule, a in per_row]
+    renders: dict[tuple[str, ...], Render] = {(): render}
     for row in rows:
-        view = render(row)
-        for rule, a in per_row:
-            if verdicts[rule].of(row):
-                view |= _renderer(cls, (a.name,))(row)
+        more = tuple(name for rule, name in verdicts if rule.of(row))
+        if (render_this := renders.get(more)) is None:
+            render_this = renders[more] = _renderer(cls, (*attrs, *more))
+        view = render_this(row)
         if own and row.get("extra"):
             view = {**row["extra"], **view}
         if fields:

@@ -24,7 +24,7 @@ from nubila.services.placement import claims, reading
 
 Row = dict[str, Any]
 CONFLICT_TRIES = 5
-NO_HOST = "No valid host was found. There are not enough hosts available."
+NO_HOST = "No valid host was found. All are full, down or ruled out."  # clients look for the first sentence
 _GROUP = sa.select(GROUP).where(GROUP.c.id == sa.bindparam("id"))
 _MEMBERS = (
     sa.select(SERVER.c.host, sa.func.count())
@@ -81,7 +81,8 @@ def _place(cloud: Cloud, tx: Tx, row: Row, tries: int) -> None:
     """Choose a host, claim its room, plug the ports there and hand the guest to it: one transaction."""
     if row["group_id"]:
         tx.one(_LOCK_GROUP if tx.dialect != "sqlite" else _GROUP, {"id": row["group_id"]})
-    seen = _connected(tx, row, views_of(tx))
+    every = views_of(tx)
+    seen = _connected(tx, row, every)
     wish = wish_of(tx, row)
     whole = dataclasses.replace(wish, amounts={**wish.amounts, **_guaranteed(tx, row)})
     for host in place.candidates(seen, whole):
@@ -91,7 +92,8 @@ def _place(cloud: Cloud, tx: Tx, row: Row, tries: int) -> None:
             continue  # somebody was faster, or units do not fit: the next best
         break
     else:
-        raise _Refused(NO_HOST, details=place.explain(seen, whole))
+        cut_off = "No compute host can have ports on all of the server's networks (segments, kind of switch)."
+        raise _Refused(NO_HOST, details=cut_off if every and not seen else place.explain(seen, whole))
     try:
         plugged = nics.plug_all(cloud, tx, row, host.name, host.zone)
     except Fault as e:
