@@ -110,7 +110,7 @@ def _list(call: Call, detail: bool) -> Row:
     found = zones.compute_hosts(call.tx)
     if pattern is not None:
         if call.arg("limit") is not None or call.arg("marker") is not None:
-            raise bad_request("Paging with hypervisor_hostname_pattern is not supported.")
+            raise bad_request("hypervisor_hostname_pattern: leave limit and marker out beside it.")
         found = _matching(found, pattern)
     with_servers = _with_servers(call)
     limit, marker = wire.limit_and_marker(call) if call.version >= (2, 33) else (wire.MAX_LIMIT, None)

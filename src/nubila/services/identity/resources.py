@@ -149,7 +149,7 @@ def _created(call: Call, row: Row) -> None:
 
 def _project_target(call: Call, row: Row) -> Row:
     """What project rules name. A new project's domain counts only when it is given: who may not create it anywhere
-    names the domain he manages; a project that acts as a domain is in none."""
+    names the domain he manages; a domain seen as a project is in none."""
     return {"target.project.domain_id": row.get("domain_id") or None, "project_id": row.get("id")}
 
 

@@ -118,7 +118,7 @@ def claim(tx: Tx, port: Mapping[str, Any], wanted: Sequence[Wish], start: int = 
                 text = f"Every address of network {port['network_id']} is taken: add a subnet or widen a pool."
                 raise conflict(text, "IpAddressGenerationFailure")
         elif not allocate.take(tx, subnet, ip, port["id"], place):
-            text = f"IP address {ip} already allocated in subnet {subnet['id']}."
+            text = f"fixed_ips: {ip} of subnet {subnet['id']} is taken: choose another."
             raise conflict(text, "IpAddressAlreadyAllocated")
         out.append({"subnet_id": subnet["id"], "ip_address": ip})
     return out

@@ -344,7 +344,7 @@ def check_routes(tx: Reader, router_id: str, asked: Sequence[Mapping[str, str]])
             text = f"routes: nexthop {route['nexthop']} is on no subnet of the router."
             raise bad_request(text, "InvalidRoutes")
         if route["nexthop"] in own:
-            text = f"Invalid format for routes: {route}, the nexthop is used by router"
+            text = f"routes: nexthop {route['nexthop']} is the router itself."
             raise bad_request(text, "InvalidRoutes")
     return routes
 
