@@ -202,9 +202,9 @@ def _options(spec: NetworkSpec, subnets: Iterable[SubnetSpec], dhcp: DhcpSpec) -
                 # An IPv6 option has its prefix already (core.ports.DhcpHost); dnsmasq wants it also before a number.
                 known = name if name.isdigit() or name.startswith("option6:") else f"option:{name}"
                 lines.append(f"tag:port-{host.port_id},{known},{value}")
-        own = dict(host.options)
-        domain = _legal((own.get("domain-name") or own.get("15") or "").strip('"'))
-        if domain and not {"domain-search", "119"} & own.keys():  # clients believe the search list before the name
+        asked = dict(host.options)
+        domain = _legal((asked.get("domain-name") or asked.get("15") or "").strip('"'))
+        if domain and not {"domain-search", "119"} & asked.keys():  # clients believe the search list before the name
             lines.append(f"tag:port-{host.port_id},option:domain-search,{domain}")
     return lines
 
