@@ -77,6 +77,13 @@ def test_openstack_metadata(cloud: TestCloud, demo: Nova, net: str, guest: str) 
     assert found["services"] == [{"type": "dns", "address": "9.9.9.9"}]
 
 
+def test_the_network_knows_a_guest_by_its_host_name(cloud: TestCloud, demo: Nova, guest: str) -> None:
+    path = f"/network/v2.0/ports?device_id={guest}"
+    port = cloud.request("GET", path, token=demo.token).json["ports"][0]
+    assert port["dns_name"] == "guest-1"
+    assert port["dns_assignment"][0]["fqdn"] == "guest-1.openstacklocal."
+
+
 @pytest.mark.parametrize(
     "path", ["/openstack/1999-01-01", "/nope", "/latest/nope", "/openstack/latest/../x", "/latest/meta-data/hostname/x"]
 )

@@ -47,6 +47,10 @@ mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 mkdir -p /dev/pts /dev/shm /run/net /etc/dropbear
 mount -t devpts -o gid=5,mode=620 pts /dev/pts
+ln -s /proc/self/fd /dev/fd
+ln -s fd/0 /dev/stdin
+ln -s fd/1 /dev/stdout
+ln -s fd/2 /dev/stderr
 exec <>/dev/console >&0 2>&1
 say() { read -r up idle </proc/uptime; echo "[$up] tiny: $*"; }
 say "starting"
@@ -393,6 +397,5 @@ LINKS: dict[str, str] = {
     "var/lock": "../run",
     "var/tmp": "../tmp",
     "etc/mtab": "../proc/mounts",
-    "lib/tcp/nc": "../../bin/busybox",
     "lib/udp/nc": "../../bin/nc.traditional",
 }

@@ -78,6 +78,7 @@ def plug_one(cloud: Cloud, tx: Tx, server: Row, nic: Row, host: str, zone: str) 
     row = plug.create_port(
         cloud, tx, project_id=server["project_id"], network_id=nic["uuid"], fixed_ip=nic.get("fixed_ip"),
         security_group_ids=server["security_groups"], device_id=server["id"], device_owner=owner, host=host,
+        dns_name=str(server["hostname"] or "").partition(".")[0],
     )  # fmt: skip
     return {"port_id": row["id"], "tag": nic.get("tag"), "owned": True}
 

@@ -80,9 +80,12 @@ def create_port(
     host: str | None,
     name: str = "",
     mac: str | None = None,
+    dns_name: str = "",
     creds: Any = None,
 ) -> Row:
     """Make a port for a device and return its row with ``fixed_ips``.
+
+    ``dns_name``: what the device calls itself; nothing happens when that is no host name.
 
     ``security_group_ids`` None: the project's default group. ``host`` None: not wired yet. ``creds`` None: the cloud
     itself asks. Raises the Faults of the API: NetworkNotFound 404, SecurityGroupNotFound 404, InvalidIpForNetwork 400,
@@ -91,6 +94,8 @@ def create_port(
     more: Row = {} if security_group_ids is None else {"security_groups": list(security_group_ids)}
     if fixed_ip is not None:
         more["fixed_ips"] = [{"ip_address": fixed_ip}]
+    if ports.is_host_name(dns_name):
+        more["dns_name"] = dns_name
     return ports.create(
         cloud, tx, creds, project_id=project_id, network_id=network_id, name=name, mac_address=mac, host_id=host or "",
         device_id=device_id, device_owner=device_owner, **more,

@@ -361,8 +361,13 @@ def options(have: Sequence[Mapping[str, Any]], asked: Sequence[Mapping[str, Any]
     return list(out.values())
 
 
+def is_host_name(text: str) -> bool:
+    """Whether it is one DNS label (RFC 1123)."""
+    return re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?", text) is not None
+
+
 def host_name(text: str) -> str:
     """A name usable as one DNS label; 400 otherwise."""
-    if text and not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?", text):
+    if text and not is_host_name(text):
         raise bad_request(f"dns_name: '{text}' is no host name.", "InvalidInput")
     return text.lower()
