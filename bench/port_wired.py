@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -116,6 +117,7 @@ def measure(ports: int, already: int) -> dict[str, Any]:
         if agent.is_alive():
             agent.kill()
         links.remove_namespace(namespace)
+        shutil.rmtree(root, ignore_errors=True)
         lifecycle.destroy(state)
 
 
