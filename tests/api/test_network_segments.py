@@ -126,6 +126,8 @@ def test_segments_are_for_administrators(admin: Net, demo: Net) -> None:
         ({"segments": [{"provider:network_type": "vlan", "banana": 1}]}, "HTTPBadRequest"),
         ({"segments": [{"provider:network_type": 7}]}, "HTTPBadRequest"),
         ({"segments": [{**vlan("rack2", 5), "provider:segmentation_id": "five"}]}, "HTTPBadRequest"),
+        ({"segments": [{"provider:network_type": "flat", "provider:physical_network": "x" * 65}]}, "HTTPBadRequest"),
+        ({"segments": [vlan("rack2", 10**30)]}, "InvalidInput"),
         ({"segments": [vlan("rack2", 5000)]}, "InvalidInput"),
         ({"segments": [vlan("nowhere", 5)]}, "InvalidInput"),
     ],

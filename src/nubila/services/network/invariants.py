@@ -148,7 +148,8 @@ def _routers(rows: _Rows) -> Iterator[str]:
         owner = rows.routers.get(port["device_id"])
         if port["device_owner"] in ROUTER_OWNERS and owner is not None:
             host = "" if port["device_owner"] == DVR_INTERFACE else owner["host"] or ""  # those are everywhere
-            if port["bound_host"] != host:
+            failed = port["vif_type"] == "binding_failed"  # no way to the network from there
+            if port["bound_host"] != host and not failed:
                 yield f"port {id} of router {owner['id']} is on {port['bound_host']}, the router on {owner['host']}"
             if port["device_owner"] in INTERFACES and not rows.addresses.get(id):
                 yield f"port {id} of router {owner['id']} has no address"

@@ -102,6 +102,8 @@ def _listed(given: Any) -> list[Row]:
         text = f"segments: {one} holds a value of the wrong type."
         if not isinstance(part["network_type"], str) or not isinstance(part["physical_network"], str | None):
             raise bad_request(text, "HTTPBadRequest")
+        if len(part["physical_network"] or "") > 64:
+            raise bad_request("segments: provider:physical_network has at most 64 characters.", "HTTPBadRequest")
         if part["segmentation_id"] is not None:
             try:
                 part["segmentation_id"] = int(part["segmentation_id"])
