@@ -411,7 +411,7 @@ def _disk(scratch: Path, debs: Sequence[Path], mib: int) -> None:
         "LC_ALL": "C",
     }
     # LZ4 unpacks ten times faster than gzip, which is felt where the guest's processor is emulated
-    _run("lz4", "-q", "-l", "-12", "initrd.cpio", "initrd", cwd=scratch, env=env)
+    _run("lz4", "-q", "-l", "-12", "initrd.cpio", "initrd", cwd=scratch, env=env, timeout_s=_TIMEOUT_S)
     offset = _FIRST_SECTOR * 512
     label = ("-n", "TINYBOOT", "-F", "16", "-s", "16", f"--offset={_FIRST_SECTOR}")
     _run("mkfs.vfat", *label, raw.name, str(sectors // 2), cwd=scratch, env=env)
