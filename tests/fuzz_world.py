@@ -16,6 +16,7 @@ from urllib.parse import quote, urlencode
 import sqlalchemy as sa
 from bodies import Maker, Schema
 
+from nubila.core.cloud import Nap
 from nubila.core.declare import METADATA
 from nubila.core.gates import show
 from nubila.core.service import Service
@@ -104,9 +105,10 @@ class World:
             self._furnish(who)
         self.cloud.settle()
 
-    async def wait(self, shard: str, timeout_s: float) -> None:
+    @contextlib.contextmanager
+    def listening(self, shard: str) -> Iterator[Nap]:
         """Whoever waits for a host has the host work."""
-        await asyncio.to_thread(self.cloud.settle)
+        yield lambda timeout_s: asyncio.to_thread(self.cloud.settle)
 
     def close(self) -> None:
         """Close loop and database."""

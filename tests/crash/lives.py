@@ -8,9 +8,10 @@ are struck in the first, at every statement, commit and driver call, through API
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from nubila.agent.loop import Agent
 from nubila.apps import doctor
 from nubila.apps.controller import reconcilers
 from nubila.core import hosts
+from nubila.core.cloud import Nap
 from nubila.core.db import Store, core_meta
 from nubila.core.declare import METADATA
 from nubila.core.ports import HostPlace
@@ -278,8 +280,9 @@ HEADERS = {"OpenStack-API-Version": "compute 2.90"}
 
 
 class _Nobody:
-    async def wait(self, shard: str, timeout_s: float) -> None:
-        await asyncio.sleep(0)
+    @contextlib.contextmanager
+    def listening(self, shard: str) -> Iterator[Nap]:
+        yield lambda timeout_s: asyncio.sleep(0)
 
 
 def _turn(agent: Agent) -> bool:

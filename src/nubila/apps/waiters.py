@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
+from nubila.core.cloud import Nap
 from nubila.core.nudge import Listener, Nudger
 
 
@@ -22,17 +24,31 @@ class Waiters:
         self._loop, self._run_dir = asyncio.get_running_loop(), run_dir
         nudger.hear(self._wake)
 
-    async def wait(self, shard: str, timeout_s: float) -> None:
-        """Return when the shard is nudged or the time is over, whichever comes first."""
+    @contextlib.contextmanager
+    def listening(self, shard: str) -> Iterator[Nap]:
+        """Hear nudges for the shard from now on; what is given sleeps until one came, or until its seconds are over.
+
+        Who begins to listen before looking for work misses none.
+        """
         event = asyncio.Event()
         self._events.setdefault(shard, set()).add(event)
-        listener = Listener(self._run_dir, [shard]) if self._run_dir is not None and timeout_s > 0 else None
+        listener = Listener(self._run_dir, [shard]) if self._run_dir is not None else None
         loop = asyncio.get_running_loop()
-        if listener is not None:
-            loop.add_reader(listener.fileno(), event.set)
-        try:
+
+        def heard() -> None:
+            assert listener is not None
+            listener.wait(0)
+            event.set()
+
+        async def nap(timeout_s: float) -> None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(event.wait(), timeout_s)
+            event.clear()
+
+        if listener is not None:
+            loop.add_reader(listener.fileno(), heard)
+        try:
+            yield nap
         finally:
             if listener is not None:
                 loop.remove_reader(listener.fileno())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,10 +16,14 @@ if TYPE_CHECKING:
     from nubila.core.tokens import TokenKeys
 
 
+Nap = Callable[[float], Awaitable[None]]
+"""Sleeps until a nudge came since the last nap, or until this many seconds are over."""
+
+
 class Waiters(Protocol):
     """Lets an async handler sleep until a shard is nudged."""
 
-    async def wait(self, shard: str, timeout_s: float) -> None: ...
+    def listening(self, shard: str) -> AbstractContextManager[Nap]: ...
 
 
 @dataclass

@@ -7,7 +7,8 @@ be any of the three; hosts are simulated ones unless drivers are given.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from nubila.agent.loop import Agent
 from nubila.apps import wiring
 from nubila.apps.controller import reconcilers, sweep
 from nubila.core import work
+from nubila.core.cloud import Nap
 from nubila.core.ports import HostPlace
 from nubila.core.reconcile import run_until_quiet
 from nubila.edge.app import Edge
@@ -80,8 +82,9 @@ def call_app(
 
 
 class _NoWaiting:
-    async def wait(self, shard: str, timeout_s: float) -> None:
-        await asyncio.sleep(0)
+    @contextlib.contextmanager
+    def listening(self, shard: str) -> Iterator[Nap]:
+        yield lambda timeout_s: asyncio.sleep(0)
 
 
 class DirectApi(HostApi):

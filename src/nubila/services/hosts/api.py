@@ -177,17 +177,18 @@ async def take(call: Call) -> Mapping[str, Any]:
     store = call.cloud.store
     if body.get("holding") is not None:
         work.release_others(store, host, _holding(call))
-    while True:
-        _beat(call, host)
-        taken = work.take(store, host, limit, LEASE_S)
-        if taken:
-            break
-        left = deadline - time.monotonic()
-        if left <= 0:
-            return {"items": []}
-        due = work.next_due(store, host)
-        assert call.cloud.waiters is not None
-        await call.cloud.waiters.wait(host, max(0.0, min(left, 1.0, due if due is not None else 1.0)))
+    assert call.cloud.waiters is not None
+    with call.cloud.waiters.listening(host) as nap:
+        while True:
+            _beat(call, host)
+            taken = work.take(store, host, limit, LEASE_S)
+            if taken:
+                break
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return {"items": []}
+            due = work.next_due(store, host)
+            await nap(max(0.0, min(left, 1.0, due if due is not None else 1.0)))
     out = []
     with store.read() as reader:
         for item in taken:

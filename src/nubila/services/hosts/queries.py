@@ -36,18 +36,19 @@ def ask(tx: Tx, host: str, question: Mapping[str, Any]) -> str:
 async def answer(cloud: Cloud, id: str, timeout_s: float = 10.0) -> dict[str, Any]:
     """Wait for the answer. Raises 503 when the host does not answer in time, 409 when it cannot."""
     deadline = time.monotonic() + timeout_s
-    while True:
-        with cloud.store.read() as reader:
-            row = reader.one(_ONE, {"id": id})
-        if row is None:
-            raise unavailable("The host forgot the question; try again.")
-        if row["answer"] is not None:
-            break
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise unavailable(f"Host {row['host']} did not answer within {timeout_s:g} s.", 5)
-        assert cloud.waiters is not None
-        await cloud.waiters.wait(f"query:{id}", min(left, 0.25))
+    assert cloud.waiters is not None
+    with cloud.waiters.listening(f"query:{id}") as nap:
+        while True:
+            with cloud.store.read() as reader:
+                row = reader.one(_ONE, {"id": id})
+            if row is None:
+                raise unavailable("The host forgot the question; try again.")
+            if row["answer"] is not None:
+                break
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise unavailable(f"Host {row['host']} did not answer within {timeout_s:g} s.", 5)
+            await nap(min(left, 0.25))
     with cloud.store.write() as tx:
         tx.execute(sa.delete(QUERY).where(QUERY.c.id == id))
     result: dict[str, Any] = row["answer"]
