@@ -135,6 +135,7 @@ NEEDS: dict[str, Callable[[World, str], dict[str, Any]]] = {
     "network_segment_range": lambda w, who: {
         "network_type": "geneve", "minimum": (n := 10**6 + 10 * next(w.n)), "maximum": n + 3,
     },
+    "network_segment": lambda w, who: {"network_id": w.network(who), "network_type": "geneve"},
     "address_scope": lambda w, who: {"ip_version": 4},
     "subnetpool": lambda w, who: {"prefixes": [f"10.{next(w.n) % 250}.0.0/16"]},
     "endpoint": lambda w, who: {
