@@ -177,7 +177,7 @@ def test_the_net_catches_planted_leaks(tmp_path: Path, monkeypatch: pytest.Monke
     found: Counter[str] = Counter()
     try:
         before = rows_of(world, "a")
-        run(world, "b", 240, found, Counter())
+        run(world, "b", 600, found, Counter())
         found.update(f"CHANGED {change}" for change in changes(world, "a", before))
     finally:
         world.close()
