@@ -18,7 +18,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "host"))
 
 from ha_stage import Stage, Stream  # the stage of the host tests
-from ha_witness import Witness, flood, twice
+from ha_witness import Witness, flood, second_forwarder, twice
 from machines import until
 
 pytestmark = [pytest.mark.host, pytest.mark.slow]
@@ -157,5 +157,10 @@ def test_at_no_moment_two_hosts_forward(tmp_path: Path) -> None:
         assert twice(inwards) == [], f"seed {seed}"
         assert twice(outwards) == [], f"seed {seed}"
         assert took < CONVERGE_S, f"seed {seed}: {took:.1f} s"
+        planted = tmp_path / "planted"
+        planted.mkdir(mode=0o777)
+        witness = Witness(stage, planted)
+        until(lambda: second_forwarder(stage, witness), "the witness sees a second forwarder that is planted")
+        witness.stop()
     finally:
         stage.close()

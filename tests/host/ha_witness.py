@@ -8,6 +8,7 @@ host) and on the external network (each host's own port) must never show one pac
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,9 +106,27 @@ def flood(stage: Stage) -> None:
         stage.external.inside(
             "bridge", "link", "set", "dev", f"to-{host}", "learning", "off", "flood", "on", "isolated", "on"
         )
+        stage.external.inside("ip", "link", "set", "dev", f"to-{host}", "type", "bridge_slave", "fdb_flush")
+        if host in stage.machines:  # its own bridge must not remember that the router is out there
+            daemon = "/run/nubila/ovs/ovs-vswitchd.ctl"
+            stage.machines[host].run("ovs-appctl", "-t", daemon, "fdb/flush", "br-ex", check=False)
 
 
-def unflood(stage: Stage) -> None:
-    """The external network is an ordinary switch again."""
-    for host in stage.network_hosts:
-        stage.external.inside("bridge", "link", "set", "dev", f"to-{host}", "learning", "on", "isolated", "off")
+def second_forwarder(stage: Stage, witness: Witness) -> bool:
+    """Open the gate of the standby by force, with all that it needs to forward; whether the witness sees both."""
+    active, standby = stage.active(), stage.standby()
+    mine = [(d, a) for d, found in stage.addresses(active).items() if d[:3] in ("qr-", "qg-") for a in found]
+    inner = next(d for d, _ in mine if d.startswith("qr-"))
+    known = stage.inside(active, "ip", "-4", "neigh", "show", "dev", inner)
+    guest = next((line.split() for line in known.splitlines() if "lladdr" in line), [])
+    for device, address in mine:
+        if "." in address:
+            stage.inside(standby, "ip", "addr", "add", address, "dev", device, check=False)
+    if guest:
+        mac = guest[guest.index("lladdr") + 1]
+        stage.inside(standby, "ip", "neigh", "replace", guest[0], "lladdr", mac, "dev", inner, check=False)
+    force = f"from nubila.drivers.ha_gate import Gate; assert Gate('qrouter-{stage.router}').open(3)"
+    stage.machines[standby].run(sys.executable, "-c", force)
+    stage.from_outside("ping", "-c", "5", "-i", "0.05", "-W", "1", stage.floating)
+    seen = twice(witness.inwards())
+    return bool(seen) and active in seen[0] and standby in seen[0]

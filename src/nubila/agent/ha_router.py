@@ -46,6 +46,8 @@ SHARE_S, SHARE_ALL_S = 2.0, 10.0
 """How often the other hosts are told whom we know, when that changed and in any case."""
 A_DATAGRAM = 20
 _LINK_AND_ADDRESSES = 0x1 | 0x10 | 0x100  # RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
+DRESS_S = 2.0
+"""How often addresses and routes are looked at without a sign from the kernel that one has changed."""
 _SIOCGIFFLAGS, _IFF_RUNNING = 0x8913, 0x40
 
 
@@ -105,6 +107,8 @@ class HaRouter:
         self._readying: Future[Held] | None = None
         self._readying_until = self._ready_again = self._relay_until = 0.0
         self._aside = ThreadPoolExecutor(1, f"aside-{kept.router_id[:8]}")  # for what takes long and can wait
+        self._wardrobe = ThreadPoolExecutor(1, f"addresses-{kept.router_id[:8]}")
+        self._dressing: Future[None] | None = None
         self._injector: Injector | None = None
         self._waiting: list[tuple[float, bytes]] = []
         self._naked_since: float | None = None
@@ -153,7 +157,8 @@ class HaRouter:
         self._end_relay()
         if self._injector is not None:
             self._aside.submit(self._injector.end)
-        self._aside.shutdown(wait=False)
+        for helper in (self._aside, self._wardrobe):
+            helper.shutdown(wait=False)
         for one in (self.udp, self.frames, self.watch, self._control):
             one.close()
         self.neighbours.close()
@@ -204,9 +209,7 @@ class HaRouter:
         if self.held is not None and now > self._relay_until:
             self._end_relay()
         self._inject(now)
-        if (seat.opened or seat.master or seat.ready) and now - self._dressed > 2.0:
-            self._dress(now)
-        self._undress_when_done(now)
+        self._dress_when_due(now)
         if self._show and now >= self._show[0]:
             self._show = [later for later in self._show if later > now]
             self._show_switches()
@@ -223,7 +226,7 @@ class HaRouter:
         return min(self.seat.deadline() - clock(), TTL_S)
 
     def _open(self, now: float) -> None:
-        if not self.seat.ready and now - self._dressed > 2.5:
+        if not self.seat.ready and now - self._dressed > DRESS_S + 0.5:
             self._dress(now)
         left = self._remaining()
         if left <= 0:
@@ -299,24 +302,36 @@ class HaRouter:
             log.warning("router %s: %s", self.kept.router_id, e)
             self._dressed = now - 1.8  # again soon
 
-    def _undress_when_done(self, now: float) -> None:
-        """A standby has no addresses: keepalived takes them away, and if it cannot, we do."""
+    def _dress_when_due(self, now: float) -> None:
+        """Have what belongs to our part, beside the main loop: leases are renewed while a busy kernel is asked.
+
+        A standby has no addresses: keepalived takes them away, and if it cannot, we do.
+        """
         seat = self.seat
-        if seat.opened or seat.master or seat.prepare:
+        if self._in_charge():
             self._naked_since = None
-            return
-        if self._naked_since is None:
+        elif self._naked_since is None:
             self._naked_since = now + 0.5
-        if now < self._naked_since:
+        if self._dressing is not None and not self._dressing.done():
             return
-        self._naked_since = now + 2.0
+        if (seat.opened or seat.master or seat.ready) and now - self._dressed > DRESS_S:
+            self._dressed = now
+            self._dressing = self._wardrobe.submit(self._dress, now)
+        elif self._naked_since is not None and now >= self._naked_since:
+            self._naked_since = now + DRESS_S
+            self._dressing = self._wardrobe.submit(self._undress)
+
+    def _in_charge(self) -> bool:
+        return self.seat.opened or self.seat.master or self.seat.prepare
+
+    def _undress(self) -> None:
         with contextlib.suppress(TryAgain, OSError), links.opened(self.kept.namespace) as net:
             for device in self.kept.devices:
                 found = net.device(device.name)
                 if found is not None:
                     present = net.addresses(found.index)
                     for address in device.addresses:
-                        if links.normal_interface(address) in present:
+                        if links.normal_interface(address) in present and not self._in_charge():
                             net.remove_address(found.index, address)
 
     def _announce_all(self) -> None:
@@ -447,8 +462,14 @@ class HaRouter:
             self._injector = Injector(self.host_namespace, self._outer())
 
     def relayed(self, now: float) -> None:
-        """The last host hands on what arrived there: at once when we are open, else once we are."""
-        senders = set(self.kept.peers.values())
+        """The last host hands on what arrived there: at once when we are open, else once we are.
+
+        What comes when we are not the next one is a copy: while two hosts hold after two quick moves, what a switch
+        floods reaches both, and each hands it on to the other.
+        """
+        seat = self.seat
+        awaited = seat.opened or seat.prepare or seat.lease_until > now
+        senders = set(self.kept.peers.values()) if awaited else set()
         while True:
             try:
                 frame, (address, *_) = self.frames.recvfrom(65536)
