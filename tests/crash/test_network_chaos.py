@@ -136,6 +136,9 @@ def test_at_no_moment_two_hosts_forward(tmp_path: Path) -> None:
         witness = Witness(stage, tmp_path)
         stream = Stream(stage, stage.floating)
         chaos = Chaos(stage, seed)
+        first = stage.active()
+        chaos.move()
+        until(lambda: stage.active() not in ("", first), "the other host has forwarded once")
         ends = time.monotonic() + SECONDS
         while time.monotonic() < ends:
             chaos.step()
