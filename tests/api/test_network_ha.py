@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
+from nubila.services.network import ha_lease
+from nubila.services.network.ha_tables import HA_HOST
 from nubila.testing.cloud import Response, TestCloud
 
 RULE = "/network/v2.0"
+HOSTS_OF = sa.select(HA_HOST.c.host).where(HA_HOST.c.router_id == sa.bindparam("router"))
 
 
 class Play:
@@ -232,3 +236,19 @@ def test_a_project_has_as_many_as_there_are_vrrp_ids(tmp_path: Path) -> None:
     cloud.settle()
     assert play.spec(again.json["router"]["id"], "host1").ha.vrid == number
     cloud.close()
+
+
+def test_a_host_counts_once_it_has_claimed(play: Play) -> None:
+    """Until then its promise is not needed: it is not even built, and nobody could take over there."""
+    project = play.project("demo")
+    router, store = play.make(project).json["router"]["id"], play.test.cloud.store
+    with store.read() as reader:
+        first, second, *_ = sorted(host for (host,) in reader.rows(HOSTS_OF, {"router": router}))
+
+    def claim(host: str, seq: int) -> dict[str, Any]:
+        asked = {router: {"want": True, "fit": True, "seq": seq}}
+        return store.transact(lambda tx: ha_lease.claims(play.test.cloud, tx, host, asked))[router]
+
+    assert claim(first, 1)["members"] == (first,)
+    assert claim(second, 1)["members"] == (first, second)
+    assert claim(first, 2)["members"] == (first, second)

@@ -107,7 +107,8 @@ def claims(cloud: Cloud, tx: Tx, host: str, asked: Mapping[str, Any]) -> dict[st
         if not settled and before.holder not in ("", host):
             claim = _patient(claim)
         scene = Scene(
-            members=[h["host"] for h in hosts if not h["leaving"]],
+            # Not those that have never claimed: they cannot be granted it before they do, and could promise nothing.
+            members=[h["host"] for h in hosts if not h["leaving"] and h["seen"]],
             able=[h["host"] for h in hosts if h["able"] and not h["leaving"] and at - h["seen"] < SEEN_S],
         )
         after, answer = ha_grant.decide(before, claim, host, at, scene)
