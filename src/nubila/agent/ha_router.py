@@ -377,8 +377,8 @@ class HaRouter:
     # --- a planned move
 
     def _prepare(self, now: float) -> None:
-        """We are about to get the lease: have everything but the lease."""
-        if self.seat.ready:
+        """We are about to get the lease: have everything but the lease, and be free to use it at once."""
+        if self.seat.ready or now < self.seat.quiet_until:
             return
         address = self.kept.peers.get(self.seat.holder)
         if address:
