@@ -166,6 +166,7 @@ def test_agents_and_the_control_plane_may_die(stage: Stage) -> None:
     active = stage.active()
     stream = Stream(stage, stage.floating)
     until(lambda: stage.pings(stage.floating), "packets flow")
+    until(lambda: stage.hears(active, stage.standby()), "the hosts can promise each other something")
     for host in stage.network_hosts:
         pids = [pid for pid, args in stage.machines[host].processes().items() if "apps.process agent" in args]
         stage.machines[host].run("kill", "-9", *map(str, pids))
