@@ -52,6 +52,7 @@ class Lane:
 
     def __init__(self, root: Path, name: str, number: int, switch: str, rules: int | None) -> None:
         self.name = name
+        self.by_hand = switch == "openvswitch" and rules is None
         hosts = [Host(root / f"{number}-{i}", tunnel_ip=f"198.18.{number}.{i}", switch=switch) for i in (1, 2)]
         self.hosts = hosts
         with links.opened(hosts[0].place.namespace) as net:
@@ -87,6 +88,8 @@ class Lane:
             self.sink.kill()
             self.sink.communicate()
         for host in self.hosts:
+            if self.by_hand:  # what was not made by Nubila keeps its Open vSwitch running
+                host.run("ovs-vsctl", _database(host), "--if-exists", "del-br", "hand")
             host.close()
         for guest in self.guests:
             links.remove_namespace(guest.namespace)
@@ -126,9 +129,13 @@ def _bridge_by_hand(host: Host, net: NetworkSpec, spec: PortSpec) -> None:
     _run(host, f"ip link set {tunnel} master hand", f"ip link set {spec.device} master hand")
 
 
+def _database(host: Host) -> str:
+    return f"--db=unix:{host.driver.switch.daemons.database.path}"  # type: ignore[attr-defined]  # it is that switch
+
+
 def _openvswitch_by_hand(host: Host, net: NetworkSpec, spec: PortSpec) -> None:
     tunnel = _tunnel_by_hand(host, net)
-    vsctl = ["ovs-vsctl", f"--db=unix:{host.driver.switch.daemons.database.path}"]  # type: ignore[attr-defined]
+    vsctl = ["ovs-vsctl", _database(host)]
     for command in ("add-br hand -- set bridge hand datapath_type=netdev", f"add-port hand {tunnel}",
                     f"add-port hand {spec.device}"):  # fmt: skip
         host.run(*vsctl, *command.split())
