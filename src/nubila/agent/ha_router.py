@@ -378,6 +378,9 @@ class HaRouter:
 
     def _prepare(self, now: float) -> None:
         """We are about to get the lease: have everything but the lease, and be free to use it at once."""
+        if self.held is not None:  # of our own last move: what switches flood to us too is not to go to and fro
+            self.gate.end_hold()
+            self._end_relay()
         if self.seat.ready or now < self.seat.quiet_until:
             return
         address = self.kept.peers.get(self.seat.holder)
