@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1] / "tests"), str(Path(__file__).parents[1] / "tests" / "host")]
 
-import streams  # noqa: E402
+import streams  # noqa: E402  after the tests' folder is on the path, as all that follow
 from contract_network import EGRESS, network, port  # noqa: E402
 from network_world import Host  # noqa: E402
 

@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "host")]
 
-import streams  # noqa: E402
+import streams  # noqa: E402  after the tests' folder is on the path, as all that follow
 from contract_network import network, port, replace  # noqa: E402
 from network_world import Host  # noqa: E402
 

@@ -300,7 +300,7 @@ class HaRouter:
                     log.warning("router %s: %s", self.kept.router_id, said)
         except (TryAgain, OSError) as e:
             log.warning("router %s: %s", self.kept.router_id, e)
-            self._dressed = now - 1.8  # again soon
+            self._dressed = now - DRESS_S + 0.2  # again soon
 
     def _dress_when_due(self, now: float) -> None:
         """Have what belongs to our part, beside the main loop: leases are renewed while a busy kernel is asked.

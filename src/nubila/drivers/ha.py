@@ -10,6 +10,7 @@ Failure: killed anywhere, the next ``ensure`` goes on; what forwards meanwhile i
 from __future__ import annotations
 
 import contextlib
+import functools
 import ipaddress
 import shutil
 import sys
@@ -17,13 +18,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from nubila.core.ports import HostPlace, RouterPort, RouterSpec, SubnetSpec, TryAgain
-from nubila.drivers import ha_daemons, ha_gate, ha_neighbours, links, nft, processes, programs
+from nubila.drivers import ha_daemons, ha_gate, ha_neighbours, links, nft, processes, programs, switches
 from nubila.drivers.dhcp import METADATA_ADDRESS_6
 from nubila.drivers.files import read_json, write_json
-from nubila.drivers.switches import InnerPort, mark
+from nubila.drivers.switches import mark
 
 if TYPE_CHECKING:
     from nubila.drivers.router import Routers
@@ -139,20 +140,9 @@ def _ha_port(routers: Routers, spec: RouterSpec, where: str) -> None:
     assert spec.ha is not None
     port = spec.ha.port
     name = ha_device(port)
-    routers.switch.ensure_inner(
-        InnerPort(
-            kind="router",
-            port_id=port.port_id,
-            owner=spec.id,
-            network_id=port.network_id,
-            device=name,
-            namespace=where,
-            mac=port.mac,
-            mtu=port.mtu,
-            addresses=None,
-            made=lambda: ha_gate.quiet(name, ha_daemons.SYNC_PORT, anew=True),
-        )
-    )
+    inner = switches.of_router(spec.id, port, name, where)
+    quiet = functools.partial(ha_gate.quiet, name, ha_daemons.SYNC_PORT, anew=True)
+    routers.switch.ensure_inner(structs.replace(inner, made=quiet))
     own = f"{port.fixed_ips[0].ip_address}/{port.fixed_ips[0].prefixlen}"
     with links.opened(where) as net:
         missing = own not in net.addresses(net.must(name).index)
@@ -168,21 +158,8 @@ def _gated(routers: Routers, spec: RouterSpec, port: RouterPort, name: str, wher
         ha_gate.forget(name)
         ha_gate.ensure([*_present_gates(), name])
 
-    routers.switch.ensure_inner(
-        InnerPort(
-            kind="router",
-            port_id=port.port_id,
-            owner=spec.id,
-            network_id=port.network_id,
-            device=name,
-            namespace=where,
-            mac=port.mac,
-            mtu=port.mtu,
-            addresses=None,
-            roams=True,
-            made=shut,
-        )
-    )
+    inner = switches.of_router(spec.id, port, name, where)
+    routers.switch.ensure_inner(structs.replace(inner, roams=True, made=shut))
 
 
 def _present_gates() -> list[str]:

@@ -23,13 +23,13 @@ import msgspec
 from msgspec import Struct
 
 from nubila.core.ports import ForwardSpec, HostPlace, MeterCount, RouterPort, RouterSpec, SubnetSpec, TryAgain
-from nubila.drivers import advertise, bfd, ha, links, metering, nft, router_nft, routes, shaping
+from nubila.drivers import advertise, bfd, ha, links, metering, nft, router_nft, routes, shaping, switches
 from nubila.drivers.dhcp import METADATA_ADDRESS_6
 from nubila.drivers.files import read_json, write_json
 from nubila.drivers.ovs_flows import link_local
 from nubila.drivers.router_nft import Door
 from nubila.drivers.routes import Way
-from nubila.drivers.switches import InnerPort, VirtualSwitch, mark
+from nubila.drivers.switches import VirtualSwitch, mark
 
 _ETH_P_ARP = 0x0806
 _ICMPV6 = 58
@@ -240,20 +240,8 @@ class Routers:
             present = net.device(device)
             if present is not None:
                 before = net.addresses(present.index)
-        new = self.switch.ensure_inner(
-            InnerPort(
-                kind="router",
-                port_id=port.port_id,
-                owner=spec.id,
-                network_id=port.network_id,
-                device=device,
-                namespace=where,
-                mac=port.mac,
-                mtu=port.mtu,
-                addresses=addresses,
-                shared_as=port.alias_mac,
-            )
-        )
+        inner = switches.of_router(spec.id, port, device, where, addresses)
+        new = self.switch.ensure_inner(msgspec.structs.replace(inner, shared_as=port.alias_mac))
         if new and not port.alias_mac:
             announce(where, device, port.mac, new)
         kept = {links.normal_interface(address) for address in addresses}

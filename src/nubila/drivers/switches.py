@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 from msgspec import Struct
 
-from nubila.core.ports import AddressSetSpec, HostPlace, NetworkSpec, PortSpec, SecurityGroupSpec
+from nubila.core.ports import AddressSetSpec, HostPlace, NetworkSpec, PortSpec, RouterPort, SecurityGroupSpec
 
 Kind = Literal["guest", "router", "dhcp"]
 
@@ -47,6 +47,16 @@ class InnerPort(Struct, frozen=True, kw_only=True):
     shared_as: str = ""
     """The same MAC and addresses are on every host of the network, each with its own; out there this host's goes by
     that MAC (ovs_shared.py)."""
+
+
+def of_router(
+    router_id: str, port: RouterPort, device: str, namespace: str, addresses: Sequence[str] | None = None
+) -> InnerPort:
+    """A router's port as the switch has to make it."""
+    return InnerPort(
+        kind="router", port_id=port.port_id, owner=router_id, network_id=port.network_id, device=device,
+        namespace=namespace, mac=port.mac, mtu=port.mtu, addresses=addresses,
+    )  # fmt: skip
 
 
 class VirtualSwitch(Protocol):
