@@ -292,3 +292,20 @@ def test_a_floating_ip_has_a_name_and_its_domain(demo: Net) -> None:
         {"dns_name": "a b", "dns_domain": "example.org."},
     ):
         assert demo.call("POST", "floatingips", {"floatingip": {"floating_network_id": public, **half}}).status == 400
+
+
+def test_administrators_lead_their_floating_ips_to_ports_of_others(demo: Net, alt: Net, admin: Net) -> None:
+    """The owner of a network sees the ports that others have there, and still may not lead to them."""
+    network, _, router, mine = world(demo)
+    admin.make("rbac_policy", "rbac-policies", object_type="network", object_id=network["id"], action="access_as_shared",
+               target_tenant="*")  # fmt: skip
+    theirs = alt.make("port", network_id=network["id"])
+    lend = {"floatingip": {"port_id": theirs["id"]}}
+    assert demo.refused("PUT", f"floatingips/{mine['id']}", lend) == (400, "BadRequest")
+    path = f"floatingips/{mine['id']}/port_forwardings"
+    assert demo.refused("POST", path, lead(theirs, internal_port=80, external_port=80)) == (400, "BadRequest")
+    wish = {"floating_network_id": demo.public()["id"], "port_id": theirs["id"]}
+    made = admin.ok("POST", "floatingips", {"floatingip": wish})["floatingip"]
+    assert (made["router_id"], made["port_id"]) == (router["id"], theirs["id"])
+    admin.ok("DELETE", f"floatingips/{made['id']}")
+    admin.ok("POST", path, lead(theirs, internal_port=80, external_port=80))

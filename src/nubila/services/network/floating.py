@@ -109,7 +109,7 @@ def link(call: Call, values: Row, row: Row) -> None:
         raise _forwards(row["id"])
     look.lock(tx, Port, port_id)  # it must not go, or lose its address, meanwhile
     port = look.seen(call.cloud, tx, call.creds, Port, port_id)
-    if row["project_id"] != port["project_id"] and port["project_id"]:
+    if port["project_id"] not in ("", None, row["project_id"]) and not call.may("context_is_admin"):
         raise refuse(f"Port {port_id} is associated with a different project than the floating IP and cannot be bound.")
     ips = [ip for ip in look.addresses_of(tx, port_id) if ":" not in ip["ip_address"]]
     if wanted:

@@ -78,7 +78,7 @@ def _lead(call: Call, parent: Row, values: Row) -> str:
     tx, id = call.tx, values["internal_port_id"]
     look.lock(tx, Port, id)  # it must not go, or lose its address, meanwhile
     port = look.seen(call.cloud, tx, call.creds, Port, id)
-    if port["project_id"] and port["project_id"] != parent["project_id"]:
+    if port["project_id"] not in ("", None, parent["project_id"]) and not call.may("context_is_admin"):
         raise refuse(f"Port {id} belongs to a different project than the floating IP.")
     taken = floating_links.of_port(tx, id)
     ips = [ip for ip in look.addresses_of(tx, id) if ":" not in ip["ip_address"]]
