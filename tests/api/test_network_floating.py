@@ -297,8 +297,8 @@ def test_a_floating_ip_has_a_name_and_its_domain(demo: Net) -> None:
 def test_administrators_lead_their_floating_ips_to_ports_of_others(demo: Net, alt: Net, admin: Net) -> None:
     """The owner of a network sees the ports that others have there, and still may not lead to them."""
     network, _, router, mine = world(demo)
-    admin.make("rbac_policy", "rbac-policies", object_type="network", object_id=network["id"], action="access_as_shared",
-               target_tenant="*")  # fmt: skip
+    share = {"object_type": "network", "object_id": network["id"], "action": "access_as_shared", "target_tenant": "*"}
+    admin.make("rbac_policy", "rbac-policies", **share)
     theirs = alt.make("port", network_id=network["id"])
     lend = {"floatingip": {"port_id": theirs["id"]}}
     assert demo.refused("PUT", f"floatingips/{mine['id']}", lend) == (400, "BadRequest")
