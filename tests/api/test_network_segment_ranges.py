@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from test_network import Net
 from nubila.services.network.segment_ranges import minus
 from nubila.testing.cloud import TestCloud
 
+pytest_plugins = ["nubila.testing.fixtures"]
 Json = dict[str, Any]
 SPAN = st.tuples(st.integers(1, 60), st.integers(0, 20)).map(lambda s: (s[0], s[0] + s[1]))
 
@@ -31,6 +33,37 @@ def small(tmp_path: Path) -> Iterator[TestCloud]:
     made = TestCloud(tmp_path / "cloud", vni_range=(1, 12), vlan_range=(100, 105))
     yield made
     made.close()
+
+
+@pytest.mark.req("C/ML2-04")
+def test_networks_without_a_type_get_the_first_that_has_ids(tmp_path: Path, database_url: str) -> None:
+    made = TestCloud(
+        tmp_path / "cloud", database=database_url, tenant_network_types=("vlan", "gre", "vxlan"), vlan_range=(100, 101),
+        physical_networks=("physnet1", "physnet2"), vni_range=(1, 3),
+    )  # fmt: skip
+    try:
+        demo, admin = Net(made), Net(made, "admin")
+        free = {
+            (r["network_type"], r["physical_network"] or None): len(r["available"])
+            for r in admin.ok("GET", "network_segment_ranges")["network_segment_ranges"]
+        }
+        order = [("vlan", "physnet1"), ("vlan", "physnet2"), ("gre", None), ("vxlan", None)]
+        wanted = [way for way in order for _ in range(free[way])]
+
+        def kind(id: str) -> tuple[str, str | None]:
+            found = admin.ok("GET", f"networks/{id}")["network"]
+            return found["provider:network_type"], found["provider:physical_network"]
+
+        with ThreadPoolExecutor(4) as several:
+            ids = list(several.map(lambda _: demo.make("network")["id"], wanted))
+        assert sorted(map(kind, ids)) == sorted(wanted, key=str)
+        assert demo.refused("POST", "networks", {"network": {}}) == (503, "NoNetworkAvailable")
+        last = next(id for id in ids if kind(id) == order[1])
+        assert admin.ok("GET", f"networks/{last}")["network"]["mtu"] == 1500
+        demo.ok("DELETE", f"networks/{last}")
+        assert kind(demo.make("network")["id"]) == order[1]
+    finally:
+        made.close()
 
 
 @pytest.mark.req("C/PROV-15")

@@ -32,6 +32,9 @@ def test_ranges_networks_and_devices_are_read(tmp_path: Path) -> None:
     ("vni_range = [1, 16777216]", "from 1 to 16777215"), ("vni_range = [5, 4]", "in order"),
     ('physical_networks = ["a", "a"]', "different names"), ('physical_networks = [""]', "different names"),
     ('physical_devices = ["physnet1"]', "is not NETWORK=DEVICE"), ('switch = "bridge"', "openvswitch, linuxbridge"),
+    ("tenant_network_types = []", "some of vxlan"), ('tenant_network_types = ["flat"]', "some of vxlan"),
+    ('tenant_network_types = ["gre", "gre"]', "each once"),
+    ('tenant_network_types = ["vlan"]\nphysical_networks = ["*"]', "name a physical network"),
     ("[vlangs]\na = 1", "unknown setting 'vlangs'"), ("vlan_rang = [1, 2]", "did you mean vlan_range"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused_at_start(tmp_path: Path, line: str, words: str) -> None:

@@ -165,6 +165,11 @@ class Settings:
     vni_range: tuple[int, int] = setting(
         (1, 65535), "First and last VXLAN network identifier given to tenant networks."
     )
+    tenant_network_types: tuple[str, ...] = setting(
+        ("vxlan",),
+        "Types of networks that nobody names a type for, best first: the first with a free id is taken (vxlan, vlan, "
+        "gre, geneve, local).",
+    )
     vlan_range: tuple[int, int] = setting((1, 4094), "First and last VLAN id given to vlan networks.")
     physical_networks: tuple[str, ...] = setting(
         ("physnet1",),
@@ -242,7 +247,14 @@ class Settings:
             given: tuple[Any, ...] = getattr(self, name)
             if not (len(given) == 2 and all(isinstance(n, int) for n in given) and 1 <= given[0] <= given[1] <= most):
                 raise BadSetting(f"setting {name} must be two numbers in order, from 1 to {most}, not {given}")
+        kinds = self.tenant_network_types
+        if not kinds or len(set(kinds)) != len(kinds) or not set(kinds) <= set(TENANT_TYPES):
+            raise BadSetting(
+                f"setting tenant_network_types must be some of {', '.join(TENANT_TYPES)}, each once, not {kinds}"
+            )
         names: tuple[Any, ...] = self.physical_networks
+        if "vlan" in kinds and not set(names) - {"*"}:
+            raise BadSetting("setting tenant_network_types has vlan: name a physical network in physical_networks")
         if len(set(names)) != len(names) or not all(isinstance(one, str) and one for one in names):
             raise BadSetting(f"setting physical_networks must be different names, not {names}")
 
@@ -252,6 +264,7 @@ _NOT_NEGATIVE = (
     "unique_last_password_count", "minimum_password_age", "totp_included_previous_windows", "login_failures_per_minute",
 )  # fmt: skip
 SWITCHES = ("openvswitch", "linuxbridge")
+TENANT_TYPES = ("vxlan", "vlan", "gre", "geneve", "local")
 LIMIT_MODELS = ("flat", "strict_two_level")
 PASSWORD_ALGORITHMS = ("bcrypt", "bcrypt_sha256", "scrypt", "pbkdf2_sha512")
 

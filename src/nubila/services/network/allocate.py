@@ -137,12 +137,13 @@ def take_segment(tx: Tx, network_id: str, type: str, physnet: str, id: int) -> b
 def take_free_segment(tx: Tx, network_id: str, type: str, physnet: str, lo: int, hi: int) -> int | None:
     """Claim any free id between ``lo`` and ``hi``; None when all are in use."""
     while True:
-        found = _free_segment(tx, type, physnet, lo, hi)
+        found = free_segment(tx, type, physnet, lo, hi)
         if found is None or take_segment(tx, network_id, type, physnet, found):
             return found
 
 
-def _free_segment(reader: Reader, type: str, physnet: str, lo: int, hi: int) -> int | None:
+def free_segment(reader: Reader, type: str, physnet: str, lo: int, hi: int) -> int | None:
+    """Some id between ``lo`` and ``hi`` that no network has; None when all are in use."""
     start = _dice.randint(lo, hi)
     for first, last in ((start, hi), (lo, start - 1)):
         at = first

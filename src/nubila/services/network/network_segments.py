@@ -65,14 +65,14 @@ def of_many(reader: Reader, network_ids: Iterable[str]) -> dict[str, list[Row]]:
     return out
 
 
-def asked(reader: Reader, settings: Settings, values: Row) -> list[Row]:
+def asked(tx: Tx, settings: Settings, values: Row) -> list[Row]:
     """The segments of a new network, kept in ``_segments``: those it lists, or what its provider attributes say.
 
     The network's own columns become the first one's. Raises the 400s of the API.
     """
     listed = values.get("segments")
     if not listed:
-        segments.check(reader, settings, values)
+        segments.check(tx, settings, values)
         values["_segments"] = [{name: values[name] for name in segments.PROVIDER}]
         return list(values["_segments"])
     if any(values[name] is not None for name in segments.PROVIDER):
@@ -80,7 +80,7 @@ def asked(reader: Reader, settings: Settings, values: Row) -> list[Row]:
         raise bad_request(text, "SegmentsSetInConjunctionWithProviders")
     parts: list[Row] = []
     for part in _listed(listed):
-        segments.check(reader, settings, part)
+        segments.check(tx, settings, part)
         if part in parts and (part["segmentation_id"] is not None or part["network_type"] == "flat"):
             raise bad_request("segments: one is listed twice.", "SegmentsContainDuplicateEntry")
         parts.append(part)

@@ -41,6 +41,9 @@ _OF_TYPE = sa.select(NetworkSegmentRange.table).where(
     _R.network_type == sa.bindparam("type"), _R.physical_network == sa.bindparam("physnet"), _R.is_default.is_(False)
 )
 _DEFAULTS = sa.select(NetworkSegmentRange.table).where(_R.is_default.is_(True))
+_HOLD = _DEFAULTS.where(
+    _R.network_type == sa.bindparam("type"), _R.physical_network == sa.bindparam("physnet")
+).with_for_update()
 _DROP = sa.delete(NetworkSegmentRange.table).where(_R.id == sa.bindparam("b_id"))
 _USED = (
     sa.select(_S.segmentation_id, _N.project_id)
@@ -98,6 +101,12 @@ def spans(reader: Reader, settings: Settings, kind: str, physnet: str, project_i
     for lo, hi in minus(common, taken):
         out += [(lo, hi)] if hi - lo < FIRST else [(lo, lo + FIRST - 1), (lo + FIRST, hi)]
     return out
+
+
+def hold(tx: Tx, kind: str, physnet: str) -> None:
+    """Let nobody else choose among the ids of a type meanwhile (SQLite has one writer anyway)."""
+    if tx.dialect != "sqlite":
+        tx.one(_HOLD, {"type": kind, "physnet": physnet})
 
 
 def _setting(settings: Settings, kind: str) -> Span:

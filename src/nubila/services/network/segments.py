@@ -33,13 +33,29 @@ def check_physical_network(reader: Reader, settings: Settings, kind: str, name: 
         raise _refuse(f"{text} Hosts add to it with --physical, the setting physical_networks names further ones.")
 
 
-def check(reader: Reader, settings: Settings, values: Row) -> None:
+def _of_tenants(tx: Tx, settings: Settings, project_id: str) -> tuple[str, str | None]:
+    """(type, physical network) of a network that names none: the first that has an id left for the project."""
+    named = [name for name in settings.physical_networks if name != segment_ranges.ANY]
+    ways = [
+        (kind, physnet) for kind in settings.tenant_network_types for physnet in (named if kind == "vlan" else [None])
+    ]
+    for kind, physnet in ways if len(ways) > 1 else ():
+        if kind not in segment_ranges.RANGED:
+            return kind, None
+        segment_ranges.hold(tx, kind, physnet or "")
+        spans = segment_ranges.spans(tx, settings, kind, physnet or "", project_id)
+        if any(allocate.free_segment(tx, kind, physnet or "", lo, hi) is not None for lo, hi in spans):
+            return kind, physnet
+    return ways[-1]  # claim() says that nothing is left
+
+
+def check(tx: Tx, settings: Settings, values: Row) -> None:
     """Complete ``network_type`` and ``physical_network``; 400 for a combination that cannot be."""
     kind, physnet, id = (values.get(name) for name in PROVIDER)
     if kind is None:
         if physnet is not None or id is not None:
             raise _refuse("provider:network_type required when another provider attribute is given.")
-        values["network_type"] = "vxlan"
+        values["network_type"], values["physical_network"] = _of_tenants(tx, settings, values["project_id"])
         return
     if kind not in TYPES:
         raise _refuse(f"provider:network_type '{kind}' is not supported; use one of {', '.join(TYPES)}.")
@@ -48,7 +64,7 @@ def check(reader: Reader, settings: Settings, values: Row) -> None:
             values["physical_network"] = physnet = segment_ranges.first(settings)
         if physnet is None:
             raise _refuse(f"provider:physical_network required for a {kind} network.")
-        check_physical_network(reader, settings, kind, physnet)
+        check_physical_network(tx, settings, kind, physnet)
     elif physnet is not None:
         raise _refuse(f"provider:physical_network prohibited for a {kind} network.")
     if kind in ("flat", "local") and id is not None:
