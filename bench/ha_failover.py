@@ -30,11 +30,6 @@ def _kill(stage: Stage, host: str, pattern: str) -> None:
     stage.machines[host].run("kill", "-9", *pids)
 
 
-def _links(stage: Stage, host: str, verb: str) -> None:
-    for wire in (stage.tunnels, stage.management, stage.external):
-        getattr(wire, verb)(stage.machines[host])
-
-
 def power_off(stage: Stage, host: str) -> Callable[[], None]:
     """Pull the plug."""
     stage.power_off(host)
@@ -43,8 +38,8 @@ def power_off(stage: Stage, host: str) -> Callable[[], None]:
 
 def link_down(stage: Stage, host: str) -> Callable[[], None]:
     """All its cables."""
-    _links(stage, host, "cut")
-    return lambda: _links(stage, host, "mend")
+    stage.cut(host)
+    return lambda: stage.mend(host)
 
 
 def tunnel_down(stage: Stage, host: str) -> Callable[[], None]:

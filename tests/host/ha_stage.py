@@ -27,9 +27,15 @@ class Stage:
     """The machines, a highly available router, and guests on the compute hosts."""
 
     def __init__(
-        self, root: Path, names: tuple[str, ...] = NAMES, settings: str = "", *, switch: str = "openvswitch"
+        self,
+        root: Path,
+        names: tuple[str, ...] = NAMES,
+        settings: str = "",
+        *,
+        switch: str = "openvswitch",
+        real: tuple[str, ...] = (),
     ) -> None:
-        self.switch = switch
+        self.switch, self.real = switch, real
         self.states = {name: root / name for name in names}
         self.machines = {name: Machine(name) for name in names}
         self.management, self.tunnels, self.external = Wire(), Wire(), Wire()
@@ -64,7 +70,9 @@ class Stage:
         machine = self.machines[name]
         network = name in self.network_hosts
         card = "br-ex" if self.switch == "openvswitch" else "eth2"
-        more = ["--physical", f"external={card}"] if network else ["--hypervisor", "simulated"]
+        more = ["--physical", f"external={card}"] if network else []
+        if not network and name not in self.real:
+            more = ["--hypervisor", "simulated"]
         roles = ("network",) if network else ("compute",)
         if network:
             self.plug_in(name)
@@ -146,6 +154,16 @@ class Stage:
     def give(self, host: str) -> None:
         """Put the router on a host again."""
         self.call("POST", f"/agents/{self.l3_agent(host)}/l3-routers", {"router_id": self.router})
+
+    def cut(self, host: str) -> None:
+        """Pull every cable of a host."""
+        for wire in (self.tunnels, self.management, self.external):
+            wire.cut(self.machines[host])
+
+    def mend(self, host: str) -> None:
+        """Put them back."""
+        for wire in (self.tunnels, self.management, self.external):
+            wire.mend(self.machines[host])
 
     # --- looking
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ha_stage import Stage, Stream
+from ha_stage import GATEWAY, Stage, Stream
 from machines import until
+
+from nubila.apps.quickstart import cached_image
 
 pytestmark = [pytest.mark.host]
 
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    made = Stage(Path(tmp_path_factory.mktemp("l3ha")))
+    made = Stage(Path(tmp_path_factory.mktemp("l3ha")), settings="dhcp_agents_per_network = 2\n", real=("compute2",))
     try:
         made.build()
         until(made.active, "one host forwards")
@@ -133,20 +137,61 @@ def test_fail_over_both_ways_with_an_established_connection(stage: Stage) -> Non
         first, second = stage.active(), stage.standby()
         stream = Stream(stage, stage.floating)
         until(lambda: stage.pings(stage.floating), "packets flow")
-        stage.tunnels.cut(stage.machines[first])
-        stage.management.cut(stage.machines[first])
-        stage.external.cut(stage.machines[first])
+        stage.cut(first)
         until(lambda second=second: stage.active() == second, "the other host is active", 20)  # type: ignore[misc]
         _, _, hole = stream.stop(1.0)
         assert hole <= 1.5, f"{hole} s without an answer"
         assert echo(b"and after"), "the connection goes on"
-        for wire in (stage.tunnels, stage.management, stage.external):
-            wire.mend(stage.machines[first])
+        stage.mend(first)
         until(lambda: sorted(stage.states_of().values()) == ["active", "standby"], "both are there")
         until(lambda first=first: stage.cloud.hosts()[first]["alive"], f"{first} is back")  # type: ignore[misc]
         assert stage.active() == second, "who comes back does not take over"
     connection.close()
     child.kill()
+
+
+@pytest.mark.req("C/L3HA-36", "C/L3HA-39")
+def test_a_guest_is_served_before_and_after_a_fail_over(stage: Stage, tmp_path: Path) -> None:
+    """Booted by Compute, with a key from the metadata; its gateway, names out there, metadata and its lease."""
+    names = ["--conf-file=/dev/null", "--no-resolv", "--no-hosts", f"--listen-address={GATEWAY}", "--bind-interfaces"]
+    upstream = stage.external.machine.spawn("dnsmasq", "-k", *names, f"--address=/example.org/{GATEWAY}", "--pid-file=")
+    stage.call("PUT", f"/subnets/{stage.subnet}", {"subnet": {"dns_nameservers": [GATEWAY]}})
+    key = tmp_path / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True, timeout=30)
+    pair = {"name": "key", "type": "ssh", "public_key": key.with_suffix(".pub").read_text()}
+    cloud = stage.cloud
+    cloud.call("POST", "compute", "/os-keypairs", {"keypair": pair})
+    cloud.open_ping()
+    server = cloud.server(
+        "demo-instance2", cloud.upload(cached_image(lambda line: None)), stage.net, host="compute2", key_name="key",
+        security_groups=[{"name": "open"}],
+    )  # fmt: skip
+    cloud.becomes(server, "ACTIVE")
+    body = {"floatingip": {"floating_network_id": stage.ext_net, "port_id": cloud.port(server)["id"]}}
+    address = stage.call("POST", "/floatingips", body)["floatingip"]["floating_ip_address"]
+    options = [f"-o{o}" for o in ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "ConnectTimeout=5")]
+
+    def says(command: str) -> str:
+        return stage.from_outside("ssh", "-q", *options, "-i", str(key), f"cirros@{address}", command).stdout
+
+    def served() -> None:
+        for where in ("192.168.1.1", "example.org"):
+            assert "1 packets received" in says(f"ping -c 1 -W 3 {where}"), where
+        told = json.loads(says("timeout 9 wget -q -O - http://169.254.169.254/openstack/latest/meta_data.json"))
+        assert told["uuid"] == server
+        assert "lease of 192.168.1." in says("sudo udhcpc -i eth0 -n -q -t 9 -T 1 2>&1")
+
+    until(lambda: says("echo here") == "here\n", "the guest lets us in", 180)
+    served()
+    first, second = stage.active(), stage.standby()
+    stage.cut(first)
+    until(lambda: stage.active() == second, "the other host is active", 20)
+    served()
+    stage.mend(first)
+    until(lambda: sorted(stage.states_of().values()) == ["active", "standby"], "both are there")
+    cloud.call("DELETE", "compute", f"/servers/{server}")
+    cloud.becomes(server, "")
+    upstream.terminate()
 
 
 def test_a_planned_move_loses_nothing(stage: Stage) -> None:
