@@ -239,6 +239,8 @@ class NetworkSpec(Struct, frozen=True, kw_only=True):
     host_address: str | None = None  # external network only: "172.24.4.1/24" put on the bridge so the host reaches it
     masquerade: bool = False  # external network only: let it out through the host's own address
     local_ips: tuple[LocalIp, ...] = ()  # of ports on this host; the first one for an address counts
+    guest_tags: bool = False  # it carries frames that guests put VLAN tags on (VLAN transparency)
+    vlan_ethertype: int = 0x8100  # of its own tag on a physical network; 0x88a8 = QinQ
 
 
 class RuleSpec(Struct, frozen=True, kw_only=True):

@@ -43,13 +43,16 @@ class OpenVSwitch(Switch):
     def wire_network(self, spec: NetworkSpec) -> None:
         """A local VLAN, tunnels and patch ports, and the flows that join them."""
         local = self.ensure_network(spec.id, spec.segment, spec.project_id, self.view())
+        if spec.guest_tags:
+            self.see_two_tags()
         uplinks = self._uplinks(spec)
-        wanted = (uplinks, spec.restricted, spec.local_ips)
-        if wanted != (local.uplinks, local.restricted, local.local_ips):
+        wanted = (uplinks, spec.restricted, spec.local_ips, spec.guest_tags)
+        if wanted != (local.uplinks, local.restricted, local.local_ips, local.tags):
             view = self.view()
             now = msgspec.structs.replace(
-                view.networks[spec.id], uplinks=uplinks, restricted=spec.restricted, local_ips=spec.local_ips
-            )
+                view.networks[spec.id], uplinks=uplinks, restricted=spec.restricted, local_ips=spec.local_ips,
+                tags=spec.guest_tags,
+            )  # fmt: skip
             self.save_network(spec.id, now, view)
         self.wire(spec.id)
 
@@ -146,7 +149,8 @@ class OpenVSwitch(Switch):
                     f"Network {spec.id} is of type {segment.network_type} and names no physical network."
                 )
             tag = segment.segmentation_id if segment.network_type == "vlan" else None
-            wanted.append(Uplink(ofport=self.patch(segment.physical_network), vlan=tag, tunnel=False))
+            number = self.patch(segment.physical_network)
+            wanted.append(Uplink(ofport=number, vlan=tag, tunnel=False, tpid=spec.vlan_ethertype))
         elif segment.network_type == "vxlan" and spec.peers:
             wanted.append(Uplink(ofport=self._vxlan(spec)))
             keep.add(spec.id)

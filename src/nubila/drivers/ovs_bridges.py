@@ -10,6 +10,8 @@ from nubila.drivers.ovs_daemons import Daemons
 from nubila.drivers.ovs_db import Row
 from nubila.drivers.ovs_view import CLOUD
 
+_VLAN_LIMIT = "vlan-limit"
+
 
 class Bridges:
     """Bridges in the database; ``db`` and ``daemons`` are the place's."""
@@ -42,6 +44,18 @@ class Bridges:
         """The database's only Open_vSwitch row and the number of its newest configuration."""
         row = self.db.rows(ovs_db.select("Open_vSwitch", ["_uuid", "next_cfg"]))[0][0]
         return row["_uuid"], row["next_cfg"]
+
+    def see_two_tags(self) -> None:
+        """Have ovs-vswitchd look at two VLAN tags of a frame: at one it does by default, and 0 is its most."""
+        root, number = self._root()
+        row = self.db.rows(ovs_db.select("Open_vSwitch", ["other_config"]))[0][0]
+        if row["other_config"].get(_VLAN_LIMIT, "1") != "1":
+            return
+        self.db.transact(
+            ovs_db.mutate("Open_vSwitch", root, *ovs_db.put("other_config", {_VLAN_LIMIT: "2"}), ["next_cfg", "+=", 1])
+        )
+        done = [["_uuid", "==", ovs_db.uuid(root)], ["cur_cfg", ">", number]]
+        self.db.transact(ovs_db.wait_for("Open_vSwitch", done, 4.0))
 
     def _bridge_row(self, name: str) -> Row | None:
         rows = self.db.rows(ovs_db.select("Bridge", ["_uuid", "external_ids"], [["name", "==", name]]))[0]

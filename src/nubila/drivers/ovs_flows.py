@@ -7,6 +7,7 @@ a connection between two guests of one host is judged twice, once by each.
 
     0  which network?     10  may it claim these addresses?    11  may it send? (conntrack)    12  it may: commit
     30 to whom?           31  learned addresses: sets reg7     32  to what was learned, else everywhere
+    35, 36 the same for frames that guests tagged, on networks that carry them (ovs_tags.py)
     40 what is it?        41  may it be received? (conntrack)  42  it may: commit     13, 43  security group rules
     50, 51 to a port of a private VLAN that does not reach everybody: from whom? (ovs_pvlan.py)
     60 deliver            (0, 1, 60 and 61 have the meters of ports with limits: ovs_qos.py)
@@ -25,7 +26,7 @@ import msgspec
 from msgspec import Struct
 
 from nubila.core.ports import PortSpec, Restricted
-from nubila.drivers import ovs_local_ip, ovs_pvlan, ovs_security, ovs_shared
+from nubila.drivers import ovs_local_ip, ovs_pvlan, ovs_security, ovs_shared, ovs_tags
 
 _UNTAGGED = "vlan_tci=0x0000/0x1fff"
 
@@ -40,6 +41,7 @@ class Member(Struct, frozen=True, kw_only=True):
     alias: str = ""  # an interface that is on other hosts as well (ovs_shared.py): its MAC out there
     addresses: tuple[str, ...] = ()  # of such an interface
     restricted: bool = False  # does not reach everybody: private VLAN
+    tags: bool = False  # takes tagged frames of a network that carries them
 
 
 class Uplink(Struct, frozen=True, kw_only=True):
@@ -47,6 +49,7 @@ class Uplink(Struct, frozen=True, kw_only=True):
 
     ofport: int
     vlan: int | None = None  # 802.1Q tag out there
+    tpid: int = ovs_tags.C_TAG  # the ethertype of that tag
     tunnel: bool = True  # what came in by a tunnel never leaves by one (full mesh)
 
 
@@ -106,18 +109,22 @@ def trusted_flows(ofport: int, vlan: int, *, roaming: str = "") -> list[str]:
     return flows
 
 
-def port_flows(spec: PortSpec, ofport: int, vlan: int, groups: Mapping[str, int]) -> list[str]:
-    """Everything one guest port may do; nothing when it is administratively down. ``groups``: numbers of its groups."""
+def port_flows(spec: PortSpec, ofport: int, vlan: int, groups: Mapping[str, int], *, tags: bool = False) -> list[str]:
+    """Everything one guest port may do; nothing when it is administratively down.
+
+    ``groups``: numbers of its groups. ``tags``: its network carries frames that guests tagged.
+    """
     if not spec.admin_state_up:
         return []
-    enter = f"table=0,priority=100,in_port={ofport},{_UNTAGGED} actions=set_field:{vlan}->reg5"
+    takes = (_UNTAGGED, ovs_tags.TAGGED) if tags and spec.trunk is None else (_UNTAGGED,)
+    enter = [f"table=0,priority=100,in_port={ofport},{what} actions=set_field:{vlan}->reg5" for what in takes]
     if not spec.port_security:
         learn = _learn()
         return [
-            f"{enter},{learn},resubmit(,30)",
+            *(f"{entry},{learn},resubmit(,30)" for entry in enter),
             f"table=40,priority=100,reg7={ofport} actions=resubmit(,60)",
         ]
-    flows = [f"{enter},set_field:{ofport}->reg6,resubmit(,10)"]
+    flows = [f"{entry},set_field:{ofport}->reg6,resubmit(,10)" for entry in enter]
     claims = _claims(spec)
     for mac in sorted({mac for _, mac in claims}):
         flows += _address_flows(ofport, mac)
@@ -188,9 +195,14 @@ def _claim_flows(ofport: int, network: _Network, mac: str, judged: str) -> list[
 
 
 def network_flows(
-    vlan: int, members: Sequence[Member], uplinks: Sequence[Uplink], restricted: Sequence[Restricted] = ()
+    vlan: int,
+    members: Sequence[Member],
+    uplinks: Sequence[Uplink],
+    restricted: Sequence[Restricted] = (),
+    *,
+    tags: bool = False,
 ) -> list[str]:
-    """Forwarding in one network: known addresses, floods, and the ways to other hosts.
+    """Forwarding in one network: known addresses, floods, and the ways to other hosts. ``tags``: guests' tags as well.
 
     Addresses of local ports are known, not learned. Learning is only needed when some address may live in more than
     one place: behind an open port, or behind one of several tunnels.
@@ -203,7 +215,9 @@ def network_flows(
     learns = any(member.open for member in members) or len(uplinks) > 1
     flows = ovs_pvlan.flows(vlan, roles, [(one.ofport, one.macs) for one in members if one.restricted])
     for uplink in uplinks:
-        flows += _uplink_flows(vlan, uplink, learns)
+        flows += _uplink_flows(vlan, uplink, learns, tags)
+    if tags:
+        flows += ovs_tags.flows(vlan, [(member, _deliver(member)) for member in members], uplinks, learns)
     places: dict[str, list[str]] = {}
     for member in members:
         for mac in member.macs:
@@ -234,13 +248,17 @@ def network_flows(
     return flows
 
 
-def _uplink_flows(vlan: int, uplink: Uplink, learns: bool) -> list[str]:
-    tag = _UNTAGGED if uplink.vlan is None else f"dl_vlan={uplink.vlan}"
+def _uplink_flows(vlan: int, uplink: Uplink, learns: bool, tags: bool) -> list[str]:
     strip = "" if uplink.vlan is None else "strip_vlan,"
     learn = f"{_learn()}," if learns else ""
+    if uplink.vlan is not None:
+        takes = [f"dl_vlan={uplink.vlan}"]
+    else:
+        takes = [_UNTAGGED, *([ovs_tags.TAGGED] if tags and uplink.tunnel else [])]
     flows = [
-        f"table=0,priority=100,in_port={uplink.ofport},{tag} "
+        f"table=0,priority=100,in_port={uplink.ofport},{what} "
         f"actions={strip}set_field:{vlan}->reg5,set_field:1->reg4,{learn}resubmit(,30)"
+        for what in takes
     ]
     if learns:
         unless_tunnelled = "reg4=0," if uplink.tunnel else ""
@@ -264,8 +282,8 @@ def _deliver(member: Member) -> str:
 
 
 def _leave(uplink: Uplink) -> str:
-    if uplink.vlan is None:
-        return f"output:{uplink.ofport}"
+    if uplink.vlan is None or uplink.tpid != ovs_tags.C_TAG:
+        return ovs_tags.leave(uplink)
     return f"mod_vlan_vid:{uplink.vlan},output:{uplink.ofport},strip_vlan"
 
 

@@ -73,7 +73,8 @@ def ensure_guest(switch: Switch, spec: PortSpec) -> None:
     number = interface.ofport or 0
     groups = switch.numbers("security_group", spec.groups, view)
     switch.log.keep(spec.id, spec.project_id, spec.logs, ovs_security.logged_groups(spec, number, groups))
-    flows = ovs_qos.shaped(ovs_flows.port_flows(spec, number, network.vlan, groups), spec.qos, number)
+    flows = ovs_flows.port_flows(spec, number, network.vlan, groups, tags=network.tags)
+    flows = ovs_qos.shaped(flows, spec.qos, number)
     known, wanted = ovs_qos.remembered(interface.ids), ovs_qos.meters(spec.qos, number)
     if known or wanted:
         whole = interface.ids.get(FLOWS, "") != ""  # else a meter may have gone, and taken flows with it

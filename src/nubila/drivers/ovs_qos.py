@@ -61,7 +61,7 @@ def shaped(flows: Sequence[str], spec: QosSpec | None, ofport: int) -> list[str]
     where = f"priority=10,reg7={ofport}"
     if mine[_IN]:
         out += _chain(60, 61, where, where, mine[_IN], f"output:{ofport}")
-    return out
+    return list(dict.fromkeys(out))  # several ways in go on as one in table 1
 
 
 def _entry(flow: str, spec: QosSpec, numbers: Sequence[int], ofport: int) -> list[str]:

@@ -226,7 +226,9 @@ class Switch(Bridges):
             return
         if not sets and self._settled.get(network_id) is view:
             return  # nothing at all has changed since it was found to be up to date
-        flows = ovs_flows.network_flows(network.vlan, members(view, network_id), network.uplinks, network.restricted)
+        flows = ovs_flows.network_flows(
+            network.vlan, members(view, network_id), network.uplinks, network.restricted, tags=network.tags
+        )
         plugged = {i.ids.get(ID, ""): i.ofport for i in view.interfaces.values() if i.kind == "guest" and i.ofport}
         flows += ovs_local_ip.flows(network.vlan, network.local_ips, plugged)
         if ovs_flows.digest(flows) != network.flows:

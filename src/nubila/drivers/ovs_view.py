@@ -10,7 +10,7 @@ import json
 from msgspec import Struct
 
 from nubila.core.ports import LocalIp, Restricted, Segment
-from nubila.drivers import ovs_flows
+from nubila.drivers import ovs_flows, ovs_trunk
 
 CLOUD, KIND, ID, NETWORK, OWNER = "nubila-cloud", "nubila-kind", "nubila-id", "nubila-network", "nubila-owner"
 MACS, OPEN, UP, FLOWS, INDEX = "nubila-macs", "nubila-open", "nubila-up", "nubila-flows", "nubila-ifindex"
@@ -28,6 +28,7 @@ class LocalNetwork(Struct, frozen=True, kw_only=True):
     project_id: str = ""
     restricted: tuple[Restricted, ...] = ()
     local_ips: tuple[LocalIp, ...] = ()
+    tags: bool = False  # it carries frames that guests tagged
 
 
 class Shared(Struct, frozen=True, kw_only=True):
@@ -98,6 +99,7 @@ def members(view: View, network_id: str) -> list[ovs_flows.Member]:
                     open=ids.get(OPEN) == "1",
                     alias=ids.get(ALIAS, ""),
                     addresses=tuple(json.loads(ids.get(SHARED, "[]"))),
+                    tags=interface.kind == "guest" and not ids.get(ovs_trunk.TRUNK),
                 )
             )
     return found

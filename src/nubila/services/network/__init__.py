@@ -45,6 +45,7 @@ from nubila.services.network import (
     segment_ranges,
     subnets,
     tags,
+    transparent,
     trunks,
 )
 from nubila.services.network.feature import Feature, joined, merged
@@ -77,6 +78,7 @@ FEATURES: tuple[Feature, ...] = (
     metering.FEATURE,
     ha.FEATURE,
     pvlan.FEATURE,
+    transparent.FEATURE,
 )  # fmt: skip
 SHAREABLE = (networks.SHAREABLE, pools.SHAREABLE, pools.SCOPE_SHAREABLE, *joined(FEATURES, "shareable"))
 

@@ -1,4 +1,4 @@
-"""What hosts that switch with Linux bridges cannot have: GRE and Geneve networks, trunks, distributed routers.
+"""What Linux bridges cannot have: GRE and Geneve networks, tags of guests, trunks, distributed routers.
 
 A port that would need it is not bound there (``binding_failed``, and a trunk of it is in ERROR); servers, DHCP and
 routers are placed where it can be had, when there is such a host. A distributed router is nowhere on such hosts, so
@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from nubila.core import hosts
 from nubila.core.db import Reader
 from nubila.core.faults import conflict
-from nubila.services.network import dvr_hosts, l2pop, look, network_segments, trunks_links
+from nubila.services.network import dvr_hosts, l2pop, look, network_segments, transparent, trunks_links
 from nubila.services.network.kinds import Network
 from nubila.services.network.kinds_port import Port
 
@@ -49,6 +49,8 @@ def lacks(reader: Reader, host: Mapping[str, Any], network_id: str, *, port_id: 
         used = network_segments.by_host(reader, network_id, [host]).get(host["name"], net)
     if used["network_type"] in UNSUPPORTED:
         return f"Linux bridges have no {used['network_type']} networks"
+    if transparent.chosen(net):
+        return "Linux bridges do not carry tags of guests"
     if port_id and (trunks_links.of_parent(reader, port_id) or trunks_links.of_subport(reader, port_id)):
         return "Linux bridges have no trunks"
     if guest and dvr_hosts.component(reader, [network_id])[0]:

@@ -45,6 +45,7 @@ from nubila.services.network import (
     qos_use,
     router_specs,
     segments,
+    transparent,
     trunks_links,
 )
 from nubila.services.network.asks import CENTRAL, DHCP, FLOATING, GATEWAY, INTERFACES, ROUTER_OWNERS
@@ -165,6 +166,8 @@ def describe_network(cloud: Cloud, reader: Reader, id: str, host: str) -> Networ
         else None,
         masquerade=own_gateway,
         local_ips=local_ips.of_network(reader, id, host),
+        guest_tags=bool(transparent.chosen(net)),
+        vlan_ethertype=transparent.ethertype(net),
     )
 
 

@@ -120,6 +120,10 @@ class Network(Named):
     pvlan = Attr(LooseBool, "Whether its ports can be kept apart (private VLAN).", write="cu", default=False,
                  see=f"({ADMIN}) or (role:reader and project_id:%(project_id)s)",
                  set=f"({ADMIN}) or (role:member and project_id:%(project_id)s)", filter="eq")  # fmt: skip
+    vlan_transparent = Attr(LooseBool, "Whether it carries frames that guests tagged.", write="c", default=False,
+                            filter="eq")  # fmt: skip
+    qinq = Attr(LooseBool, "The same, with a tag of 802.1ad around them on a physical network.", write="c",
+                default=False, filter="eq")  # fmt: skip
     dns_domain = Attr(Str(255), "DNS domain of its ports.", write="cu", default="", filter="eq", sort=True)
     host_gateway = Attr(LooseBool, "Whether network hosts themselves are its gateway to the world.", default=False,
                         hidden=True)  # fmt: skip

@@ -28,6 +28,7 @@ from nubila.services.network import (
     segments,
     subnets,
     tags,
+    transparent,
 )
 from nubila.services.network.asks import DHCP, FLOATING, GATEWAY
 from nubila.services.network.kinds import AddressScope, Network, Router, Subnet, SubnetPool
@@ -81,6 +82,7 @@ def check_zones(tx: Reader, hints: Any, role: str) -> None:
 def prepare(call: Call, values: Row) -> None:
     settings = call.cloud.settings
     parts = network_segments.asked(call.tx, settings, values)
+    transparent.check(call.tx, values, parts)
     values["dns_domain"] = segments.domain(values["dns_domain"])
     smallest = min((p["network_type"] for p in parts), key=lambda kind: segments.max_mtu(settings, kind))
     values["mtu"] = segments.mtu(settings, smallest, values.get("mtu"))
@@ -274,7 +276,7 @@ def insert(cloud: Any, tx: Tx, values: Row) -> Row:
         "external": False,
         "is_default": False, "mtu": 0, "network_type": None, "physical_network": None, "segmentation_id": None,
         "port_security_enabled": True, "dns_domain": "", "host_gateway": False, "qos_policy_id": None, "pvlan": False,
-        "several": False,
+        "several": False, "vlan_transparent": False, "qinq": False,
         "availability_zone_hints": [],
         "tags": [], **values,
     }  # fmt: skip

@@ -9,7 +9,7 @@ from nubila.core.faults import conflict
 from nubila.core.policy import Rule
 from nubila.core.query import ListQuery
 from nubila.core.service import Hooks
-from nubila.services.network import allocate, asks, look, network_segments, paging, placing, segments
+from nubila.services.network import allocate, asks, look, network_segments, paging, placing, segments, transparent
 from nubila.services.network.feature import Feature
 from nubila.services.network.kinds import Network
 from nubila.services.network.kinds_segment import Segment
@@ -23,6 +23,7 @@ def prepare(call: Call, values: Row) -> None:
     look.lock(tx, Network, look.uuid("network_id", values["network_id"]))
     net = look.need(tx, Network, values["network_id"])
     segments.check(tx, call.cloud.settings, values)
+    transparent.check(tx, net, [values])
     there = network_segments.of(tx, net["id"])
     if len(there) >= network_segments.MOST:
         text = f"Network {net['id']} has {network_segments.MOST} segments: delete one first."
