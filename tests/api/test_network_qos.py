@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -296,14 +297,21 @@ def test_a_policy_is_refused_where_nothing_would_limit(play: Play) -> None:
 
 
 def inventory(play: Play, host: str, **totals: int) -> None:
-    """What an operator says a host's uplinks carry."""
-    id = play.scalar(f"select id from host where name = '{host}'")
-    headers = {"openstack-api-version": "placement 1.20"}
-    path = f"/placement/resource_providers/{id}/inventories"
-    got = play.test.request("GET", path, headers=headers).json
-    for name, total in totals.items():
-        got["inventories"][name] = {"total": total}
-    assert play.test.request("PUT", path, got, headers=headers).status == 200
+    """What an operator says a host's tunnels carry, on a provider he makes below the host's."""
+    headers = {"openstack-api-version": "placement 1.29"}
+
+    def put(path: str, body: Json, method: str = "PUT") -> None:
+        got = play.test.request(method, f"/placement/{path}", body, headers=headers)
+        assert got.status in (200, 201, 204), got.body
+
+    id, root = str(uuid.uuid4()), play.scalar(f"select id from host where name = '{host}'")
+    put("resource_providers", {"name": f"uplink of {host}", "uuid": id, "parent_provider_uuid": root}, "POST")
+    traits = ["CUSTOM_NETWORK_TUNNEL_PROVIDER", "CUSTOM_VNIC_TYPE_NORMAL"]
+    for trait in traits:
+        put(f"traits/{trait}", {})
+    put(f"resource_providers/{id}/traits", {"resource_provider_generation": 0, "traits": traits})
+    rooms = {name: {"total": total} for name, total in totals.items()}
+    put(f"resource_providers/{id}/inventories", {"resource_provider_generation": 1, "inventories": rooms})
 
 
 def test_guarantees_take_room_on_the_host_and_never_more_than_it_has(play: Play) -> None:
@@ -343,7 +351,8 @@ def test_guarantees_take_room_on_the_host_and_never_more_than_it_has(play: Play)
     play.put(f"networks/{net}", {"network": {"qos_policy_id": p["id"]}})
     assert set(held()) == set(ports)
     with play.cloud.store.read() as r:
-        assert plug.guaranteed(r, ports[:1], [net]) == {"NET_BW_EGR_KILOBIT_PER_SEC": 600}
+        asked = plug.guaranteed(r, ports[:1], [net])
+    assert [g["resources"] for one in asked for g in one.groups] == [{"NET_BW_EGR_KILOBIT_PER_SEC": 300}] * 2
     play.delete(f"{base}/{rule}", "admin")
     assert held() == {}
 
@@ -361,6 +370,9 @@ def test_servers_go_where_their_ports_have_room(cloud: TestCloud) -> None:
         port = play.post("ports", "port", network_id=net, qos_policy_id=p["id"])["id"]
         body = {"server": {"name": "s", "flavorRef": flavor, "imageRef": tiny, "networks": [{"port": port}]}}
         got = cloud.request("POST", "/compute/v2.1/servers", body, token=cloud.token("demo"))
+        assert (got.status, "2.72" in got.json["badRequest"]["message"]) == (400, True)
+        headers = {"openstack-api-version": "compute 2.72"}
+        got = cloud.request("POST", "/compute/v2.1/servers", body, token=cloud.token("demo"), headers=headers)
         assert got.status == 202, got.body
         cloud.settle()
         return str(cloud.request("GET", f"/compute/v2.1/servers/{got.json['server']['id']}").json["server"]["status"])

@@ -191,6 +191,26 @@ class Settings:
         "Limits of Network that projects without their own have, as RESOURCE=NUMBER (-1: unlimited), e.g. router=30, "
         "floatingip=100; resources left out keep the built-in ones (`openstack quota show --default`).",
     )
+    resource_provider_bandwidths: tuple[str, ...] = setting(
+        (),
+        "What bridges or network cards of physical networks carry, as DEVICE:EGRESS:INGRESS in kbit/s seen from "
+        "guests on every host, or as HOST:DEVICE:EGRESS:INGRESS on one; DEVICE rp_tunnelled is for networks in "
+        "tunnels. Servers with a guaranteed bandwidth go only where it is.",
+    )
+    resource_provider_inventory_defaults: tuple[str, ...] = setting(
+        ("allocation_ratio:1.0", "min_unit:1", "step_size:1", "reserved:0"),
+        "What else Placement is told of these bandwidths, as NAME:NUMBER (also max_unit).",
+    )
+    resource_provider_packet_processing_without_direction: tuple[str, ...] = setting(
+        (), "How many kilopackets a second hosts switch, as HOST:RATE, or :RATE for every host."
+    )
+    resource_provider_packet_processing_with_direction: tuple[str, ...] = setting(
+        (), "The same with a rate for each direction, as HOST:EGRESS:INGRESS; instead of the one before."
+    )
+    resource_provider_packet_processing_inventory_defaults: tuple[str, ...] = setting(
+        ("allocation_ratio:1.0", "min_unit:1", "step_size:1", "reserved:0"),
+        "What else Placement is told of these packet rates, as NAME:NUMBER (also max_unit).",
+    )
     dns_domain: str = setting(
         "openstacklocal", "Domain of guests' names, in which they look names up; networks and ports may add their own."
     )
@@ -226,6 +246,7 @@ class Settings:
         if wrong:
             raise BadSetting(f"setting physical_devices: {wrong[0]!r} is not NETWORK=DEVICE, e.g. physnet1=eth1")
         self._check_segments()
+        self._check_offers()
         labels = self.dns_domain.removesuffix(".").split(".")
         if not all(re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?", label) for label in labels):
             raise BadSetting(f"setting dns_domain: {self.dns_domain!r} is no domain, e.g. cloud.example.org")
@@ -241,6 +262,15 @@ class Settings:
                 f"setting password_hash_algorithm must be one of {', '.join(PASSWORD_ALGORITHMS)}, "
                 f"not {self.password_hash_algorithm!r}"
             )
+
+    def _check_offers(self) -> None:
+        for name, (form, shape) in _OFFERS.items():
+            wrong = [one for one in getattr(self, name) if not re.fullmatch(form, str(one))]
+            if wrong:
+                raise BadSetting(f"setting {name}: {wrong[0]!r} is not {shape}")
+        directions = "resource_provider_packet_processing_{}_direction"
+        if getattr(self, directions.format("with")) and getattr(self, directions.format("without")):
+            raise BadSetting(f"setting {directions.format('with')}: leave it or {directions.format('without')} out")
 
     def _check_segments(self) -> None:
         for name, most in (("vni_range", 2**24 - 1), ("vlan_range", 4094)):
@@ -263,6 +293,22 @@ _NOT_NEGATIVE = (
     "lockout_failure_attempts", "lockout_duration", "disable_user_account_days_inactive", "password_expires_days",
     "unique_last_password_count", "minimum_password_age", "totp_included_previous_windows", "login_failures_per_minute",
 )  # fmt: skip
+_HOST, _RATE = r"[A-Za-z0-9._-]{0,64}", r"(\d{0,9}|1\d{9})"
+_DEFAULTS = (
+    r"(allocation_ratio:\d{1,5}(\.\d{1,4})?|(min_unit|max_unit|step_size):[1-9]\d{0,8}|reserved:\d{1,9})",
+    "NAME:NUMBER with allocation_ratio, min_unit, max_unit, step_size or reserved",
+)
+_OFFERS = {
+    "resource_provider_bandwidths": (
+        rf"({_HOST}:)?[^:\s/]{{1,64}}:{_RATE}:{_RATE}", "DEVICE:EGRESS:INGRESS, e.g. br-ex:10000000:10000000",
+    ),
+    "resource_provider_inventory_defaults": _DEFAULTS,
+    "resource_provider_packet_processing_without_direction": (rf"{_HOST}:{_RATE}", "HOST:RATE, e.g. :1000"),
+    "resource_provider_packet_processing_with_direction": (
+        rf"{_HOST}:{_RATE}:{_RATE}", "HOST:EGRESS:INGRESS, e.g. :1000:1000",
+    ),
+    "resource_provider_packet_processing_inventory_defaults": _DEFAULTS,
+}  # fmt: skip
 SWITCHES = ("openvswitch", "linuxbridge")
 TENANT_TYPES = ("vxlan", "vlan", "gre", "geneve", "local")
 LIMIT_MODELS = ("flat", "strict_two_level")

@@ -303,6 +303,9 @@ def _networks(call: Call, body: Row) -> list[Row] | str:
     call.enforce("os_compute_api:servers:create:attach_network", mine(call))
     out = [_nic(call, nic) for nic in asked]
     ports = [n["port"] for n in out if "port" in n]
+    if call.version < (2, 72) and plug.guaranteed(call.tx, ports, ()):
+        text = "Servers with ports that are guaranteed bandwidth or packet rate need version 2.72 or later."
+        raise bad_request(text)
     if len(set(ports)) < len(ports):
         raise bad_request("A port is named twice.")
     if wire.number(body.get("max_count", body.get("min_count", 1)), "max_count", 1) > 1:

@@ -79,7 +79,13 @@ def attach(call: Call) -> Row:
         nic |= {"uuid": network or _only_network(call, row), "fixed_ip": fixed[0]["ip_address"] if fixed else None}
         if plug.network_visible(call.tx, call.creds, nic["uuid"], call.cloud) is None:
             raise bad_request(f"Network {nic['uuid']} could not be found.")
-    entry = nics.plug_one(call.cloud, call.tx, {**row, "security_groups": None}, nic, row["host"], row["zone"])
+    try:
+        entry = nics.plug_one(call.cloud, call.tx, {**row, "security_groups": None}, nic, row["host"], row["zone"])
+    except Fault as e:
+        if e.type != plug.NO_ROOM:
+            raise
+        text = f"Failed to allocate additional resources to {row['id']} during interface attach: {e.message}"
+        raise bad_request(text) from None
     rows.change(call.tx, row, nics=[*(row["nics"] or []), entry])
     history.record(call, row["id"], "attach_interface", done=True)
     call.tx.ask("guest", row["id"], row["host"])

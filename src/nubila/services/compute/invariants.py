@@ -98,14 +98,17 @@ def _ports(row: Row, mine: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def claims(cloud: Cloud, reader: Reader) -> list[str]:
-    """Placement holds exactly what servers that are on a host need, there."""
+    """Placement holds exactly what servers that are on a host need, there, and what their ports are guaranteed."""
     providers = {h["name"]: h["id"] for h in hosts.every(reader)}
     rows = {r["id"]: r for r in reader.all(_ALL)}
-    held = reading.held(reader, "INSTANCE")
+    held, guaranteed = reading.held(reader, "INSTANCE"), plug.held(reader)
     out = []
     for id, row in rows.items():
         here = not row["deleted"] and row["host"] is not None
-        need = {providers.get(row["host"], "?"): place.amounts(row["flavor"])} if here else {}
+        need = {providers.get(row["host"], "?"): dict(place.amounts(row["flavor"]))} if here else {}
+        for provider, classes in guaranteed.get(id, {}).items():
+            mine = need.setdefault(provider, {})
+            mine.update({name: mine.get(name, 0) + n for name, n in classes.items()})
         have = held.pop(id, {})
         if have != need:
             out.append(f"server {id} on {row['host']} holds {have} in placement, needs {need}")

@@ -10,6 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from nubila.services.network import plug
+from nubila.services.placement.combine import Provider
+
 
 @dataclass(frozen=True, kw_only=True)
 class Host:
@@ -22,6 +25,7 @@ class Host:
     free: Mapping[str, int] = field(default_factory=dict)
     most: Mapping[str, int] = field(default_factory=dict)  # the largest single request it takes, by class
     traits: frozenset[str] = frozenset()
+    tree: Sequence[Provider] = ()  # the host's provider and those below it, when ports ask for something of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +42,7 @@ class Wish:
     members: Mapping[str, int] = field(default_factory=dict)  # host -> how many of the group are there
     same_hosts: frozenset[str] | None = None  # hint same_host, as host names; None = no such hint
     other_hosts: frozenset[str] = frozenset()  # hint different_host, as host names
+    ports: Sequence[plug.Request] = ()  # what the server's ports ask for
 
 
 def amounts(flavor: Mapping[str, Any]) -> dict[str, int]:
@@ -86,9 +91,15 @@ def refusal(host: Host, wish: Wish) -> str:  # one line per filter
         return "the server group has affinity to another host"
     if wish.policy == "anti-affinity" and wish.members.get(host.name, 0) >= wish.max_per_host:
         return "the server group's anti-affinity forbids another member"
+    return _short(host, wish)
+
+
+def _short(host: Host, wish: Wish) -> str:
     for name, n in wish.amounts.items():
         if n > host.free.get(name, 0) or n > host.most.get(name, n):
             return f"too little {name}: {host.free.get(name, 0)} free, {n} needed"
+    if wish.ports and not plug.choices(host.tree, wish.ports):
+        return "cannot guarantee the bandwidth or packet rate that the server's ports ask for"
     return ""
 
 

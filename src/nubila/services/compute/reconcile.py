@@ -20,7 +20,7 @@ from nubila.core.work import Item
 from nubila.services.compute import history, nics, place, quotas, rows, zones
 from nubila.services.compute.kinds import GROUP, SERVER, SERVER_TAG
 from nubila.services.network import plug
-from nubila.services.placement import claims, reading
+from nubila.services.placement import claims, reading, trees
 
 Row = dict[str, Any]
 CONFLICT_TRIES = 5
@@ -84,16 +84,16 @@ def _place(cloud: Cloud, tx: Tx, row: Row, tries: int) -> None:
     every = views_of(tx)
     seen = _connected(tx, row, every)
     wish = wish_of(tx, row)
-    whole = dataclasses.replace(wish, amounts={**wish.amounts, **_guaranteed(tx, row)})
-    for host in place.candidates(seen, whole):
-        try:
-            claims.claim(tx, row["id"], row["project_id"], row["user_id"], {host.provider_id: wish.amounts})
-        except claims.NoRoom:
-            continue  # somebody was faster, or units do not fit: the next best
-        break
+    if asked := _guaranteed(tx, row):
+        wish = dataclasses.replace(wish, ports=asked)
+        whole = trees.every(tx)
+        seen = [dataclasses.replace(host, tree=whole.get(host.provider_id, ())) for host in seen]
+    for host in place.candidates(seen, wish):
+        if _claimed(tx, row, host, wish):
+            break
     else:
         cut_off = "No compute host can have ports on all of the server's networks (segments, kind of switch)."
-        raise _Refused(NO_HOST, details=cut_off if every and not seen else place.explain(seen, whole))
+        raise _Refused(NO_HOST, details=cut_off if every and not seen else place.explain(seen, wish))
     try:
         plugged = nics.plug_all(cloud, tx, row, host.name, host.zone)
     except Fault as e:
@@ -105,6 +105,22 @@ def _place(cloud: Cloud, tx: Tx, row: Row, tries: int) -> None:
     rows.change(tx, row, host=host.name, zone=host.zone, nics=plugged, host_gone=False)
     tx.ask("guest", row["id"], host.name)
     tx.settle(f"placed on {host.name}; waiting for it to start the guest", again=_left(row))
+
+
+def _claimed(tx: Tx, row: Row, host: place.Host, wish: place.Wish) -> bool:
+    """Take what the server and its ports need of a host, in the server's name; False when it cannot give that."""
+    for chosen in plug.choices(host.tree, wish.ports) if wish.ports else [{}]:
+        amounts = {host.provider_id: dict(wish.amounts)}
+        for provider, classes in plug.shares(wish.ports, chosen).items():
+            mine = amounts.setdefault(provider, {})
+            mine.update({name: mine.get(name, 0) + n for name, n in classes.items()})
+        try:
+            claims.claim(tx, row["id"], row["project_id"], row["user_id"], amounts)
+        except claims.NoRoom:
+            continue  # somebody was faster, or units do not fit: the next best
+        plug.hold(tx, row["id"], wish.ports, chosen)
+        return True
+    return False
 
 
 def _connected(reader: Reader, row: Row, seen: list[place.Host]) -> list[place.Host]:
@@ -119,12 +135,12 @@ def _connected(reader: Reader, row: Row, seen: list[place.Host]) -> list[place.H
     return [host for host in seen if host.name in names]
 
 
-def _guaranteed(reader: Reader, row: Row) -> dict[str, int]:
-    """What the server's ports will take of its host besides; they claim it themselves when they are bound."""
+def _guaranteed(reader: Reader, row: Row) -> list[plug.Request]:
+    """What the server's ports ask of its host besides."""
     try:
         asked = nics.wanted(reader, row)
     except Fault:
-        return {}  # plugging says why
+        return []  # plugging says why
     ports = [nic["port"] for nic in asked if nic.get("port")]
     return plug.guaranteed(reader, ports, [nic["uuid"] for nic in asked if not nic.get("port")])
 

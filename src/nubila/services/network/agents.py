@@ -53,7 +53,7 @@ def every(reader: Reader) -> list[Row]:
     networks = dict(reader.rows(_DHCP_COUNT))
     out = []
     spread = dvr_hosts.everywhere(reader)
-    offering = reading.offering(reader, "NET_")
+    offered = reading.offering(reader, "NET_")
     for host in hosts.every(reader):
         binaries = [BRIDGE if l2pop.switch(host) == l2pop.LINUX_BRIDGE else OVS]
         if "network" in host["roles"]:
@@ -64,10 +64,35 @@ def every(reader: Reader) -> list[Row]:
             gone = changed.get(agent_id(host["name"], binary), {}).get("deleted")
             if gone is None or host["seen"] > gone:
                 view = _view(host, binary, changed, networks, spread)
-                if binary in (OVS, BRIDGE) and host["id"] in offering:
+                if binary in (OVS, BRIDGE) and host["id"] in offered:
                     view["resources_synced"] = True  # one database: what it offers is in Placement, or is not at all
+                    view["configurations"] |= _offers(view, offered[host["id"]])
                 out.append(view)
     return out
+
+
+_DIRECTIONS = {"EGR": "egress", "IGR": "ingress"}
+
+
+def _offers(view: Row, offered: list[tuple[str, str, int]]) -> Row:
+    """What Placement has of the agent's own providers, in the words of Neutron's agents."""
+    mine = f"{view['host']}:{view['agent_type']}"
+    bandwidths: dict[str, dict[str, int]] = {}
+    packets: dict[str, int] = {}
+    for name, resource_class, total in offered:
+        words = resource_class.split("_")  # NET_BW_EGR_..., NET_PACKET_RATE_EGR_..., NET_PACKET_RATE_KILOPACKET_...
+        direction = next((_DIRECTIONS[w] for w in words if w in _DIRECTIONS), "any")
+        if name == mine:
+            packets[direction] = total
+        elif name.startswith(f"{mine}:"):
+            bandwidths.setdefault(name.removeprefix(f"{mine}:"), {})[direction] = total
+    switched = {view["host"]: packets} if packets else {}
+    return {
+        "resource_provider_bandwidths": bandwidths,
+        "resource_provider_hypervisors": dict.fromkeys(bandwidths, view["host"]),
+        "resource_provider_packet_processing_with_direction": {} if "any" in packets else switched,
+        "resource_provider_packet_processing_without_direction": switched if "any" in packets else {},
+    }
 
 
 L3_EXTENSIONS = ("conntrack_helper", "fip_qos", "gateway_ip_qos", "ndp_proxy", "port_forwarding")

@@ -15,7 +15,7 @@ from nubila.core.call import Call, Reply, Route
 from nubila.core.db import Tx
 from nubila.core.faults import Fault, bad_request, conflict
 from nubila.core.policy import Rule
-from nubila.services.network import look, network_segments, ports
+from nubila.services.network import look, network_segments, ports, qos_guarantees
 from nubila.services.network.feature import Feature
 from nubila.services.network.kinds_port import VNIC_TYPES, Port
 from nubila.services.network.tables import PORT_BINDING
@@ -62,6 +62,8 @@ def _body(call: Call, schema: Row) -> Row:
 def _all(call: Call, port: Row) -> list[Row]:
     """Every binding, the active one first."""
     own = [{name: port[name] for name in ("vnic_type", "vif_type", "profile")}] if port["host_id"] else []
+    if own and (held := qos_guarantees.allocations(call.tx, [port["id"]])):
+        own[0]["profile"] = {**(port["profile"] or {}), "allocation": held[port["id"]]}
     out = [{**one, "host": port["host_id"], "status": "ACTIVE"} for one in own]
     out += [{**one, "status": "INACTIVE"} for one in call.tx.all(_OF, {"port": port["id"]})]
     return out
@@ -113,7 +115,7 @@ def _bound(call: Call, port: Row, wish: Row) -> Row:
     network_segments.check_host(call.tx, port, wish["host"])
     return {
         "port_id": port["id"], "host": wish["host"], "vnic_type": wish["vnic_type"], "vif_type": values["vif_type"],
-        "profile": wish["profile"] or {},
+        "profile": ports.host_facts(wish["profile"]),
     }  # fmt: skip
 
 

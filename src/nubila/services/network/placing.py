@@ -37,6 +37,7 @@ from nubila.services.network import (
     network_segments,
     place,
     ports,
+    qos_offers,
     segment_ranges,
 )
 from nubila.services.network.asks import DHCP, INTERFACES, ROUTER_OWNERS
@@ -106,6 +107,7 @@ def on_host(cloud: Cloud, tx: Tx, host: Row) -> None:
     External networks live on every network host; what a drained or removed host serves moves to others.
     """
     l2pop.on_host(tx, host)
+    qos_offers.offer(cloud, tx, host)
     if l2pop.switch(host) == l2pop.LINUX_BRIDGE:
         for id in dvr_hosts.on(tx, host["name"]):  # it had another switch before
             dvr_hosts.spread(tx, id)

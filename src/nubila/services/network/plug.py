@@ -15,9 +15,11 @@ from nubila.services.network import addresses, bridged, groups, look, network_se
 from nubila.services.network.asks import DHCP, INTERFACES
 from nubila.services.network.kinds import FloatingIP, Network, Subnet
 from nubila.services.network.kinds_port import Port, SecurityGroup
+from nubila.services.network.qos_guarantees import NO_ROOM, Request, choices, held, hold, shares
 from nubila.services.network.tables import IP_ALLOCATION, PORT_GROUP
 
 Row = dict[str, Any]
+__all__ = ["NO_ROOM", "Request", "choices", "held", "hold", "shares"]  # how servers hold what ports are guaranteed
 
 _P, _N, _A, _F = Port.table.c, Network.table.c, IP_ALLOCATION.c, FloatingIP.table.c
 _PORTS = (
@@ -116,9 +118,9 @@ def attach_port(
     return after
 
 
-def guaranteed(reader: Reader, port_ids: Iterable[str], network_ids: Iterable[str]) -> dict[str, int]:
-    """What a host must have for existing ports, and for ports to be made on networks: resource class -> amount."""
-    return qos_guarantees.needs(reader, port_ids, network_ids)
+def guaranteed(reader: Reader, port_ids: Iterable[str], network_ids: Iterable[str]) -> list[Request]:
+    """What a host must guarantee to existing ports, and to ports to be made on networks."""
+    return qos_guarantees.requests(reader, port_ids, network_ids)
 
 
 def hosts_reaching(

@@ -12,7 +12,7 @@ from nubila.core.call import Call
 from nubila.core.faults import bad_request, conflict, forbidden
 from nubila.core.query import ListQuery
 from nubila.core.service import Hooks
-from nubila.services.network import local_ips, look, paging, ports, qos_use, rbac, tags, trunks_links
+from nubila.services.network import local_ips, look, paging, ports, qos_guarantees, qos_use, rbac, tags, trunks_links
 from nubila.services.network.asks import CENTRAL, DHCP, FLOATING, GATEWAY, INTERFACES, ROUTER_OWNERS
 from nubila.services.network.dvr_hosts import DVR_INTERFACE
 from nubila.services.network.kinds import FloatingIP, Network, Router
@@ -172,6 +172,7 @@ def present(call: Call, rows: list[Row]) -> None:
             by_id[port]["security_groups"].append(group)
     qos_use.present_ports(call.tx, rows, call.memo)
     trunks_links.present_ports(call.tx, rows)
+    qos_guarantees.present_ports(call.tx, rows)
     domains: dict[str, str] = {}
     networks = []
     for id in {r["network_id"] for r in rows}:

@@ -61,7 +61,7 @@ def fill(cloud: Cloud, tx: Tx, values: Row, net: Mapping[str, Any], creds: Any) 
         values["port_security_enabled"] = net["port_security_enabled"] and not own
     values["mac_address"] = allocate.mac(tx, net["id"], values.get("mac_address"))
     bind_values(tx, values, values.get("host_id") or "", values)
-    values["profile"] = values.get("profile") or {}
+    values["profile"] = host_facts(values.get("profile"))
     values["_groups"] = groups.chosen(cloud, tx, values, values.get("security_groups"), creds)
     values["allowed_address_pairs"] = pairs(values.get("allowed_address_pairs") or [], values)
     values["extra_dhcp_opts"] = options([], values.get("extra_dhcp_opts") or [])
@@ -84,7 +84,7 @@ def made(cloud: Cloud, tx: Tx, row: Row) -> None:
     tags.store(tx, row["id"], row["tags"], fresh=True)
     if row["bound_host"]:
         asks.moved(tx, row, "", row["bound_host"])
-        qos_guarantees.settle(tx, row)
+        qos_guarantees.settle(tx, row, fresh=True)
     if row["fixed_ips"]:
         asks.dhcp(tx, row["network_id"])
         asks.members(tx, ids)
@@ -131,7 +131,7 @@ def prepare_change(cloud: Cloud, tx: Tx, before: Row, values: Row, creds: Any) -
     if "host_id" in values:
         _change_host(tx, before, values)
     if "profile" in values:
-        values["profile"] = values["profile"] or {}
+        values["profile"] = host_facts(values["profile"])
     if "port_security_enabled" in values and values["port_security_enabled"] is None:
         values["port_security_enabled"] = before["port_security_enabled"]
     if "security_groups" in values:
@@ -191,8 +191,9 @@ def changed(cloud: Cloud, tx: Tx, before: Row, after: Row) -> None:
     asks.moved(tx, after, before["bound_host"], after["bound_host"])
     if before["host_id"] != after["host_id"]:
         trunks_links.follow(tx, after, bind)
-    if any(before[n] != after[n] for n in ("bound_host", "qos_policy_id", "device_owner")):
-        qos_guarantees.settle(tx, after)
+    moved = any(before[n] != after[n] for n in ("bound_host", "device_owner", "device_id"))
+    if moved or before["qos_policy_id"] != after["qos_policy_id"]:
+        qos_guarantees.settle(tx, after, fresh=moved)
     wiring = ("mac_address", "admin_state_up", "port_security_enabled", "allowed_address_pairs", "device_owner",
               "qos_policy_id", "hints")  # fmt: skip
     if new_ips != old_ips or after["security_groups"] != old_groups or any(before[n] != after[n] for n in wiring):
@@ -216,6 +217,11 @@ def _deferred(tx: Tx, before: Row, after: Row) -> list[dict[str, str]]:
     if not waits or look.addresses_of(tx, before["id"]):
         return []
     return fixed.claim(tx, after, fixed.wishes(tx, after, None))
+
+
+def host_facts(profile: Mapping[str, Any] | None) -> Row:
+    """What is kept of a ``binding:profile``: not ``allocation``, which is read from what the port holds."""
+    return {key: value for key, value in (profile or {}).items() if key != "allocation"}
 
 
 def bind_values(tx: Tx, values: Row, host: str, port: Mapping[str, Any]) -> None:
@@ -268,8 +274,8 @@ def bind(tx: Tx, row: Row, host: str, **more: Any) -> Row:
     asks.port(tx, after)
     if row["host_id"] != after["host_id"]:
         trunks_links.follow(tx, after, bind)
-    if any(row[n] != after[n] for n in ("bound_host", "device_owner")):
-        qos_guarantees.settle(tx, after)
+    if any(row[n] != after[n] for n in ("bound_host", "device_owner", "device_id")):
+        qos_guarantees.settle(tx, after, fresh=True)
     if row["device_owner"] != after["device_owner"]:
         asks.dhcp(tx, row["network_id"])
     return after

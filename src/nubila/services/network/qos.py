@@ -15,7 +15,7 @@ from nubila.core.query import ListQuery
 from nubila.core.service import Hooks
 from nubila.core.sql import upsert
 from nubila.core.work import Item
-from nubila.services.network import asks, look, paging, qos_guarantees, qos_rules, qos_use, rbac, tags
+from nubila.services.network import asks, look, paging, qos_guarantees, qos_offers, qos_rules, qos_use, rbac, tags
 from nubila.services.network.feature import Feature
 from nubila.services.network.kinds import FloatingIP, Network, Router
 from nubila.services.network.kinds_port import Port
@@ -187,7 +187,8 @@ FEATURE = Feature(
     hooks={QosPolicy: HOOKS},
     routes=qos_rules.ROUTES,
     rules=RULES,
-    reconcilers={"qos_policy": item},
+    reconcilers={"host_offer": qos_offers.item, "qos_policy": item},
+    sweeps={"host_offer": qos_offers.every},
     invariants=(wrong, qos_guarantees.wrong),
     quotas={"qos_policy": 100},
     resources={"qos/policies": "policy", "qos/rule-types": "rule_type"},

@@ -7,6 +7,7 @@ their own, as in Neutron.
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -178,18 +179,30 @@ def present_ports(reader: Reader, ports: list[Row], known_networks: Mapping[str,
 
 def request(port: Mapping[str, Any], physical_network: str | None, said: list[Row]) -> Row | None:
     """What a host must have for the port, as groups Placement understands; None when its policy guarantees nothing."""
-    vnic = _trait("VNIC_TYPE", port["vnic_type"])
-    physical = _trait("PHYSNET", physical_network) if physical_network else "CUSTOM_NETWORK_TUNNEL_PROVIDER"
-    groups = []
+    found = groups(port, physical_network, said)
+    return {"request_groups": found, "same_subtree": [g["id"] for g in found]} if found else None
+
+
+def groups(port: Mapping[str, Any], physical_network: str | None, said: Iterable[Row]) -> list[Row]:
+    """The groups of a request: id, required traits, resources."""
+    vnic = trait("VNIC_TYPE", port["vnic_type"])
+    physical = trait("PHYSNET", physical_network) if physical_network else TUNNEL_TRAIT
+    out = []
     for kind, required in ((MINIMUM_BANDWIDTH, [physical, vnic]), (MINIMUM_PACKET_RATE, [vnic])):
         mine = sorted((r for r in said if r["type"] == kind.name), key=lambda r: str(r["id"]))
         if mine:
             name = ":".join(r["id"] for r in mine)
             resources = {RESOURCES[r["type"], r["direction"]]: r["value"] for r in mine}
-            id = str(uuid.uuid5(uuid.UUID(port["id"]), name))
-            groups.append({"id": id, "required": required, "resources": resources})
-    return {"request_groups": groups, "same_subtree": [g["id"] for g in groups]} if groups else None
+            out.append({
+                "id": str(uuid.uuid5(uuid.UUID(port["id"]), name)), "required": required, "resources": resources,
+            })  # fmt: skip
+    return out
 
 
-def _trait(kind: str, name: str) -> str:
-    return f"CUSTOM_{kind}_" + "".join(c if c.isalnum() else "_" for c in name.upper())
+TUNNEL_TRAIT = "CUSTOM_NETWORK_TUNNEL_PROVIDER"
+"""What has bandwidth for networks in tunnels, which are on no physical network."""
+
+
+def trait(kind: str, name: str) -> str:
+    """The trait that stands for a physical network ("PHYSNET") or a kind of port ("VNIC_TYPE")."""
+    return f"CUSTOM_{kind}_{re.sub('[^0-9A-Za-z]+', '_', name).upper()}"

@@ -84,3 +84,15 @@ PORT_BINDING = sa.Table(
     sa.Column("profile", sa.JSON, nullable=False),
 )
 """Bindings of ports to further hosts; the active one is in the port itself."""
+
+PORT_GUARANTEE = sa.Table(
+    "port_guarantee",
+    METADATA,
+    sa.Column("port_id", sa.String(36), sa.ForeignKey("port.id"), primary_key=True),
+    sa.Column("resource_class", sa.String(64), primary_key=True),
+    sa.Column("group_id", sa.String(36), nullable=False),  # of the port's resource_request
+    sa.Column("provider_id", sa.String(36), nullable=False),
+    sa.Column("consumer_id", sa.String(36), nullable=False, index=True),  # the server, or the port itself
+    sa.Column("used", sa.BigInteger, nullable=False),
+)
+"""What ports hold in Placement, in whose name and on which provider: each consumer's allocations contain the sum."""

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import re
 
-import sqlalchemy as sa
-
 from nubila.core.call import Call, Reply, Route
 from nubila.core.faults import bad_request
 from nubila.core.gates import since
 from nubila.core.types import is_uuid
-from nubila.services.placement import claims, reading
+from nubila.services.placement import claims
 from nubila.services.placement.combine import Candidate, Group, Provider, candidates
-from nubila.services.placement.kinds import PROVIDER
-from nubila.services.placement.providers import aggregates_by_provider
+from nubila.services.placement.trees import every
 from nubila.services.placement.wire import BAD_VALUE, MISSING, MemberWish, Row, TraitWish, answer, resources, traits
 
 _KEY = re.compile(r"(resources|required|member_of|in_tree)(.*)")
@@ -118,22 +115,10 @@ def _groups(call: Call, asked: _Asked, known: set[str], roots: dict[str, str]) -
     return out
 
 
-def _trees(call: Call) -> dict[str, list[Provider]]:
-    room, have = claims.rooms(call.tx), reading.traits_by_provider(call.tx)
-    members = aggregates_by_provider(call.tx)
-    out: dict[str, list[Provider]] = {}
-    for p in call.tx.all(sa.select(PROVIDER).order_by(PROVIDER.c.created_at, PROVIDER.c.id)):
-        out.setdefault(p["root_id"], []).append(Provider(
-            id=p["id"], root=p["root_id"], parent=p["parent_id"], room=room.get(p["id"], {}),
-            traits=frozenset(have.get(p["id"], ())), aggregates=frozenset(members.get(p["id"], ())),
-        ))  # fmt: skip
-    return out
-
-
 def index(call: Call) -> Reply:
     """List the ways in which a request for resources can be satisfied."""
     asked = _read(call)
-    trees = _trees(call)
+    trees = every(call.tx)
     known = traits(call.tx)
     roots = {p.id: root for root, tree in trees.items() for p in tree}
     groups = _groups(call, asked, known, roots)

@@ -47,6 +47,16 @@ _ROOM = (
 )
 _ROOM_ALL = _ROOM.add_columns(INVENTORY.c.provider_id)
 _ROOM_ONE = _ROOM.where(INVENTORY.c.provider_id == sa.bindparam("b_id"))
+_HELD = sa.select(ALLOCATION.c.provider_id, ALLOCATION.c.resource_class, ALLOCATION.c.used).where(
+    ALLOCATION.c.consumer_id == sa.bindparam("b_id")
+)
+_DROP = sa.delete(ALLOCATION).where(
+    ALLOCATION.c.consumer_id == sa.bindparam("b_id"), ALLOCATION.c.provider_id == sa.bindparam("b_provider"),
+    ALLOCATION.c.resource_class == sa.bindparam("b_class"),
+)  # fmt: skip
+_OWNER = sa.select(CONSUMER.c.project_id).where(
+    CONSUMER.c.id == sa.bindparam("b_id"), CONSUMER.c.type == sa.bindparam("b_type")
+)
 _FORGET = sa.delete(ALLOCATION).where(ALLOCATION.c.consumer_id == sa.bindparam("b_id"))
 _FORGET_CONSUMER = sa.delete(CONSUMER).where(CONSUMER.c.id == sa.bindparam("b_id"))
 _TRAITS = sa.select(PROVIDER_TRAIT.c.trait).where(PROVIDER_TRAIT.c.provider_id == sa.bindparam("b_id"))
@@ -136,6 +146,70 @@ def claim(
                 ALLOCATION,
                 {"consumer_id": consumer_id, "provider_id": provider_id, "resource_class": name, "used": amount},
             )
+
+
+def shift(
+    tx: Tx,
+    consumer_id: str,
+    project_id: str,
+    less: Mapping[str, Mapping[str, int]],
+    more: Mapping[str, Mapping[str, int]],
+    *,
+    type: str = "INSTANCE",
+) -> None:
+    """Take ``less`` from what a consumer holds and add ``more`` (provider id -> class -> how much); all or nothing.
+
+    Only what grows must fit, so somebody may always give back, on a host that has become too small too. Raises NoRoom
+    before anything is changed.
+    """
+    for provider_id in sorted({*less, *more}):
+        if not bump(tx, provider_id) and provider_id in more:
+            raise NoRoom(f"Resource provider {provider_id} does not exist.")
+    have = {(p, n): int(used) for p, n, used in tx.rows(_HELD, {"b_id": consumer_id})}
+    after = _moved(_moved(have, less, -1), more, 1)
+    for (provider_id, name), n in sorted(after.items()):
+        if n > have.get((provider_id, name), 0):
+            _grow(tx, provider_id, name, have.get((provider_id, name), 0), n)
+    if not after:
+        release(tx, consumer_id)
+        return
+    now = clock.now()
+    row = {
+        "id": consumer_id, "project_id": project_id, "user_id": "", "type": type, "generation": 1,
+        "created_at": now, "updated_at": now,
+    }  # fmt: skip
+    tx.execute(upsert(tx.dialect, CONSUMER, row, {"generation": CONSUMER.c.generation + 1, "updated_at": now}))
+    for (provider_id, name), n in after.items():
+        if have.get((provider_id, name)) != n:
+            one = {"consumer_id": consumer_id, "provider_id": provider_id, "resource_class": name, "used": n}
+            tx.execute(upsert(tx.dialect, ALLOCATION, one, {"used": n}))
+    for provider_id, name in have.keys() - after.keys():
+        tx.execute(_DROP, {"b_id": consumer_id, "b_provider": provider_id, "b_class": name})
+
+
+def _moved(
+    have: Mapping[tuple[str, str], int], amounts: Mapping[str, Mapping[str, int]], sign: int
+) -> dict[tuple[str, str], int]:
+    after = dict(have)
+    for provider_id, classes in amounts.items():
+        for name, amount in classes.items():
+            after[provider_id, name] = after.get((provider_id, name), 0) + sign * amount
+    return {key: n for key, n in after.items() if n > 0}
+
+
+def _grow(tx: Tx, provider_id: str, name: str, before: int, after: int) -> None:
+    it = room(tx, provider_id).get(name)
+    if it is None:
+        raise NoRoom(f"Resource provider {provider_id} has no inventory of {name}.")
+    if not fits({**it, "used": it["used"] - before}, after):
+        left = capacity(it) - it["used"]
+        raise NoRoom(f"Resource provider {provider_id} cannot give {after - before} more of {name}: {left} left.")
+
+
+def owner(reader: Reader, consumer_id: str, type: str) -> str | None:
+    """The project of a consumer of this type; None when there is none such."""
+    found: str | None = reader.scalar(_OWNER, {"b_id": consumer_id, "b_type": type})
+    return found
 
 
 def release(tx: Tx, consumer_id: str, *, forget: bool = True) -> None:

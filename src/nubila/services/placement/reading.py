@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from nubila.core.db import Reader
-from nubila.services.placement.kinds import ALLOCATION, CONSUMER, INVENTORY, PROVIDER_TRAIT
+from nubila.services.placement.kinds import ALLOCATION, CONSUMER, INVENTORY, PROVIDER, PROVIDER_TRAIT
 
 _HELD = (
     sa.select(ALLOCATION.c.consumer_id, ALLOCATION.c.provider_id, ALLOCATION.c.resource_class, ALLOCATION.c.used)
@@ -13,7 +13,10 @@ _HELD = (
     .where(CONSUMER.c.type == sa.bindparam("type"))
 )
 _OFFERING = (
-    sa.select(INVENTORY.c.provider_id).where(INVENTORY.c.resource_class.startswith(sa.bindparam("prefix"))).distinct()
+    sa.select(PROVIDER.c.root_id, PROVIDER.c.name, INVENTORY.c.resource_class, INVENTORY.c.total)
+    .join(PROVIDER, PROVIDER.c.id == INVENTORY.c.provider_id)
+    .where(INVENTORY.c.resource_class.startswith(sa.bindparam("prefix")))
+    .order_by(PROVIDER.c.name, INVENTORY.c.resource_class)
 )
 _TRAITS = sa.select(PROVIDER_TRAIT.c.provider_id, PROVIDER_TRAIT.c.trait)
 
@@ -26,9 +29,12 @@ def traits_by_provider(reader: Reader) -> dict[str, set[str]]:
     return out
 
 
-def offering(reader: Reader, prefix: str) -> set[str]:
-    """Ids of the providers with an inventory of a resource class that begins so ("NET_")."""
-    return {id for (id,) in reader.rows(_OFFERING, {"prefix": prefix})}
+def offering(reader: Reader, prefix: str) -> dict[str, list[tuple[str, str, int]]]:
+    """Who has inventories of resource classes that begin so ("NET_"): root's id -> (provider's name, class, total)."""
+    out: dict[str, list[tuple[str, str, int]]] = {}
+    for root, name, resource_class, total in reader.rows(_OFFERING, {"prefix": prefix}):
+        out.setdefault(root, []).append((name, resource_class, int(total)))
+    return out
 
 
 def held(reader: Reader, type: str) -> dict[str, dict[str, dict[str, int]]]:
