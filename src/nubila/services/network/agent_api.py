@@ -8,7 +8,17 @@ import sqlalchemy as sa
 
 from nubila.core.call import Call, Reply, Route
 from nubila.core.faults import Fault, bad_request, conflict
-from nubila.services.network import agent_counts, agents, dvr_hosts, ha_place, look, networks, placing, router_views
+from nubila.services.network import (
+    agent_counts,
+    agents,
+    dvr_hosts,
+    ha_place,
+    look,
+    networks,
+    place_router,
+    placing,
+    router_views,
+)
 from nubila.services.network.agents import DHCP, L3
 from nubila.services.network.kinds import Network, Router
 from nubila.services.network.tables import DHCP_BINDING
@@ -157,6 +167,7 @@ def add_router(call: Call) -> Reply:
         raise conflict(text, "RouterHostedByL3Agent")
     if not agent["admin_state_up"]:
         raise agents.invalid(agent["id"], L3)
+    place_router.refuse_unfit(call.tx, row, agent["host"])
     placing.move_router(call.tx, row, agent["host"])
     placing.router(call.cloud, call.tx, id)
     return Reply(b"null", 201)

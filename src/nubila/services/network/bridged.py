@@ -74,11 +74,6 @@ def able(
     return [host for host in known if fits(host)]
 
 
-def distributed(known: Iterable[Row]) -> list[Row]:
-    """Those of the hosts that can have distributed routers."""
-    return [host for host in known if l2pop.switch(host) != l2pop.LINUX_BRIDGE]
-
-
 def refuse_distributed(reader: Reader, networks: Iterable[str]) -> None:
     """409 when guests of these networks are where a distributed router cannot be."""
     found = reader.one(_GUESTS, {"networks": sorted(set(networks))})

@@ -21,7 +21,7 @@ from nubila.core.db import Reader, Tx
 from nubila.core.faults import bad_request
 from nubila.core.policy import Rule
 from nubila.core.ports import FloatingSpec, RouterPort, RouterSpec
-from nubila.services.network import addresses, asks, bridged, dvr_hosts, look, ports
+from nubila.services.network import addresses, asks, bridged, dvr_hosts, look, place_router, ports
 from nubila.services.network.asks import CENTRAL, GATEWAY, INTERFACE
 from nubila.services.network.dvr_hosts import DVR_INTERFACE
 from nubila.services.network.feature import Feature
@@ -140,11 +140,12 @@ def kept(cloud: Cloud, tx: Tx, row: Row, *, tell: bool = True) -> None:
             elif subnets:
                 mine = ports.create(
                     cloud, tx, counted="no", project_id="", network_id=port["network_id"], device_id=id,
-                    device_owner=CENTRAL, host_id=host, security_groups=[], port_security_enabled=False,
+                    device_owner=CENTRAL, host_id=place_router.first_host(tx, row, port["network_id"]),
+                    security_groups=[], port_security_enabled=False,
                     fixed_ips=[{"subnet_id": subnet} for subnet in subnets],
                 )  # fmt: skip
-            if mine is not None and mine["bound_host"] != host:
-                ports.bind(tx, mine, host)
+            if mine is not None:
+                place_router.bind(tx, row, mine, host)
     for port in have:
         ports.delete(tx, port)
     dvr_hosts.spread(tx, id)

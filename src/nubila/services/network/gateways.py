@@ -26,6 +26,7 @@ from nubila.services.network import (
     floating_links,
     look,
     ndp_proxies,
+    place_router,
     placing,
     ports,
     qos_use,
@@ -154,7 +155,8 @@ def _add(call: Call, row: Row, asked: Row) -> Row:
     no_overlap(tx, row["id"], look.subnets(tx, net["id"]), GATEWAY)
     return ports.create(
         call.cloud, tx, counted="no", project_id="", network_id=net["id"], device_id=row["id"],
-        device_owner=GATEWAY, host_id=row["host"] or "", security_groups=[], port_security_enabled=False,
+        device_owner=GATEWAY, host_id=place_router.first_host(tx, row, net["id"]), security_groups=[],
+        port_security_enabled=False,
         **({} if asked["ips"] is None else {"fixed_ips": asked["ips"]}),
     )  # fmt: skip
 

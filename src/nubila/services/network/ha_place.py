@@ -26,6 +26,7 @@ from nubila.services.network import (
     network_segments,
     networks,
     place,
+    place_router,
     ports,
     subnets,
 )
@@ -37,7 +38,7 @@ from nubila.services.network.tables import IP_ALLOCATION
 
 Row = dict[str, Any]
 OWNER = "network:router_ha_interface"
-RETRY_S = 5.0
+RETRY_S, SLOW_S = 5.0, 30.0
 VRIDS = range(1, 255)  # 255 is a VRRP id as well, but its address 169.254.0.255/24 would be a broadcast address
 _H, _R, _N, _P, _A = HA_HOST.c, HA_ROUTER.c, HA_NETWORK.c, Port.table.c, IP_ALLOCATION.c
 _HOSTS = sa.select(HA_HOST).where(_H.router_id == sa.bindparam("router")).order_by(_H.host)
@@ -184,11 +185,6 @@ def _forget_network(tx: Tx, network_id: str) -> None:
 
 def made(cloud: Cloud, tx: Tx, row: Row) -> None:
     """A router became highly available; 409 when too few hosts or no VRRP id are there."""
-    usable = _usable(tx)
-    n = cloud.settings.min_l3_agents_per_router
-    if len(usable) < n:
-        text = f"Not enough l3 agents available to ensure HA. Minimum required {n}, available {len(usable)}."
-        raise conflict(text, "HANotEnoughAvailableAgents")
     project = row["project_id"] or ""
     network = _network(cloud, tx, project)
     look.lock(tx, Network, network)
@@ -198,13 +194,25 @@ def made(cloud: Cloud, tx: Tx, row: Row) -> None:
         text = f"No VRID could be allocated on HA network {network}: a project has at most {len(VRIDS)} HA routers."
         raise conflict(text, "NoVRIDAvailable")
     tx.insert(HA_ROUTER, ha_lease.blank(row["id"], network, vrid))
+    fit = _enough(cloud, tx, row)
     if row["host"]:  # it was on one host until now
-        if any(h["name"] == row["host"] for h in usable):
+        if any(h["name"] == row["host"] for h in fit):
             add(cloud, tx, row, row["host"])
         else:
             tx.ask("router", row["id"], row["host"])
     keep(cloud, tx, row)
     ha_lease.lead(tx, row["id"], staying(tx, row["id"]))
+
+
+def _enough(cloud: Cloud, tx: Tx, row: Row) -> list[Row]:
+    """The hosts that can carry the router; 409 when they are fewer than one needs to be highly available."""
+    n, usable = cloud.settings.min_l3_agents_per_router, _usable(tx)
+    fit = place_router.able(tx, row, usable, least=n)
+    if len(fit) < n:
+        why = place_router.reason(tx, row, usable) if usable and len(usable) >= n else ""
+        text = f"Not enough l3 agents available to ensure HA. Minimum required {n}, available {len(fit)}."
+        raise conflict(text + (f" {why}." if why else ""), "HANotEnoughAvailableAgents")
+    return fit
 
 
 def unmade(tx: Tx, row: Row) -> None:
@@ -271,6 +279,7 @@ def add_by_operator(cloud: Cloud, tx: Tx, row: Row, agent: Row) -> None:
         return
     if not agent["admin_state_up"]:
         raise agents.invalid(agent["id"], agents.L3)
+    place_router.refuse_unfit(tx, row, agent["host"])
     if most and len(staying(tx, row["id"])) >= most:
         text = f"The router {row['id']} is on {most} L3 agents already, the most a router may be on."
         raise conflict(text, "RouterHostedByL3Agent")
@@ -322,20 +331,40 @@ def keep(cloud: Cloud, tx: Tx, row: Row, *, tell_all: bool = True) -> str | None
             _drop(tx, id, have.pop(name))
         elif (state == "draining") != one["leaving"] and state == "draining":
             take(cloud, tx, row, name)
-    stay = staying(tx, id)
-    n = cloud.settings.max_l3_agents_per_router or len(known)
-    if len(stay) < n:
-        load = dict(tx.rows(_LOAD))
-        hints = row["availability_zone_hints"]
-        present = {h["host"] for h in on(tx, id)} | {host for (host,) in tx.rows(_AWAY, {"router": id})}
-        for name in place.choose(_usable(tx), load, n - len(stay), zones=hints, have=present):
-            add(cloud, tx, row, name)
+    _spread(cloud, tx, row, known)
     _bind(tx, row)
     if tell_all:
         for network_id in {p["network_id"] for p in tx.all(_PORTS, {"router": id})}:
             asks.network(tx, network_id)
         tell(tx, id)
     return str(row["host"]) if row["host"] else None
+
+
+def _spread(cloud: Cloud, tx: Tx, row: Row, known: dict[str, Row]) -> None:
+    """Put the router on more hosts that can carry it, and take it from others once one can."""
+    id, n = row["id"], cloud.settings.max_l3_agents_per_router or len(known)
+    usable = _usable(tx)
+    names = {h["name"] for h in usable}
+    mine = [known[name] for name in staying(tx, id) if name in known and name not in names]  # silent or switched off
+    lease = ha_lease.of(tx, id)
+    holder = lease.holder or lease.to if lease is not None else ""
+    fit = place_router.able(tx, row, [*usable, *mine], least=cloud.settings.min_l3_agents_per_router)
+    fit = place_router.together(tx, row, fit, holder, n)
+    good = {h["name"] for h in fit}
+    stay = [name for name in staying(tx, id) if name in good]
+    if len(stay) < n:
+        present = {h["host"] for h in on(tx, id)} | {host for (host,) in tx.rows(_AWAY, {"router": id})}
+        free = [h for h in fit if h["name"] in names]
+        hints = row["availability_zone_hints"]
+        for name in place.choose(free, dict(tx.rows(_LOAD)), n - len(stay), zones=hints, have=present):
+            add(cloud, tx, row, name)
+            stay.append(name)
+    if stay:
+        place_router.give_addresses(tx, row, holder if holder in stay else stay[0])
+        for name in sorted(set(staying(tx, id)) - set(stay), key=lambda name: name == holder):
+            take(cloud, tx, row, name)
+    if lease is not None and lease.to and not lease.holder and lease.to not in staying(tx, id):
+        ha_lease.lead(tx, id, staying(tx, id))
 
 
 def _bind(tx: Tx, row: Row) -> None:
@@ -349,8 +378,8 @@ def _bind(tx: Tx, row: Row) -> None:
         row["host"] = host
     for port in tx.all(_PORTS, {"router": row["id"]}):
         if port["bound_host"] != (host or ""):
-            after = ports.bind(tx, port, host or "")
-            if port["status"] == "ACTIVE":  # it was wired on every host of the router already
+            after = place_router.bind(tx, row, port, host or "")
+            if port["status"] == "ACTIVE" and after["bound_host"]:  # it was wired on all the router's hosts already
                 allocate.set_columns(tx, Port, port["id"], {"status": "ACTIVE"})
                 after["status"] = "ACTIVE"
 
@@ -377,9 +406,22 @@ def item(cloud: Cloud, store: Store, work: Item) -> None:
         if leaving and stay:
             tx.settle(f"moving the router away from {leaving[0]['host']}", again=0.5)
         elif not stay:
-            tx.settle("waiting for network hosts to run the router", again=RETRY_S)
+            why = place_router.reason(tx, row, _usable(tx))
+            tx.settle(f"waiting for network hosts to run the router: {why}", again=RETRY_S)
+        elif few := _too_few(cloud, tx, row, stay):
+            tx.settle(f"on {', '.join(stay)}, {few}", again=SLOW_S)
         else:
             tx.settle(f"on {', '.join(stay)}; {lease.holder or 'nobody'} forwards")
+
+
+def _too_few(cloud: Cloud, reader: Reader, row: Row, stay: list[str]) -> str:
+    """In words that fewer of the router's hosts can carry it than there should be, and why; "" otherwise."""
+    least = max(cloud.settings.min_l3_agents_per_router, 1)
+    good = {h["name"] for h in place_router.whole(reader, row, hosts.every(reader))} & set(stay)
+    if len(good) >= least:
+        return ""
+    why = place_router.reason(reader, row, sorted(_usable(reader), key=lambda h: h["name"] not in stay))
+    return f"of which {len(good)} can carry it all and {least} should: {why}"
 
 
 def views(reader: Reader, router_id: str) -> dict[str, str]:

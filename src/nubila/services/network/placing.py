@@ -36,6 +36,7 @@ from nubila.services.network import (
     look,
     network_segments,
     place,
+    place_router,
     ports,
     qos_offers,
     segment_ranges,
@@ -206,6 +207,8 @@ def _more(tx: Tx, net: Row, part: set[str] | None, n: int, rows: Iterable[str]) 
         return []
     fit = bridged.able(tx, usable(tx, agents.DHCP), [net["id"]])
     free = [h for h in fit if part is None or h["name"] in part]
+    if not net["several"]:  # where nobody has its physical network, the hosts themselves say so
+        free = [h for h in free if dvr_hosts.reaches(h, net)] or free
     return place.choose(free, dict(tx.rows(_DHCP_LOAD)), n, zones=net["availability_zone_hints"], have=rows)
 
 
@@ -343,10 +346,9 @@ def router(cloud: Cloud, tx: Tx, router_id: str, *, tell: bool = True) -> str | 
         mine = [port for port in mine if port["device_owner"] not in INTERFACES]
     else:
         needed = bool(mine)
-    nets = [port["network_id"] for port in mine]
-    leaves = host is not None and needed and _misplaced(tx, row, nets)
+    leaves = host is not None and needed and not place_router.stays(tx, row, host, lambda: usable(tx, agents.L3))
     if needed and (host is None or leaves):
-        able = _fit(tx, row, network_segments.reaching(tx, usable(tx, agents.L3), nets), nets)
+        able = place_router.able(tx, row, usable(tx, agents.L3))
         found = place.choose(able, dict(tx.rows(_ROUTER_LOAD)), 1, zones=row["availability_zone_hints"])
         host = found[0] if found else row["host"] if leaves or row["host"] in _draining(tx) else None
     if host != row["host"]:
@@ -354,23 +356,11 @@ def router(cloud: Cloud, tx: Tx, router_id: str, *, tell: bool = True) -> str | 
     elif host is not None and tell:
         tx.ask("router", router_id, host)
     for port in mine:
-        if port["bound_host"] != (host or ""):
-            ports.bind(tx, port, host or "")
+        place_router.bind(tx, row, port, host or "")
     if row["distributed"]:
         dvr.kept(cloud, tx, {**row, "host": host}, tell=tell)
         return host or (NOWHERE if not needed else None)
     return host
-
-
-def _fit(reader: Reader, row: Row, known: list[Row], networks: list[str]) -> list[Row]:
-    """Hosts whose switch can do what the router needs."""
-    return bridged.able(reader, bridged.distributed(known) if row["distributed"] else known, networks)
-
-
-def _misplaced(reader: Reader, row: Row, networks: list[str]) -> bool:
-    """Whether the router is on a host whose switch cannot do what it needs by now."""
-    host = hosts.get(reader, row["host"])
-    return host is not None and not _fit(reader, row, [host], networks)
 
 
 def move_router(tx: Tx, row: Row, host: str | None) -> None:
@@ -410,9 +400,13 @@ def router_item(cloud: Cloud, store: Store, item: Item) -> None:
             return
         host = router(cloud, tx, item.id, tell=False)
         if host is not None:
-            tx.settle(f"the router is on {host}" if host else "the router is where its networks are")
+            text = f"the router is on {host}" if host else "the router is where its networks are"
+            found = hosts.get(tx, host) if host and not row["ha"] else None
+            lacks = place_router.reason(tx, row, [found]) if found is not None else ""
+            tx.settle(f"{text}, which cannot carry it all: {lacks}" if lacks else text, again=SLOW_S if lacks else None)
         elif tx.rows(_ROUTER_PORTS, {"router": item.id}):
-            tx.settle("waiting for a network host to run the router", again=RETRY_S)
+            why = place_router.reason(tx, row, usable(tx, agents.L3))
+            tx.settle(f"waiting for a network host to run the router: {why}", again=RETRY_S)
         else:
             tx.settle("nothing is connected to the router")
 

@@ -29,6 +29,7 @@ from nubila.services.network import (
     ndp_proxies,
     nested,
     paging,
+    place_router,
     placing,
     ports,
     router_views,
@@ -210,9 +211,9 @@ def interface_owner(row: Row) -> str:
     return DVR_INTERFACE if row.get("distributed") else HA_INTERFACE if row.get("ha") else INTERFACE
 
 
-def _place(row: Row) -> str:
+def _place(tx: Tx, row: Row, network_id: str) -> str:
     """Where a router's interfaces are bound: a distributed router's nowhere, since they are everywhere."""
-    return "" if row["distributed"] else row["host"] or ""
+    return "" if row["distributed"] else place_router.first_host(tx, row, network_id)
 
 
 def _interface(row: Row, port: Row, subnets: Sequence[str]) -> Row:
@@ -245,8 +246,8 @@ def _add_subnet(call: Call, row: Row, subnet_id: str) -> tuple[Row, list[str]]:
                 return port, [subnet_id]
     port = ports.create(
         call.cloud, tx, project_id=row["project_id"], network_id=subnet["network_id"], device_id=row["id"],
-        device_owner=interface_owner(row), host_id=_place(row), fixed_ips=[wish], security_groups=[],
-        port_security_enabled=False,
+        device_owner=interface_owner(row), host_id=_place(tx, row, subnet["network_id"]), fixed_ips=[wish],
+        security_groups=[], port_security_enabled=False,
     )  # fmt: skip
     return port, [subnet_id]
 
@@ -266,7 +267,8 @@ def _add_port(call: Call, row: Row, port_id: str) -> tuple[Row, list[str]]:
     if sum(s["ip_version"] == 4 for s in subnets) > 1:
         raise refuse(f"port_id: {port_id} has addresses of several IPv4 subnets; an interface has one.")
     gateways.no_overlap(tx, row["id"], subnets, INTERFACE)
-    after = ports.bind(tx, port, _place(row), device_id=row["id"], device_owner=interface_owner(row))
+    host, owner = _place(tx, row, port["network_id"]), interface_owner(row)
+    after = ports.bind(tx, port, host, device_id=row["id"], device_owner=owner)
     return after, [s["id"] for s in subnets]
 
 
