@@ -60,7 +60,7 @@ def test_operators_choose_the_limits_of_projects_without_their_own(tmp_path: Pat
 @pytest.mark.parametrize("one", ["router", "router=many", "router=-2", "router=1.5", "Router=1"])
 def test_limits_of_the_wrong_form_are_refused(one: str) -> None:
     with pytest.raises(BadSetting, match="RESOURCE=NUMBER"):
-        Settings(network_quotas=(one,))
+        wiring.with_quotas(wiring.services(), Settings(network_quotas=("network=5", one)))
 
 
 def test_limits_of_unknown_resources_are_refused_with_the_nearest() -> None:

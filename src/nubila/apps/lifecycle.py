@@ -63,7 +63,7 @@ def up(state: Path, options: Mapping[str, Any]) -> Up:
     merged = {**first.overrides(state), **given}
     try:
         settings = config.load(state / "nubila.toml", merged)
-        if settings.network_quotas:
+        if settings.network_quotas:  # the services are not loaded without need
             from nubila.apps import wiring
 
             wiring.with_quotas(wiring.services(), settings)  # say now what a server could only say in its log

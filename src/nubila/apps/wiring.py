@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -50,15 +51,24 @@ def settings(state: Path, overrides: Mapping[str, Any] | None = None) -> Setting
 
 
 def with_quotas(wired: tuple[Service, ...], found: Settings) -> tuple[Service, ...]:
-    """The services with the operator's default limits in them. Raises BadSetting for a resource without a limit."""
-    given = {name: int(most) for name, _, most in (one.partition("=") for one in found.network_quotas)}
-    if not given:
-        return wired
+    """The services with the operator's default limits in them.
+
+    Raises BadSetting for a limit that is none and for a resource that has none: all that can be wrong with the setting
+    ``network_quotas``, since only the services know the names.
+    """
+    given: dict[str, int] = {}
     known = {name for s in wired if s.name == "network" for name in s.quotas}
-    for name in given:
+    for one in found.network_quotas:
+        parts = re.fullmatch(r"([a-z_]{1,64})=(-1|[0-9]{1,9})", one)
+        if parts is None:
+            raise BadSetting(f"setting network_quotas: {one!r} is not RESOURCE=NUMBER (-1: unlimited), e.g. router=30")
+        name = parts[1]
         if name not in known:
             near = ", ".join(get_close_matches(name, known, 1) or sorted(known))
             raise BadSetting(f"setting network_quotas: no resource {name!r} has a quota; there is {near}")
+        given[name] = int(parts[2])
+    if not given:
+        return wired
     return tuple(replace(s, quotas={**s.quotas, **given}) if s.name == "network" else s for s in wired)
 
 

@@ -250,11 +250,6 @@ class Settings:
         labels = self.dns_domain.removesuffix(".").split(".")
         if not all(re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?", label) for label in labels):
             raise BadSetting(f"setting dns_domain: {self.dns_domain!r} is no domain, e.g. cloud.example.org")
-        wrong = [one for one in self.network_quotas if not re.fullmatch(r"[a-z_]{1,64}=(-1|[0-9]{1,9})", one)]
-        if wrong:
-            raise BadSetting(
-                f"setting network_quotas: {wrong[0]!r} is not RESOURCE=NUMBER (-1: unlimited), e.g. router=30"
-            )
         if self.limit_model not in LIMIT_MODELS:
             raise BadSetting(f"setting limit_model must be one of {', '.join(LIMIT_MODELS)}, not {self.limit_model!r}")
         if self.password_hash_algorithm not in PASSWORD_ALGORITHMS:
