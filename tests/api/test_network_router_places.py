@@ -107,7 +107,7 @@ def test_a_gateway_on_a_routed_network_is_where_its_address_is(
     admin: Net, racks: TestCloud, kind: str, at_once: bool
 ) -> None:
     net, subnets = routed(admin, **{"router:external": True})
-    info = {"external_gateway_info": {"network_id": net["id"]}}
+    info: Json = {"external_gateway_info": {"network_id": net["id"]}}
     if at_once:
         router = admin.make("router", **KINDS[kind], **info)["id"]
     else:  # it is on a host that reaches nothing of it by then
