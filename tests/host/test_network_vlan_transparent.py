@@ -229,6 +229,13 @@ def test_security_groups_judge_what_is_inside(host: Host) -> None:
         assert not there.has(tagged(hello(a, b, (1000, 54)), TAG)), "what none does"
         assert not here.listen(unasked, 0.2), "nobody had asked"
         assert sends_until(server, answer, here), "an answer"
+        i, j = a.fixed_ips[0].ip_address, b.fixed_ips[0].ip_address
+        whole, cut = udp(i, j, (1000, 53), b"long" * 400), 1280  # conntrack in user space takes no small ones
+        parts = ((whole[:cut], 0x2000), (whole[cut:], cut // 8))
+        pieces = [tagged(ipv4(a.mac, b.mac, i, j, 17, *part, 77), TAG) for part in parts]
+        send(scene.attacker, pieces)
+        for piece in pieces:
+            assert there.has(piece) or there.listen(piece, 5.0), "fragments of what is let in"
         host.driver.ensure_port(replace(b, rules=EGRESS))
         again = tagged(hello(a, b, (1000, 53), b"again"), TAG)
         send(scene.attacker, [again])

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from nubila.core.ports import QosSpec, Restricted, TrunkPlace
 from nubila.drivers import ovs_flows, ovs_qos, ovs_tags
 from nubila.drivers.ovs_flows import Member, Uplink
+from nubila.drivers.ovs_trunk import TRUNK
+from nubila.drivers.ovs_view import KIND, NETWORK, Interface, View, members
 
 MACS = st.sampled_from([f"fa:16:3e:00:00:0{n}" for n in range(6)])
 MEMBERS = st.lists(
@@ -121,3 +123,15 @@ def test_a_flat_network_never_takes_tags_from_outside_nor_lets_them_out() -> Non
     )
     assert not any(flow.startswith("table=0,") and ovs_tags.TAGGED in flow for flow in flows)
     assert not any(flow.startswith(("table=35,", "table=36,")) and "output:9" in flow for flow in flows)
+
+
+def test_who_takes_tags_guests_outside_trunks() -> None:
+    def plugged(number: int, kind: str, **ids: str) -> Interface:
+        known = {KIND: kind, NETWORK: "n", **ids}
+        return Interface(uuid=f"u{number}", port_uuid="", name=f"p{number}", ofport=number, error="", ids=known)
+
+    found = [plugged(1, "guest"), plugged(2, "router"), plugged(3, "dhcp"), plugged(4, "guest", **{TRUNK: "t"})]
+    view = View(bridge_uuid="", networks={}, interfaces={i.name: i for i in found}, numbers=frozenset())
+    assert [(member.ofport, member.tags) for member in members(view, "n")] == [
+        (1, True), (2, False), (3, False), (4, False),
+    ]  # fmt: skip
