@@ -269,9 +269,15 @@ class Agent:
         missing = [n.port_id for n in spec.nics if n.port_id not in self._wired]
         return f"waiting for port {missing[0]} on {self.place.host}" if missing and spec.power == "on" else ""
 
-    def _watch(self) -> None:
-        """Look after what runs beside us; tell the control plane of guests whose power changed by itself."""
+    def tend(self) -> None:
+        """Look after the network's daemons; tell the control plane of routers that changed by themselves."""
         self.drivers.network.tend(self.api.routers)
+        if routers := self.drivers.network.news():
+            self.api.call("POST", "/changed", {"routers": routers})
+
+    def _watch(self) -> None:
+        """Look after what runs beside us; tell the control plane of guests and routers that changed by themselves."""
+        self.tend()
         if self.drivers.hypervisor is None:
             return
         powers = {g.id: g.power for g in self.drivers.hypervisor.list()}

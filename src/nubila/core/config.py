@@ -221,6 +221,10 @@ class Settings:
     dhcp_host_resolvers: bool = setting(
         False, "Whether, without any such name server, they ask those in the network host's /etc/resolv.conf."
     )
+    ipv6_pd_enabled: bool = setting(
+        False,
+        "Whether `use_default_subnetpool` means IPv6 prefix delegation for IPv6 subnets, instead of the default pool.",
+    )
     dhcp_standin_after_s: float = setting(
         150.0, "Seconds of silence after which another host serves DHCP for a host's networks as well."
     )

@@ -406,6 +406,13 @@ class MeterCount(Struct, frozen=True, kw_only=True):
     bytes: int
 
 
+class Delegation(Struct, frozen=True, kw_only=True):
+    """An IPv6 subnet whose prefix a router asks for on its gateway's network, or the prefix it got."""
+
+    subnet_id: str
+    prefix: str = ""  # "2001:db8:1::/64"; "" = none
+
+
 class RouterSpec(Struct, frozen=True, kw_only=True):
     """A router in namespace ``qrouter-<id>`` with ``qr-``/``qg-`` devices and one nft table."""
 
@@ -431,6 +438,7 @@ class RouterSpec(Struct, frozen=True, kw_only=True):
     ha: HaSpec | None = None  # highly available: several hosts have it, the holder of its lease forwards
     way_out: tuple[str, ...] = ()  # distributed: next hops to the part that translates, on its host
     central: RouterSpec | None = None  # distributed: that part, on this host, in namespace ``snat-<id>``
+    delegations: tuple[Delegation, ...] | None = None  # prefixes asked for here; None: another host does, if any
 
 
 class NetworkState(Struct, frozen=True, kw_only=True):
@@ -440,6 +448,7 @@ class NetworkState(Struct, frozen=True, kw_only=True):
     status: Literal["ACTIVE", "DOWN", "ERROR"] = "ACTIVE"
     fault: str = ""
     counts: tuple[MeterCount, ...] = ()  # of a router
+    delegated: tuple[Delegation, ...] | None = None  # prefixes that a router has; None: this host does not ask
 
 
 class MetadataAnswer(Protocol):
@@ -499,6 +508,9 @@ class NetworkDriver(Protocol):
         ...
 
     def tend(self, claims: LeaseClaims) -> None: ...
+    def news(self) -> list[str]:
+        """Routers about which something has changed by itself since ``ensure_router``: prefixes came or went."""
+        ...
 
 
 Progress = Callable[[str], None]

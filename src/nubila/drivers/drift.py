@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from nubila.core.ports import NetworkSpec, RouterPort, RouterSpec, TryAgain
-from nubila.drivers import advertise, dhcp, links, nft, processes, router
+from nubila.drivers import advertise, dhcp, links, nft, prefix_delegation, processes, router
 
 if TYPE_CHECKING:
     from nubila.drivers.network import RealNetwork
@@ -79,7 +79,8 @@ class Drift:
         items = [("network", id) for id in served if not self.driver.dhcp.runs(id)]
         folder = self.place.root / "routers"
         for path in folder.iterdir() if folder.is_dir() else ():
-            if advertise.wanted(path) and processes.alive(advertise.NAME, path) is None:
+            mute = advertise.wanted(path) and processes.alive(advertise.NAME, path) is None
+            if mute or prefix_delegation.dead(path):
                 items.append(("router", path.name))
         return items
 

@@ -33,7 +33,7 @@ from nubila.core.ports import (
     SubnetSpec,
     TryAgain,
 )
-from nubila.drivers import bfd, dhcp, ha, links, metadata, nft, router, trace
+from nubila.drivers import bfd, dhcp, ha, links, metadata, nft, prefix_delegation, router, trace
 from nubila.drivers.bridge_switch import LinuxBridge
 from nubila.drivers.dhcp import Dhcp
 from nubila.drivers.drift import Drift
@@ -97,12 +97,14 @@ class RealNetwork:
         """Remove every trace of this cloud's networks from this host."""
         with self._lock:
             self.stop()
+            routers = self.place.root / "routers"
+            for path in routers.iterdir() if routers.is_dir() else ():
+                prefix_delegation.stop(path, give_back=True)
             if self.switch.running():
                 self.prune((), (), ())
             for id in self.dhcp.networks():
                 self.dhcp.remove(id)
             ha.destroy(self.place)
-            routers = self.place.root / "routers"
             for path in routers.iterdir() if routers.is_dir() else ():
                 self.router.stop_advertising(path.name)
                 bfd.ensure(path, None)
@@ -403,6 +405,8 @@ class RealNetwork:
                 subnets.update({subnet.id: subnet for subnet in self._kept(port.network_id).subnets})
             subnets.update({subnet.id: subnet for subnet in spec.subnets})
             refused = self.router.ensure(spec, subnets)
+            own, asked = self.router.run_dir(spec.id), self.router.asking(spec)
+            refused += prefix_delegation.ensure(own, asked, spec.delegations or ())
             if self._metadata is not None:
                 self._metadata.keep(self.router_namespace(spec.id), self._router_doors(spec.id))
             return NetworkState(
@@ -410,6 +414,7 @@ class RealNetwork:
                 status="ACTIVE" if spec.admin_state_up else "DOWN",
                 fault=" ".join(refused),
                 counts=self.router.counts(spec) if spec.labels else (),
+                delegated=None if spec.delegations is None else prefix_delegation.report(own, asked) or (),
             )
 
     def remove_router(self, id: str) -> None:
@@ -471,6 +476,12 @@ class RealNetwork:
         """Have what keeps highly available routers running; the keeper claims their leases by itself."""
         with self._lock:
             self.router.tend()
+
+    def news(self) -> list[str]:
+        """Routers whose delegated prefixes are not those of the last ``ensure_router``."""
+        with self._lock:
+            asking = sorted((self.place.root / "routers").glob("*/pd.json"))
+            return [path.parent.name for path in asking if prefix_delegation.news(path.parent)]
 
     def _namespaces(self) -> list[tuple[str, str, str]]:
         """(name, kind, id) of the namespaces that carry our mark."""

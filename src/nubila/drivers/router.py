@@ -23,7 +23,19 @@ import msgspec
 from msgspec import Struct
 
 from nubila.core.ports import ForwardSpec, HostPlace, MeterCount, RouterPort, RouterSpec, SubnetSpec, TryAgain
-from nubila.drivers import advertise, bfd, ha, links, metering, nft, router_nft, routes, shaping, switches
+from nubila.drivers import (
+    advertise,
+    bfd,
+    ha,
+    links,
+    metering,
+    nft,
+    prefix_delegation,
+    router_nft,
+    routes,
+    shaping,
+    switches,
+)
 from nubila.drivers.dhcp import METADATA_ADDRESS_6
 from nubila.drivers.files import read_json, write_json
 from nubila.drivers.ovs_flows import link_local
@@ -81,6 +93,7 @@ class Routers:
         ``subnets`` are those known on this host, by id: they say which want router advertisements.
         """
         self._fence(spec)
+        prefix_delegation.leave(self.run_dir(spec.id), self.asking(spec), give_back=spec.delegations is not None)
         if spec.ha is not None:
             said = ha.ensure(self, spec, subnets, _routes(spec))
             return [said] if said else []
@@ -149,6 +162,18 @@ class Routers:
         metering.ensure(spec.labels, [outside_device(port, names) for port in gateways_of(here)])
         return [f"This host's kernel has no conntrack helper {name}." for name in dict.fromkeys(without)]
 
+    def asking(self, spec: RouterSpec) -> prefix_delegation.Task | None:
+        """What the router asks for on its first gateway's network, None = nothing."""
+        part, names = (spec.central, CENTRAL) if spec.central is not None else (spec, WHOLE)
+        if not spec.delegations or part.gateway is None or not spec.admin_state_up:
+            return None
+        return prefix_delegation.Task(
+            namespace=namespace(self.place, spec.id, names),
+            device=outside_device(part.gateway, names),
+            router_id=spec.id,
+            subnets=tuple(one.subnet_id for one in spec.delegations),
+        )
+
     def counts(self, spec: RouterSpec) -> tuple[MeterCount, ...]:
         """What the router has counted on this host, its central part included."""
         found: dict[str, MeterCount] = {}
@@ -197,6 +222,7 @@ class Routers:
 
     def remove(self, router_id: str) -> None:
         """Take a router away with everything in it; absent is success."""
+        prefix_delegation.stop(self.run_dir(router_id), give_back=False)  # it may go on elsewhere
         ha.remove(self, router_id)
         self.stop_advertising(router_id)
         bfd.ensure(self.run_dir(router_id), None)
@@ -210,6 +236,8 @@ class Routers:
         ha.tend(self)
         for config in (self.place.root / "routers").glob("*/bfd.json"):
             bfd.tend(config.parent)
+        for config in (self.place.root / "routers").glob("*/pd.json"):
+            prefix_delegation.tend(config.parent)
 
     def run_dir(self, router_id: str) -> Path:
         """Where a router's daemons keep their files."""

@@ -47,6 +47,7 @@ class Behaviours(Struct, frozen=True, kw_only=True):
     fail: dict[str, int] = field(default_factory=dict)
     fail_as: str = "again"
     capabilities: dict[str, int] = field(default_factory=dict)
+    prefixes: dict[str, str] = field(default_factory=dict)
 
 
 class _Guest(Struct, kw_only=True):

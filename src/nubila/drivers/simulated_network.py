@@ -3,7 +3,7 @@
 One JSON file per thing under ``<root>/network/{networks,ports,routers}``, replaced by rename, so the "wiring" survives
 ``kill -9`` of the agent as the real one does. ``<root>/behaviours.json`` (shared with the simulated hypervisor) makes
 it slow or makes it fail: its ``delay_s`` and ``fail`` know the operations network, port, router, remove_network,
-remove_port and remove_router.
+remove_port and remove_router. Its ``prefixes`` are what a DHCPv6 server would delegate, by subnet id.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import msgspec
 
 from nubila.core.ports import (
     AddressSetSpec,
+    Delegation,
     HostPlace,
     Impossible,
     LeaseClaims,
@@ -56,6 +57,7 @@ class SimulatedNetwork:
         self.folder = place.root / "network"
         self._lock = threading.RLock()
         self._answer: MetadataAnswer | None = None
+        self._told: dict[str, tuple[Delegation, ...] | None] = {}
 
     def start(self) -> None:
         """Make the folders; adopts what is there."""
@@ -147,7 +149,8 @@ class SimulatedNetwork:
             if spec.admin_state_up:
                 self._must_be_wired(port.network_id)
         self._write("router", spec.id, spec)
-        return NetworkState(id=spec.id, status="ACTIVE" if spec.admin_state_up else "DOWN")
+        told = self._told[spec.id] = self._delegated(spec)
+        return NetworkState(id=spec.id, status="ACTIVE" if spec.admin_state_up else "DOWN", delegated=told)
 
     def remove_router(self, id: str) -> None:
         """Forget a router; absent is success."""
@@ -194,6 +197,11 @@ class SimulatedNetwork:
                                "seq": time.time_ns() // 1000}  # fmt: skip
         if wishes:
             claims(wishes)
+
+    def news(self) -> list[str]:
+        """Routers whose prefixes differ from those last told."""
+        known = {id: spec for id in self.routers() if (spec := self.router(id)) is not None and spec.delegations}
+        return [id for id, spec in known.items() if self._delegated(spec) != self._told.get(id)]
 
     def trace(self, question: Mapping[str, object]) -> dict[str, object]:
         """Nothing to follow."""
@@ -248,6 +256,14 @@ class SimulatedNetwork:
         )
 
     # --- inside
+
+    def _delegated(self, spec: RouterSpec) -> tuple[Delegation, ...] | None:
+        """What the simulated server delegates to a router; None when it does not ask here."""
+        if spec.delegations is None:
+            return None
+        given = (read_json(self.place.root / "behaviours.json", Behaviours) or Behaviours()).prefixes
+        asked = [one.subnet_id for one in spec.delegations]
+        return tuple(Delegation(subnet_id=id, prefix=given[id]) for id in asked if id in given)
 
     def _must_be_wired(self, network_id: str) -> None:
         if not self._path("network", network_id).exists():

@@ -210,7 +210,7 @@ class TestCloud:
         """Run controller and agents until nothing is due."""
         for _ in range(rounds):
             for agent in self.agents:
-                agent.drivers.network.tend(agent.api.routers)
+                agent.tend()
             busy = run_until_quiet(self.cloud.store, {"": self.reconcilers})
             for agent in self.agents:
                 busy += self.step(agent)

@@ -151,12 +151,14 @@ def sweep(call: Call) -> Mapping[str, Any]:
 
 
 def changed(call: Call) -> Mapping[str, Any]:
-    """Guests whose power changed by itself: look at them."""
+    """Guests whose power changed by itself, routers whose delegated prefixes did: look at them."""
     host = caller(call)
-    mine = set(items(call)["guest"].every(call.cloud, call.tx, host))
-    for id in listed(call, "guests"):
-        if isinstance(id, str) and id in mine:
-            call.tx.ask("guest", id, host)
+    for kind in ("guest", "router"):
+        told = listed(call, f"{kind}s")
+        mine = set(items(call)[kind].every(call.cloud, call.tx, host)) if told else ()
+        for id in told:
+            if isinstance(id, str) and id in mine:
+                call.tx.ask(kind, id, host)
     return {}
 
 
@@ -389,7 +391,7 @@ ROUTES = (
     _route("POST", "/take", take, "Lease due work.", tx=""),
     _route("POST", "/settle", settle, "Report outcomes.", tx=""),
     _route("POST", "/sweep", sweep, "Ask for everything once.", tx="write"),
-    _route("POST", "/changed", changed, "Guests changed by themselves.", tx="write"),
+    _route("POST", "/changed", changed, "Guests or routers changed by themselves.", tx="write"),
     _route("GET", "/every", every, "Ids of everything that belongs on the host."),
     _route("GET", "/images/{id}", image, "An image's bytes.", tx=""),
     _route("POST", "/metadata", metadata, "Answer a guest's metadata request.", tx="write"),

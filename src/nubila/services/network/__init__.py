@@ -36,6 +36,7 @@ from nubila.services.network import (
     pools,
     port_api,
     port_forwardings,
+    prefix_delegation,
     prefix_ops,
     pvlan,
     qos,
@@ -78,6 +79,7 @@ FEATURES: tuple[Feature, ...] = (
     metering.FEATURE,
     ha.FEATURE,
     pvlan.FEATURE,
+    prefix_delegation.FEATURE,
     transparent.FEATURE,
 )  # fmt: skip
 SHAREABLE = (networks.SHAREABLE, pools.SHAREABLE, pools.SCOPE_SHAREABLE, *joined(FEATURES, "shareable"))

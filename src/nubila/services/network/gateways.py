@@ -29,6 +29,7 @@ from nubila.services.network import (
     place_router,
     placing,
     ports,
+    prefix_delegation,
     qos_use,
     router_views,
 )
@@ -78,6 +79,8 @@ def no_overlap(reader: Reader, router_id: str, new: Sequence[Row], owner: str) -
                 continue  # several gateways may be on one network
             if old["id"] == subnet["id"] and not gateways and old["device_owner"] != GATEWAY:
                 raise refuse(f"The router is on subnet {subnet['id']} already.")
+            if prefix_delegation.pending(old) or prefix_delegation.pending(subnet):
+                continue
             if addresses.overlap(old["cidr"], subnet["cidr"]):
                 text = f"Subnet {subnet['id']} shares addresses of {subnet['cidr']} with subnet {old['id']}, "
                 raise refuse(f"{text}which the router is on.")
@@ -185,6 +188,7 @@ def _drop(call: Call, row: Row, port: Row) -> None:
         text = f"Floating IPs of network {port['network_id']} go by router {row['id']}: take them off first."
         raise conflict(text, "RouterExternalGatewayInUseByFloatingIp")
     if row["gw_port_id"] == port["id"]:
+        prefix_delegation.gateway_gone(tx, row["id"])
         row["gw_port_id"] = others[0]["id"] if others else None
         allocate.set_columns(tx, Router, row["id"], {"gw_port_id": row["gw_port_id"]})
     ports.delete(tx, port)

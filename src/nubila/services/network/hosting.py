@@ -41,6 +41,7 @@ from nubila.services.network import (
     look,
     metering,
     network_segments,
+    prefix_delegation,
     pvlan,
     qos_use,
     router_specs,
@@ -80,7 +81,7 @@ _ROUTED = sa.select(_A.subnet_id).join(Port.table, _P.id == _A.port_id).join(Sub
 _PORT_IPS = (
     sa.select(_A.subnet_id, _A.ip_address, _S.cidr, _S.gateway_ip)
     .join(Subnet.table, _S.id == _A.subnet_id)
-    .where(_A.port_id == sa.bindparam("port"))
+    .where(_A.port_id == sa.bindparam("port"), prefix_delegation.HAS_PREFIX)
     .order_by(_A.place)
 )
 _GROUPS = (
@@ -132,7 +133,7 @@ def describe_network(cloud: Cloud, reader: Reader, id: str, host: str) -> Networ
     gateway_host = net["external"] and "network" in here.get(host, {}).get("roles", ())
     if host not in where and not gateway_host:
         return None
-    subnets = look.subnets(reader, id)
+    subnets = [s for s in look.subnets(reader, id) if not prefix_delegation.pending(s)]
     segment = net
     if net["several"]:
         mine = network_segments.by_host(reader, id, here.values())
@@ -405,6 +406,7 @@ def describe_router(cloud: Cloud, reader: Reader, id: str, host: str) -> RouterS
         routes=tuple((r["destination"], r["nexthop"]) for r in row["routes"] or ()),
         gateway_qos=qos_use.spec(reader, row["gw_qos_policy_id"]) if gateway else None,
         labels=metering.labels(reader, row),
+        delegations=prefix_delegation.wish(reader, row, host),
         **router_specs.more(reader, row, way_in),
     )
     return dvr.spec(reader, row, host, whole, inner) if row["distributed"] else whole
@@ -414,6 +416,9 @@ def observe_router(cloud: Cloud, tx: Tx, id: str, host: str, observed: Mapping[s
     """Ports and floating IPs of a router that the host made are ACTIVE."""
     row = look.row(tx, Router, id)
     status = observed.get("status")
+    if row is not None and observed.get("delegated") is not None:
+        why = prefix_delegation.observe(tx, row, host, observed["delegated"])
+        observed = {**observed, "fault": " ".join(filter(None, [str(observed.get("fault") or ""), why]))}
     if row is not None and row["ha"]:
         ha_place.observed(tx, row, host, str(status))
     if row is not None and (row["ha"] or row["distributed"] or row["host"] == host):

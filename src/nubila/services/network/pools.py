@@ -107,6 +107,16 @@ def without_pool(reader: Reader, network_id: str, version: int) -> None:
     _check_affinity(reader, network_id, None, version)
 
 
+def with_delegation(reader: Reader, network_id: str, pool_id: str) -> None:
+    """400 unless the prefixes of all the network's IPv6 subnets are delegated ones."""
+    others = [s for s in look.subnets(reader, network_id) if s["ip_version"] == 6]
+    ids = sorted({s["subnetpool_id"] for s in others if s["subnetpool_id"]})
+    if ids and any(p["address_scope_id"] for p in reader.all(_POOLS, {"pools": ids})):
+        raise _mixed_scopes()
+    if any(s["subnetpool_id"] != pool_id for s in others):
+        raise _mixed_pools()
+
+
 def _mixed_pools() -> Exception:
     text = "subnetpool_id: the network's other subnets of this IP version have another pool or none; do as they do."
     return refuse(text, "NetworkSubnetPoolAffinityError")

@@ -11,7 +11,7 @@ from nubila.core import clock
 from nubila.core.call import Call, Route
 from nubila.core.faults import bad_request, forbidden
 from nubila.core.policy import Rule
-from nubila.services.network import addresses, allocate, asks, look, pools
+from nubila.services.network import addresses, allocate, asks, look, pools, prefix_delegation
 from nubila.services.network.feature import Feature
 from nubila.services.network.kinds import Network, Subnet, SubnetPool
 from nubila.services.network.policies import ADMIN_OR_MEMBER
@@ -90,6 +90,9 @@ def onboard(call: Call) -> Any:
     if net["project_id"] != call.creds.project_id and not call.may("context_is_admin"):
         raise forbidden("Only the network's owner can put its subnets into a pool.", "NotAuthorized")
     mine = [s for s in look.subnets(call.tx, id) if s["ip_version"] == pool["ip_version"]]
+    if any(prefix_delegation.is_delegated(s) for s in mine):
+        text = "network_id: it has subnets with delegated prefixes, which belong to no pool."
+        raise bad_request(text, "IllegalSubnetPoolUpdate")
     cut = call.tx.rows(_CUT, {"pool": pool["id"]})
     for subnet in mine:
         if any(addresses.overlap(subnet["cidr"], cidr) for _, cidr in cut):

@@ -32,6 +32,7 @@ from nubila.services.network import (
     place_router,
     placing,
     ports,
+    prefix_delegation,
     router_views,
     subnet_checks,
     tags,
@@ -306,6 +307,7 @@ def remove_interface(call: Call) -> Row:
         allocate.bump(tx, Port, [port["id"]], clock.now())
     else:
         ports.delete(tx, port)
+    prefix_delegation.left(tx, row["id"], [ip["subnet_id"] for ip in going])
     asks.router(tx, row["id"])
     if row["distributed"]:
         dvr.network_changed(tx, row["id"], port["network_id"])

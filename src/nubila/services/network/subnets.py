@@ -23,6 +23,7 @@ from nubila.services.network import (
     paging,
     placing,
     pools,
+    prefix_delegation,
     rbac,
     segments,
     subnet_checks,
@@ -83,9 +84,12 @@ def _addresses(call: Call, values: Row) -> None:
     if values.get("use_default_subnetpool"):
         if pool_id:
             raise bad_request("use_default_subnetpool: leave it out beside subnetpool_id.", "BadRequest")
-        pool_id = pools.default(call, values.get("ip_version") or 4)["id"]
+        delegated = prefix_delegation.is_default(call, values)
+        pool_id = prefix_delegation.POOL if delegated else pools.default(call, values.get("ip_version") or 4)["id"]
     if values.get("prefixlen") is not None and values.get("cidr"):
         raise bad_request("Bad subnets request: prefixlen: leave it out beside cidr.", "BadRequest")
+    if pool_id == prefix_delegation.POOL and values.get("cidr"):  # nothing to delegate then, as Neutron sees it
+        pool_id = values["subnetpool_id"] = None
     if not pool_id:
         if not values.get("cidr"):
             text = "Bad subnets request: give a cidr, or a subnetpool_id to take one from."
@@ -95,9 +99,10 @@ def _addresses(call: Call, values: Row) -> None:
         values["ip_version"] = subnet_checks.version(values)
         pools.without_pool(call.tx, values["network_id"], values["ip_version"])
         return
-    if pool_id == "prefix_delegation":
-        raise bad_request("Bad subnets request: prefix delegation is not available.", "BadRequest")
-    pools.cut(call, values, pool_id)
+    if pool_id == prefix_delegation.POOL:
+        prefix_delegation.prepare(call, values)
+    else:
+        pools.cut(call, values, pool_id)
 
 
 def finish(tx: Reader, values: Row) -> None:
@@ -106,6 +111,8 @@ def finish(tx: Reader, values: Row) -> None:
     subnet_checks.cidr(values["cidr"], values["ip_version"], values["enable_dhcp"])
     subnet_checks.modes(values)
     for other in look.subnets(tx, values["network_id"]):
+        if prefix_delegation.pending(other) or prefix_delegation.pending(values):
+            continue
         if addresses.overlap(other["cidr"], values["cidr"]):
             raise refuse(
                 f"cidr {values['cidr']} overlaps with another subnet of network {values['network_id']}."  # clients look
@@ -160,6 +167,7 @@ def _segment_of(tx: Tx, port: Row) -> Row | None:
 
 def prepare_update(call: Call, before: Row, values: Row) -> None:
     look.check_revision(call, before)
+    prefix_delegation.check_update(before, values)
     after = {**before, **values}
     if values.get("gateway_ip") == AUTO:
         del values["gateway_ip"]
