@@ -103,6 +103,7 @@ esac
 #!/bin/sh
 # nic-up ETH: link up and a DHCP client that never gives up; busybox udhcpc renews on SIGUSR1
 mkdir "/run/net/$1" 2>/dev/null || [ ! -e "/run/udhcpc.$1.pid" ] || exit 0
+[ ! -e "/run/fixed.$1" ] || exit 0
 ip link set "$1" up
 udhcpc -f -S -i "$1" -p "/run/udhcpc.$1.pid" -s /bin/udhcpc-event -t 4 -T 1 -A 3 -x hostname:"$(hostname)" \\
   -O mtu -O staticroutes -O search >/dev/null 2>&1 &
@@ -114,6 +115,7 @@ udhcpc -f -S -i "$1" -p "/run/udhcpc.$1.pid" -s /bin/udhcpc-event -t 4 -T 1 -A 3
 #!/bin/sh
 # udhcpc calls this with what the server said; classless routes (option 121) replace the router (RFC 3442)
 metric=$((100 + ${interface#eth}))
+[ ! -e "/run/fixed.$interface" ] || exit 0  # fixed-addresses was faster
 case "$1" in
   deconfig)
     ip -4 address flush dev "$interface"
@@ -169,6 +171,41 @@ mkdir -m 700 /run/config-copy
 cp -r /run/config-mount/openstack /run/config-mount/ec2 /run/config-copy/ 2>/dev/null
 umount /run/config-mount
 mv /run/config-copy /run/config-drive
+/bin/fixed-addresses /run/config-drive/openstack/latest/network_data.json
+""",
+    ),
+    "bin/fixed-addresses": (
+        0o755,
+        """\
+#!/bin/sh
+# fixed-addresses FILE: IPv4 addresses that the metadata gives to cards whose networks have no DHCP
+[ -s "$1" ] || exit 0
+field() { echo "$line" | sed -n 's/.*"'"$1"'": *"\\([^"]*\\)".*/\\1/p'; }
+sed 's/{/\\n/g' "$1" | while read -r line || [ -n "$line" ]; do
+  case "$line" in
+    *'"ethernet_mac_address"'*)
+      card="$(grep -l "$(field ethernet_mac_address)" /sys/class/net/eth*/address | cut -d / -f 5)"
+      echo "$(field id) $card $(echo "$line" | sed -n 's/.*"mtu": *\\([0-9]*\\).*/\\1/p')" >>/run/links ;;
+    *'"type": "ipv4"'*)
+      card= mtu=
+      link="$(field link)"
+      while read -r id name size; do [ "$id" != "$link" ] || { card=$name mtu=$size; }; done </run/links
+      [ -n "$card" ] || continue
+      : >"/run/fixed.$card"
+      [ ! -e "/run/udhcpc.$card.pid" ] || kill "$(cat "/run/udhcpc.$card.pid")"
+      ip link set "$card" up
+      [ -z "$mtu" ] || ip link set "$card" mtu "$mtu"
+      ip address add "$(field ip_address)/$(field netmask)" broadcast + dev "$card"
+      read -r up idle </proc/uptime
+      echo "[$up] tiny: $card: $(field ip_address) from the config drive" >/dev/console
+      field ip_address 1<>/run/leased
+      field ip_address 1<>/run/wake ;;
+    *'"type": "ipv'*) card= ;;
+    *'"gateway"'*)
+      [ -z "$card" ] || ip route add "$(field network)/$(field netmask)" via "$(field gateway)" dev "$card" ;;
+    *'"type": "dns"'*) [ -z "$card" ] || echo "nameserver $(field address)" >>/etc/resolv.conf ;;
+  esac
+done
 """,
     ),
     "bin/metadata": (
