@@ -13,7 +13,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ class Life:
     intruders: Mapping[str, Callable[[Ask, Notes], None]]
     judge: Callable[[World, Ask, Notes], list[str]]
     prepare: Callable[[Ask, Notes], None] = lambda ask, notes: None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def tell(ask: Ask, notes: Notes, what: str, method: str, url: str, json: Any = None) -> Response:
@@ -83,7 +84,7 @@ class World:
     def __init__(self, url: str, directory: Path, life: Life) -> None:
         self.url, self.life = url, life
         self._dir = directory
-        settings = {"token_ttl_s": 86400, "api_workers": 1}
+        settings = {"token_ttl_s": 86400, "api_workers": 1, **life.settings}
         self._made = TestCloud(directory / "state", hosts=len(HOSTS), database=url, **settings)
         self.cloud = self._made.cloud
         self._edges: dict[int, Edge] = {}
@@ -323,3 +324,24 @@ def survives(life: Life, url: str, directory: Path, *, every: int) -> list[str]:
         world.close()
     assert not wrong, "\n".join(wrong)
     return lines
+
+
+def failures_of(life: Life, step: str, accident: str, plant: Callable[[], None], directory: Path) -> list[Any]:
+    """What the net finds in one step of a life in which a bug has been planted: nothing when it has a hole.
+
+    Looks at every fifth point, from five beginnings, until something is found. Raises AssertionError for a bug so gross
+    that it needs no accident.
+    """
+    url = f"sqlite:///{directory}/db"
+    world = World(url, directory, life)
+    theatre = Theatre(world.play([name for name, _ in life.steps].index(step)), url)
+    try:
+        plant()
+        for first in range(5):
+            found = theatre.perform(accident, every=5, first=first).failures
+            if found:
+                return list(found)
+        return []
+    finally:
+        theatre.close()
+        world.close()

@@ -49,11 +49,7 @@ _FORGET = sa.delete(PORT_GUARANTEE).where(_G.port_id == sa.bindparam("b_port"))
 _SUMS = sa.select(_G.consumer_id, _G.provider_id, _G.resource_class, sa.func.sum(_G.used)).group_by(
     _G.consumer_id, _G.provider_id, _G.resource_class
 )
-_BOUND = (
-    sa.select(_P.id)
-    .where(_P.bound_host != "", _P.device_owner.startswith("compute:"))
-    .order_by(_P.id)
-)  # fmt: skip
+_BOUND = sa.select(_P.id).where(_P.bound_host != "", _P.device_owner.startswith("compute:")).order_by(_P.id)
 _ON_NETWORK = _BOUND.where(_P.network_id == sa.bindparam("network"), _P.qos_policy_id.is_(None))
 _OF_POLICY = _BOUND.join(Network.table, _N.id == _P.network_id).where(
     sa.or_(
@@ -175,7 +171,8 @@ def settle(tx: Tx, port: Mapping[str, Any], *, fresh: bool) -> None:
     """
     mine = tx.all(_MINE, {"port": port["id"]})
     if not port["bound_host"] or not str(port["device_owner"]).startswith("compute:"):
-        release(tx, str(port["id"]))
+        if mine:
+            release(tx, str(port["id"]))
         return
     network = _network(tx, port["network_id"])
     policy = qos_use.effective(port, network[0])
