@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from networking import admin, alt, demo, play  # noqa: F401  # fixtures
 
 from nubila.apps.host import missing_engines
 from nubila.testing.cloud import TestCloud

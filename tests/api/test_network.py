@@ -5,53 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-
-from nubila.testing.cloud import Response, TestCloud
+from networking import Net
 
 Json = dict[str, Any]
-
-
-class Net:
-    """Short words for requests: one user of one cloud."""
-
-    def __init__(self, cloud: TestCloud, user: str = "demo") -> None:
-        self.cloud, self.user = cloud, user
-
-    def call(self, method: str, path: str, body: Any = None, **query: Any) -> Response:
-        return self.cloud.request(
-            method, f"/network/v2.0/{path}", body, token=self.cloud.token(self.user), query=query or None
-        )
-
-    def ok(self, method: str, path: str, body: Any = None, **query: Any) -> Any:
-        got = self.call(method, path, body, **query)
-        assert got.status < 300, (got.status, got.body)
-        return got.json if got.body else None
-
-    def make(self, item: str, items: str = "", **values: Any) -> Json:
-        found: Json = self.ok("POST", items or item + "s", {item: values})[item]
-        return found
-
-    def refused(self, method: str, path: str, body: Any = None, **query: Any) -> tuple[int, str]:
-        got = self.call(method, path, body, **query)
-        return got.status, got.json["NeutronError"]["type"]
-
-    def network(self, cidr: str = "10.0.0.0/24", **values: Any) -> tuple[Json, Json]:
-        net = self.make("network", name="n")
-        return net, self.make("subnet", network_id=net["id"], ip_version=6 if ":" in cidr else 4, cidr=cidr, **values)
-
-    def public(self) -> Json:
-        found: Json = self.ok("GET", "networks", **{"router:external": True})["networks"][0]
-        return found
-
-
-@pytest.fixture
-def demo(cloud: TestCloud) -> Net:
-    return Net(cloud)
-
-
-@pytest.fixture
-def admin(cloud: TestCloud) -> Net:
-    return Net(cloud, "admin")
 
 
 @pytest.mark.req("C/OVS-20")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_network_hosting import Play
+from networking import Play
 
 from nubila.core.ports import RouterSpec
 from nubila.services.network import SERVICE

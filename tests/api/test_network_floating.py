@@ -4,37 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-from test_network import Net
-
-from nubila.testing.cloud import TestCloud
+from networking import Net
 
 Json = dict[str, Any]
-
-
-@pytest.fixture
-def demo(cloud: TestCloud) -> Net:
-    return Net(cloud)
-
-
-@pytest.fixture
-def admin(cloud: TestCloud) -> Net:
-    return Net(cloud, "admin")
-
-
-@pytest.fixture
-def alt(cloud: TestCloud) -> Net:
-    """A member of another project."""
-    roles = {r["name"]: r["id"] for r in cloud.request("GET", "/v3/roles").json["roles"]}
-    project = cloud.request("POST", "/v3/projects", {"project": {"name": "alt"}}).json["project"]["id"]
-    user = cloud.request("POST", "/v3/users", {"user": {"name": "alt", "password": "pw"}}).json["user"]["id"]
-    cloud.request("PUT", f"/v3/projects/{project}/users/{user}/roles/{roles['member']}")
-    token = cloud.login("alt", "pw", "alt")
-    found = Net(cloud, "alt")
-    found.call = lambda method, path, body=None, **query: cloud.request(  # type: ignore[method-assign]
-        method, f"/network/v2.0/{path}", body, token=token, query=query or None
-    )
-    return found
 
 
 def world(net: Net, cidr: str = "10.0.0.0/24") -> tuple[Json, Json, Json, Json]:

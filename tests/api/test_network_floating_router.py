@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from test_network import Net
-from test_network_floating import admin, alt, demo, spec
+from networking import Net
+from test_network_floating import spec
 
 from nubila.testing.cloud import TestCloud
 
 Json = dict[str, Any]
-__all__ = ["admin", "alt", "demo"]
 
 
 def two_routers(net: Net, *, distributed: bool = False) -> tuple[Json, Json, Json]:

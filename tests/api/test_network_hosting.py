@@ -3,78 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import pytest
 import sqlalchemy as sa
+from networking import Play
 
-from nubila.core import work
 from nubila.core.ports import AddressSetSpec, NetworkSpec, PortSpec, RouterSpec, SecurityGroupSpec
-from nubila.services.network import SERVICE, look, placing, plug
+from nubila.services.network import look, placing, plug
 from nubila.services.network.kinds import Router
 from nubila.services.network.place import choose
 from nubila.testing.cloud import TestCloud
-
-
-class Play:
-    """A cloud with three hosts, ports put on them as Compute does."""
-
-    def __init__(self, cloud: TestCloud) -> None:
-        self.test, self.cloud = cloud, cloud.cloud
-        self.project = self.scalar("select id from project where name = 'demo'")
-
-    def scalar(self, sql: str) -> Any:
-        with self.cloud.store.read() as r:
-            return r.scalar(sa.text(sql).columns(x=sa.String))
-
-    def post(self, items: str, item: str, user: str = "demo", **values: Any) -> dict[str, Any]:
-        got = self.test.request("POST", f"/network/v2.0/{items}", {item: values}, token=self.test.token(user))
-        assert got.status == 201, got.body
-        found: dict[str, Any] = got.json[item]
-        return found
-
-    def put(self, path: str, body: Any, user: str = "demo") -> Any:
-        got = self.test.request("PUT", f"/network/v2.0/{path}", body, token=self.test.token(user))
-        assert got.status == 200, got.body
-        return got.json
-
-    def delete(self, path: str, user: str = "demo") -> None:
-        got = self.test.request("DELETE", f"/network/v2.0/{path}", token=self.test.token(user))
-        assert got.status == 204, got.body
-
-    def network(self, cidr: str = "10.0.0.0/24") -> tuple[str, str]:
-        net = self.post("networks", "network", name="n")["id"]
-        return net, self.post("subnets", "subnet", network_id=net, ip_version=4, cidr=cidr)["id"]
-
-    def plug(self, net: str, host: str, **more: Any) -> dict[str, Any]:
-        with self.cloud.store.write() as tx:
-            return plug.create_port(
-                self.cloud, tx, project_id=self.project, network_id=net, fixed_ip=more.get("fixed_ip"),
-                security_group_ids=more.get("groups"), device_id=more.get("device", "guest"),
-                device_owner="compute:nova", host=host,
-            )  # fmt: skip
-
-    def spec(self, kind: str, id: str, host: str) -> Any:
-        with self.cloud.store.read() as r:
-            return SERVICE.host_items[kind].describe(self.cloud, r, id, host)
-
-    def debts(self) -> set[tuple[str, str, str]]:
-        """(kind, id, shard) of everything that waits, network kinds only."""
-        with self.cloud.store.read() as r:
-            rows = r.rows(sa.select(work.work.c.kind, work.work.c.id, work.work.c.shard).where(
-                work.work.c.gen != work.work.c.done))  # fmt: skip
-        return {(k, i, s) for k, i, s in rows if k != "server"}
-
-    def status(self, port: str) -> str:
-        got = self.test.request("GET", f"/network/v2.0/ports/{port}")
-        return str(got.json["port"]["status"])
-
-
-@pytest.fixture
-def play(tmp_path: Path) -> Any:
-    cloud = TestCloud(tmp_path / "cloud", hosts=3)
-    yield Play(cloud)
-    cloud.close()
 
 
 def dhcp_host(play: Play, net: str) -> str:

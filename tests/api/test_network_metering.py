@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
-from test_network import Net
-from test_network_hosting import Play
+from networking import Net, Play
 
 from nubila.core.ports import LabelRule, LabelSpec
 from nubila.services.network import metering
-from nubila.testing.cloud import TestCloud
 
 Json = dict[str, Any]
 LABELS, RULES = "metering/metering-labels", "metering/metering-label-rules"
-
-
-@pytest.fixture
-def demo(cloud: TestCloud) -> Net:
-    return Net(cloud)
-
-
-@pytest.fixture
-def admin(cloud: TestCloud) -> Net:
-    return Net(cloud, "admin")
-
-
-@pytest.fixture
-def play(tmp_path: Path) -> Any:
-    made = TestCloud(tmp_path / "cloud", hosts=3)
-    yield Play(made)
-    made.close()
 
 
 def label(net: Net, **values: Any) -> Json:

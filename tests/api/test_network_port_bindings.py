@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-from test_network import Net
+from networking import Net, sign_in
 
 from nubila.services.network import hosting
 from nubila.testing.cloud import TestCloud
@@ -13,26 +12,9 @@ from nubila.testing.cloud import TestCloud
 Json = dict[str, Any]
 
 
-@pytest.fixture
-def demo(cloud: TestCloud) -> Net:
-    return Net(cloud)
-
-
-@pytest.fixture
-def admin(cloud: TestCloud) -> Net:
-    return Net(cloud, "admin")
-
-
 def service_token(cloud: TestCloud) -> str:
     """A token of Compute's kind: the role service on a project."""
-    ids = {
-        what: cloud.request("GET", f"/v3/{what}?name={name}").json[what][0]["id"]
-        for what, name in (("roles", "service"), ("projects", "service"))
-    }
-    user = cloud.request("POST", "/v3/users", {"user": {"name": "nova2", "password": "pw", "domain_id": "default"}})
-    path = f"/v3/projects/{ids['projects']}/users/{user.json['user']['id']}/roles/{ids['roles']}"
-    assert cloud.request("PUT", path).status == 204
-    return cloud.login("nova2", "pw", "service")
+    return sign_in(cloud, "nova2", "service", "service")
 
 
 def test_names_in_domains(demo: Net) -> None:

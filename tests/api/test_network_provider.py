@@ -5,20 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
-from test_network import Net
+from networking import Net
 
 from nubila.testing.cloud import TestCloud
-
-
-@pytest.fixture
-def demo(cloud: TestCloud) -> Net:
-    return Net(cloud)
-
-
-@pytest.fixture
-def admin(cloud: TestCloud) -> Net:
-    return Net(cloud, "admin")
 
 
 def test_physical_networks_are_those_of_the_settings_and_of_the_hosts(tmp_path: Path) -> None:

@@ -6,18 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_network import Net
-from test_network_hosting import Play
+from networking import Net, Play
 
 from nubila.core.ports import Restricted
 from nubila.testing.cloud import TestCloud
 
 Json = dict[str, Any]
-
-
-@pytest.fixture
-def demo(cloud: TestCloud) -> Net:
-    return Net(cloud)
 
 
 @pytest.fixture

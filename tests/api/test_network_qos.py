@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import uuid
-from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from computing import image
-from test_network import Net
-from test_network_hosting import Play
+from networking import Net, Play
 
 from nubila.core import work
 from nubila.core.faults import Fault
@@ -20,23 +18,6 @@ from nubila.services.placement import reading
 from nubila.testing.cloud import TestCloud
 
 Json = dict[str, Any]
-
-
-@pytest.fixture
-def demo(cloud: TestCloud) -> Net:
-    return Net(cloud)
-
-
-@pytest.fixture
-def admin(cloud: TestCloud) -> Net:
-    return Net(cloud, "admin")
-
-
-@pytest.fixture
-def play(tmp_path: Path) -> Any:
-    made = TestCloud(tmp_path / "cloud", hosts=3)
-    yield Play(made)
-    made.close()
 
 
 def policy(admin: Net, **values: Any) -> Json:

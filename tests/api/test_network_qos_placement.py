@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from computing import Nova, image
-from test_network_hosting import Play
+from networking import Play
 from test_network_port_bindings import service_token
 
 from nubila.apps import doctor

@@ -6,21 +6,11 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from test_network import Net
+from networking import Net
 
 from nubila.apps import wiring
 from nubila.core.config import BadSetting, Settings
 from nubila.testing.cloud import TestCloud
-
-
-@pytest.fixture
-def demo(cloud: TestCloud) -> Net:
-    return Net(cloud)
-
-
-@pytest.fixture
-def admin(cloud: TestCloud) -> Net:
-    return Net(cloud, "admin")
 
 
 def test_quota_counts_what_is_there(demo: Net, admin: Net) -> None:

@@ -5,22 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from test_network import Net
+from networking import Net
 
 from nubila.core.db import Reader
-from nubila.testing.cloud import TestCloud
 
 Json = dict[str, Any]
-
-
-@pytest.fixture
-def demo(cloud: TestCloud) -> Net:
-    return Net(cloud)
-
-
-@pytest.fixture
-def admin(cloud: TestCloud) -> Net:
-    return Net(cloud, "admin")
 
 
 def project(who: Net) -> str:

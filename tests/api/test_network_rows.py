@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from test_network import Net
+from networking import Net
 
 from nubila.testing.cloud import TestCloud
 

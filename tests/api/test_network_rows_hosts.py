@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_network import Net
+from networking import Net
 
 from nubila.testing.cloud import TestCloud
 
@@ -23,11 +23,6 @@ def cloud(tmp_path: Path) -> Iterator[TestCloud]:
     made = TestCloud(tmp_path, hosts=3, vlan_range=(100, 101), physical_networks=("physnet1", "external"))
     yield made
     made.close()
-
-
-@pytest.fixture
-def demo(cloud: TestCloud) -> Net:
-    return Net(cloud)
 
 
 @pytest.fixture

@@ -5,43 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from networking import Net
 
-from nubila.testing.cloud import Response, TestCloud
+from nubila.testing.cloud import TestCloud
 
 Json = dict[str, Any]
 
 
-class User:
-    """Short words for requests of one user."""
+class User(Net):
+    """A user who names things as their paths do."""
 
-    def __init__(self, cloud: TestCloud, user: str) -> None:
-        self.cloud, self.user = cloud, user
-
-    def call(self, method: str, path: str, body: Any = None, **query: Any) -> Response:
-        return self.cloud.request(
-            method, f"/network/v2.0/{path}", body, token=self.cloud.token(self.user), query=query or None
-        )
-
-    def ok(self, method: str, path: str, body: Any = None, **query: Any) -> Any:
-        got = self.call(method, path, body, **query)
-        assert got.status < 300, (got.status, got.body)
-        return got.json if got.body else None
-
-    def make(self, items: str, **values: Any) -> Json:
+    def create(self, items: str, **values: Any) -> Json:
         item = items.replace("-", "_").removesuffix("s").replace("policie", "policy")
         found: Json = self.ok("POST", items, {item: values})[item]
         return found
 
-    def refused(self, method: str, path: str, body: Any = None, **query: Any) -> tuple[int, str]:
-        got = self.call(method, path, body, **query)
-        return got.status, got.json["NeutronError"]["type"]
-
     def rule(self, group: Json, **values: Any) -> Json:
-        return self.make("security-group-rules", security_group_id=group["id"], direction="ingress", **values)
+        return self.create("security-group-rules", security_group_id=group["id"], direction="ingress", **values)
 
     @property
     def project(self) -> str:
-        found: str = self.make("networks", name="whose")["project_id"]
+        found: str = self.create("networks", name="whose")["project_id"]
         return found
 
 
@@ -59,17 +43,17 @@ def admin(cloud: TestCloud) -> User:
 
 
 def test_a_group_in_use_keeps_its_statefulness(demo: User) -> None:
-    stateful, stateless = demo.make("security-groups", name="a"), demo.make("security-groups", stateful=False)
+    stateful, stateless = demo.create("security-groups", name="a"), demo.create("security-groups", stateful=False)
     assert (stateful["stateful"], stateless["stateful"]) == (True, False)
     path = f"security-groups/{stateless['id']}"
     assert demo.ok("PUT", path, {"security_group": {"stateful": True}})["security_group"]["stateful"] is True
     demo.ok("PUT", path, {"security_group": {"stateful": False}})
     found = demo.ok("GET", "security-groups", stateful=False)["security_groups"]
     assert [g["id"] for g in found] == [stateless["id"]]
-    net = demo.make("networks", name="n")
+    net = demo.create("networks", name="n")
     both = {"network_id": net["id"], "security_groups": [stateful["id"], stateless["id"]]}
     assert demo.refused("POST", "ports", {"port": both}) == (409, "SecurityGroupConflict")
-    port = demo.make("ports", network_id=net["id"], security_groups=[stateless["id"]])
+    port = demo.create("ports", network_id=net["id"], security_groups=[stateless["id"]])
     change = {"port": {"security_groups": both["security_groups"]}}
     assert demo.refused("PUT", f"ports/{port['id']}", change) == (409, "SecurityGroupConflict")
     assert demo.refused("PUT", path, {"security_group": {"stateful": True}}) == (409, "SecurityGroupInUse")
@@ -77,8 +61,8 @@ def test_a_group_in_use_keeps_its_statefulness(demo: User) -> None:
 
 
 def test_a_group_named_twice_is_refused(demo: User) -> None:
-    group, net = demo.make("security-groups", name="a"), demo.make("networks", name="n")
-    port = demo.make("ports", network_id=net["id"])
+    group, net = demo.create("security-groups", name="a"), demo.create("networks", name="n")
+    port = demo.create("ports", network_id=net["id"])
     twice = {"port": {"security_groups": [group["id"], group["id"]]}}
     assert demo.refused("PUT", f"ports/{port['id']}", twice) == (400, "HTTPBadRequest")
     assert demo.ok("GET", f"ports/{port['id']}")["port"]["security_groups"] == port["security_groups"]
@@ -89,7 +73,7 @@ def test_a_group_named_twice_is_refused(demo: User) -> None:
 
 def test_rules_say_whether_they_belong_to_the_default_group(demo: User) -> None:
     default = demo.ok("GET", "security-groups", name="default")["security_groups"][0]
-    other = demo.make("security-groups", name="a")
+    other = demo.create("security-groups", name="a")
     assert {r["belongs_to_default_sg"] for r in default["security_group_rules"]} == {True}
     assert {r["belongs_to_default_sg"] for r in other["security_group_rules"]} == {False}
     added = demo.rule(default, protocol="tcp")
@@ -101,14 +85,14 @@ def test_rules_say_whether_they_belong_to_the_default_group(demo: User) -> None:
 
 @pytest.mark.parametrize("protocol", ["41", "44", "58", "59", "60", "43"])
 def test_ipv6_protocol_numbers_are_not_for_ipv4(demo: User, protocol: str) -> None:
-    rule = {"security_group_id": demo.make("security-groups")["id"], "direction": "ingress", "protocol": protocol}
+    rule = {"security_group_id": demo.create("security-groups")["id"], "direction": "ingress", "protocol": protocol}
     kind = "SecurityGroupEthertypeConflictWithProtocol"
     assert demo.refused("POST", "security-group-rules", {"security_group_rule": rule}) == (400, kind)
     demo.ok("POST", "security-group-rules", {"security_group_rule": {**rule, "ethertype": "IPv6"}})
 
 
 def test_the_prefix_is_kept_as_given_and_shown_as_used(demo: User) -> None:
-    rule = demo.rule(demo.make("security-groups"), remote_ip_prefix="10.0.0.34/24")
+    rule = demo.rule(demo.create("security-groups"), remote_ip_prefix="10.0.0.34/24")
     assert (rule["remote_ip_prefix"], rule["normalized_cidr"]) == ("10.0.0.34/24", "10.0.0.0/24")
     found = demo.ok("GET", "security-group-rules", normalized_cidr="10.0.0.0/24")["security_group_rules"]
     assert [r["id"] for r in found] == [rule["id"]]
@@ -118,7 +102,7 @@ def test_the_prefix_is_kept_as_given_and_shown_as_used(demo: User) -> None:
 
 
 def test_an_address_group_keeps_normal_addresses(demo: User) -> None:
-    group = demo.make("address-groups", name="offices", addresses=["10.1.2.3/24", "2001:db8::f00/64", "10.1.2.0/24"])
+    group = demo.create("address-groups", name="offices", addresses=["10.1.2.3/24", "2001:db8::f00/64", "10.1.2.0/24"])
     assert group["addresses"] == ["10.1.2.0/24", "2001:db8::/64"]
     assert "shared" not in group
     path = f"address-groups/{group['id']}"
@@ -143,7 +127,7 @@ def test_bad_addresses_of_a_new_group(demo: User, addresses: Any) -> None:
 @pytest.mark.parametrize("body", [None, [], {}, {"addresses": "x"}, {"addresses": ["x"]}, {"addresses": [1]},
                                   {"addresses": [], "more": 1}])  # fmt: skip
 def test_bad_changes_of_addresses(demo: User, body: Any) -> None:
-    group = demo.make("address-groups")
+    group = demo.create("address-groups")
     for verb in ("add_addresses", "remove_addresses"):
         assert demo.call("PUT", f"address-groups/{group['id']}/{verb}", body).status == 400
 
@@ -152,12 +136,12 @@ def test_an_address_group_has_a_limit(demo: User, admin: User) -> None:
     many = [f"10.{i // 256}.{i % 256}.0/24" for i in range(5001)]
     assert demo.call("POST", "address-groups", {"address_group": {"addresses": many}}).status == 400
     admin.ok("PUT", f"quotas/{demo.project}", {"quota": {"address_group": 1}})
-    demo.make("address-groups")
+    demo.create("address-groups")
     assert demo.refused("POST", "address-groups", {"address_group": {}}) == (409, "OverQuota")
 
 
 def test_an_address_group_in_rules_stays(demo: User) -> None:
-    group, addresses = demo.make("security-groups"), demo.make("address-groups", addresses=["10.0.0.0/24"])
+    group, addresses = demo.create("security-groups"), demo.create("address-groups", addresses=["10.0.0.0/24"])
     rule = demo.rule(group, protocol="tcp", remote_address_group_id=addresses["id"])
     assert rule["remote_address_group_id"] == addresses["id"]
     same = {"security_group_id": group["id"], "direction": "ingress", "protocol": "tcp"}
@@ -177,8 +161,8 @@ def test_an_address_group_in_rules_stays(demo: User) -> None:
 
 
 def test_strangers_neither_see_nor_use_nor_change_an_address_group(demo: User, admin: User) -> None:
-    theirs = admin.make("address-groups", addresses=["10.0.0.0/24"])
-    path, group = f"address-groups/{theirs['id']}", demo.make("security-groups")
+    theirs = admin.create("address-groups", addresses=["10.0.0.0/24"])
+    path, group = f"address-groups/{theirs['id']}", demo.create("security-groups")
     body = {"addresses": ["10.0.0.0/24"]}
 
     def rule() -> tuple[int, str]:
@@ -191,7 +175,7 @@ def test_strangers_neither_see_nor_use_nor_change_an_address_group(demo: User, a
     assert rule() == (404, "AddressGroupNotFound")
     for verb in ("add_addresses", "remove_addresses"):
         assert demo.refused("PUT", f"{path}/{verb}", body)[0] == 404
-    policy = admin.make("rbac-policies", object_type="address_group", object_id=theirs["id"],
+    policy = admin.create("rbac-policies", object_type="address_group", object_id=theirs["id"],
                         action="access_as_shared", target_tenant=demo.project)  # fmt: skip
     assert demo.ok("GET", path)["address_group"]["addresses"] == ["10.0.0.0/24"]
     assert [g["id"] for g in demo.ok("GET", "address-groups")["address_groups"]] == [theirs["id"]]
@@ -208,11 +192,11 @@ def test_strangers_neither_see_nor_use_nor_change_an_address_group(demo: User, a
 
 
 def test_a_shared_group_can_be_used_by_those_it_is_shared_with(demo: User, admin: User) -> None:
-    theirs = admin.make("security-groups", name="shared")
-    net = demo.make("networks", name="n")
+    theirs = admin.create("security-groups", name="shared")
+    net = demo.create("networks", name="n")
     wanted = {"port": {"network_id": net["id"], "security_groups": [theirs["id"]]}}
     assert demo.refused("POST", "ports", wanted) == (404, "SecurityGroupNotFound")
-    policy = admin.make("rbac-policies", object_type="security_group", object_id=theirs["id"],
+    policy = admin.create("rbac-policies", object_type="security_group", object_id=theirs["id"],
                         action="access_as_shared", target_tenant=demo.project)  # fmt: skip
     shared = demo.ok("GET", "security-groups", shared=True)["security_groups"]
     assert [(g["id"], g["shared"]) for g in shared] == [(theirs["id"], True)]
@@ -239,18 +223,18 @@ def test_new_groups_get_the_rules_of_the_templates(demo: User, admin: User) -> N
     both = {"direction": "ingress", "protocol": "tcp", "port_range_min": 22, "port_range_max": 22,
             "used_in_default_sg": False, "used_in_non_default_sg": True, "remote_group_id": "PARENT"}  # fmt: skip
     assert demo.call("POST", items, {"default_security_group_rule": both}).status == 403
-    made = admin.make(items, **both)
+    made = admin.create(items, **both)
     assert admin.refused("POST", items, {"default_security_group_rule": {**both, "used_in_default_sg": True}}) == (
         409, "DefaultSecurityGroupRuleExists",
     )  # fmt: skip
-    admin.make(items, **{**both, "used_in_default_sg": True, "used_in_non_default_sg": False})
-    group = demo.make("security-groups", name="a")
+    admin.create(items, **{**both, "used_in_default_sg": True, "used_in_non_default_sg": False})
+    group = demo.create("security-groups", name="a")
     rules = {(r["direction"], r["protocol"], r["port_range_min"], r["remote_group_id"])
              for r in group["security_group_rules"]}  # fmt: skip
     assert rules == {("egress", None, None, None), ("ingress", "tcp", 22, group["id"])}
     admin.ok("DELETE", f"{items}/{made['id']}")
     assert demo.refused("GET", f"{items}/{made['id']}") == (404, "DefaultSecurityGroupRuleNotFound")
-    assert len(demo.make("security-groups", name="b")["security_group_rules"]) == 2
+    assert len(demo.create("security-groups", name="b")["security_group_rules"]) == 2
     assert admin.refused("POST", items, {"default_security_group_rule": {**both, "protocol": "bad"}})[0] == 400
 
 
@@ -272,8 +256,8 @@ def test_a_group_whose_rules_exceed_the_quota_is_refused(demo: User, admin: User
 
 def test_a_log_says_what_hosts_write_down(demo: User, admin: User) -> None:
     assert admin.ok("GET", "log/loggable-resources")["loggable_resources"] == [{"type": "security_group"}]
-    group, net = demo.make("security-groups", name="a"), demo.make("networks", name="n")
-    port = demo.make("ports", network_id=net["id"], security_groups=[group["id"]])
+    group, net = demo.create("security-groups", name="a"), demo.create("networks", name="n")
+    port = demo.create("ports", network_id=net["id"], security_groups=[group["id"]])
     about = {"resource_type": "security_group", "resource_id": group["id"], "target_id": port["id"]}
     log = admin.ok("POST", "log/logs", {"log": {**about, "event": "DROP"}})["log"]
     assert (log["event"], log["enabled"], log["name"]) == ("DROP", True, "")
@@ -305,9 +289,9 @@ NOBODY = "6e1b8b3c-6b3d-4a8e-9a0f-0d0f2a1c7e55"
 def test_logs_that_cannot_be(demo: User, admin: User, values: Json, status: int, kind: str) -> None:
     body = {"resource_type": "security_group", **values}
     if values.get("resource_id") == "other":
-        net = demo.make("networks", name="n")
-        body |= {"resource_id": demo.make("security-groups")["id"]}
-        body |= {"target_id": demo.make("ports", network_id=net["id"])["id"]}
+        net = demo.create("networks", name="n")
+        body |= {"resource_id": demo.create("security-groups")["id"]}
+        body |= {"target_id": demo.create("ports", network_id=net["id"])["id"]}
     assert admin.refused("POST", "log/logs", {"log": body}) == (status, kind)
 
 
@@ -315,16 +299,16 @@ def test_logs_that_cannot_be(demo: User, admin: User, values: Json, status: int,
 
 
 def test_a_local_ip_takes_an_address_or_names_a_port(demo: User) -> None:
-    net = demo.make("networks", name="n")
+    net = demo.create("networks", name="n")
     refused = {"local_ip": {"network_id": net["id"]}}
     assert demo.refused("POST", "local_ips", refused) == (400, "BadRequest")
-    demo.make("subnets", network_id=net["id"], ip_version=4, cidr="10.0.0.0/24")
-    own = demo.make("local_ips", network_id=net["id"], local_ip_address="10.0.0.50", name="cache")
+    demo.create("subnets", network_id=net["id"], ip_version=4, cidr="10.0.0.0/24")
+    own = demo.create("local_ips", network_id=net["id"], local_ip_address="10.0.0.50", name="cache")
     assert (own["local_ip_address"], own["ip_mode"], own["network_id"]) == ("10.0.0.50", "translate", net["id"])
     held = f"ports/{own['local_port_id']}"
     assert demo.refused("DELETE", held) == (409, "ServicePortInUse")
-    port = demo.make("ports", network_id=net["id"])
-    named = demo.make("local_ips", local_port_id=port["id"], ip_mode="passthrough")
+    port = demo.create("ports", network_id=net["id"])
+    named = demo.create("local_ips", local_port_id=port["id"], ip_mode="passthrough")
     assert named["local_ip_address"] == port["fixed_ips"][0]["ip_address"]
     assert demo.refused("DELETE", f"ports/{port['id']}") == (409, "ServicePortInUse")
     assert demo.refused("POST", "local_ips", {"local_ip": {}}) == (400, "LocalIPPortOrNetworkRequired")
@@ -337,11 +321,11 @@ def test_a_local_ip_takes_an_address_or_names_a_port(demo: User) -> None:
 
 
 def test_ports_stand_behind_a_local_ip(demo: User, admin: User) -> None:
-    net = demo.make("networks", name="n")
-    subnet = demo.make("subnets", network_id=net["id"], ip_version=4, cidr="10.0.0.0/24")
-    local = demo.make("local_ips", network_id=net["id"])
+    net = demo.create("networks", name="n")
+    subnet = demo.create("subnets", network_id=net["id"], ip_version=4, cidr="10.0.0.0/24")
+    local = demo.create("local_ips", network_id=net["id"])
     path = f"local_ips/{local['id']}/port_associations"
-    two = demo.make("ports", network_id=net["id"], fixed_ips=[{"subnet_id": subnet["id"]}] * 2)
+    two = demo.create("ports", network_id=net["id"], fixed_ips=[{"subnet_id": subnet["id"]}] * 2)
 
     def body(**values: Any) -> Json:
         return {"port_association": {"fixed_port_id": two["id"], **values}}
@@ -358,7 +342,7 @@ def test_ports_stand_behind_a_local_ip(demo: User, admin: User) -> None:
     assert demo.ok("GET", path)["port_associations"] == [made]
     assert demo.ok("GET", f"{path}/{two['id']}")["port_association"] == made
     assert demo.refused("DELETE", f"local_ips/{local['id']}") == (409, "LocalIPInUse")
-    theirs = admin.make("local_ips", network_id=admin.ok("GET", "networks", name="n")["networks"][0]["id"])
+    theirs = admin.create("local_ips", network_id=admin.ok("GET", "networks", name="n")["networks"][0]["id"])
     assert demo.refused("GET", f"local_ips/{theirs['id']}/port_associations")[0] == 404
     assert demo.refused("POST", f"local_ips/{theirs['id']}/port_associations", body(fixed_ip=fixed))[0] == 404
     demo.ok("DELETE", f"{path}/{two['id']}")
@@ -374,7 +358,7 @@ def test_ports_stand_behind_a_local_ip(demo: User, admin: User) -> None:
                                   {"port_association": {"fixed_port_id": NOBODY}},
                                   {"port_association": {"fixed_port_id": NOBODY, "more": 1}}])  # fmt: skip
 def test_bad_associations(demo: User, body: Any) -> None:
-    net = demo.make("networks", name="n")
-    demo.make("subnets", network_id=net["id"], ip_version=4, cidr="10.0.0.0/24")
-    local = demo.make("local_ips", network_id=net["id"])
+    net = demo.create("networks", name="n")
+    demo.create("subnets", network_id=net["id"], ip_version=4, cidr="10.0.0.0/24")
+    local = demo.create("local_ips", network_id=net["id"])
     assert demo.call("POST", f"local_ips/{local['id']}/port_associations", body).status == 400

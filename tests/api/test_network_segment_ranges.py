@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_network import Net
+from networking import Net
 
 from nubila.services.network.segment_ranges import minus
 from nubila.testing.cloud import TestCloud

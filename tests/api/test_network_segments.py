@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from computing import Nova, image
-from test_network import Net
+from networking import Net
 
 from nubila.services.network import SERVICE
 from nubila.services.network.network_segments import peer_routes

@@ -4,22 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-from test_network import Net
+from networking import Net
 
 from nubila.testing.cloud import TestCloud
 
 Json = dict[str, Any]
-
-
-@pytest.fixture
-def demo(cloud: TestCloud) -> Net:
-    return Net(cloud)
-
-
-@pytest.fixture
-def admin(cloud: TestCloud) -> Net:
-    return Net(cloud, "admin")
 
 
 def test_monitoring_says_what_it_sees_of_a_port(demo: Net, admin: Net) -> None:

@@ -4,22 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-from test_network import Net
-
-from nubila.testing.cloud import TestCloud
+from networking import Net
 
 Json = dict[str, Any]
-
-
-@pytest.fixture
-def demo(cloud: TestCloud) -> Net:
-    return Net(cloud)
-
-
-@pytest.fixture
-def admin(cloud: TestCloud) -> Net:
-    return Net(cloud, "admin")
 
 
 def test_prefixes_come_and_go_but_not_under_a_subnet(demo: Net, admin: Net) -> None:

@@ -6,24 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_network import Net
-from test_network_hosting import Play
+from networking import Net, Play
 from test_network_switches import Mixed, fit, port_of
 
 from nubila.testing.cloud import TestCloud
 
 Json = dict[str, Any]
 PHYSICAL = {"provider:network_type": "vlan", "provider:physical_network": "physnet1"}
-
-
-@pytest.fixture
-def demo(cloud: TestCloud) -> Net:
-    return Net(cloud)
-
-
-@pytest.fixture
-def admin(cloud: TestCloud) -> Net:
-    return Net(cloud, "admin")
 
 
 @pytest.fixture

@@ -19,10 +19,9 @@ from nubila.core.db import Reader, Tx
 from nubila.edge import app as edge_app
 from nubila.services import compute
 from nubila.services.compute import hosting, quotas, rows, verbs
-from nubila.testing.crashpoints import Theatre
 
 sys.path.insert(0, str(Path(__file__).parent))
-from lives import Ask, Life, Notes, World, survives, tell
+from lives import Ask, Life, Notes, World, failures_of, survives, tell
 from plants import Plant, ask_after_commit, settle_without_comparing
 
 pytest_plugins = ["nubila.testing.fixtures"]
@@ -195,34 +194,14 @@ def settles_what_was_never_reported(patch: pytest.MonkeyPatch) -> None:
 def test_net_catches_a_planted_bug(
     plant: Plant, step: str, accident: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url = f"sqlite:///{tmp_path}/db"
-    world = World(url, tmp_path, LIFE)
-    theatre = Theatre(world.play([name for name, _ in LIFE.steps].index(step)), url)
-    try:
-        plant(monkeypatch)
-        failures = []
-        for first in range(5):  # until one is found
-            failures += theatre.perform(accident, every=5, first=first).failures
-            if failures:
-                break
-        print(failures[:3])
-        assert failures
-    finally:
-        theatre.close()
-        world.close()
+    failures = failures_of(LIFE, step, accident, lambda: plant(monkeypatch), tmp_path)
+    print(failures[:3])
+    assert failures
 
 
 @pytest.mark.parametrize(("plant", "step"), [(keeps_what_is_gone, "delete")])
 def test_net_needs_no_accident_for_a_gross_bug(
     plant: Plant, step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url = f"sqlite:///{tmp_path}/db"
-    world = World(url, tmp_path, LIFE)
-    theatre = Theatre(world.play([name for name, _ in LIFE.steps].index(step)), url)
-    try:
-        plant(monkeypatch)
-        with pytest.raises(AssertionError, match=r"without any accident|never settles"):
-            theatre.perform("die")
-    finally:
-        theatre.close()
-        world.close()
+    with pytest.raises(AssertionError, match=r"without any accident|never settles"):
+        failures_of(LIFE, step, "die", lambda: plant(monkeypatch), tmp_path)
