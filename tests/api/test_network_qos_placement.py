@@ -129,6 +129,23 @@ def test_hosts_offer_what_settings_say_as_neutron_names_it(world: World) -> None
     }  # fmt: skip
     assert said["resource_provider_packet_processing_without_direction"] == {"host2": {"any": 100}}
     assert said["resource_provider_packet_processing_with_direction"] == {}
+    world.test.add_host("host3", switch="linuxbridge", bridges={"physnet1": "eth9"})
+    names = {p["name"] for p in world.placement("/resource_providers")["resource_providers"]}
+    assert {n for n in names if n.startswith("host3")} == {
+        "host3", "host3:Linux bridge agent", "host3:Linux bridge agent:eth9", "host3:Linux bridge agent:rp_tunnelled",
+    }  # fmt: skip
+
+
+def test_what_is_said_of_one_host_counts_more_than_what_is_of_all() -> None:
+    said = Settings(
+        resource_provider_bandwidths=("a:1:2", "h:a::3", "b::"),
+        resource_provider_packet_processing_with_direction=(":5:6", "h:7:"),
+    )
+    assert qos_offers.bandwidths(said, "h") == {"a": {IGR: 3}, "b": {}}
+    assert qos_offers.bandwidths(said, "other") == {"a": {EGR: 1, IGR: 2}, "b": {}}
+    egress, ingress = (PPS.replace("RATE_", f"RATE_{way}_") for way in ("EGR", "IGR"))
+    assert qos_offers.packet_rates(said, "h") == {egress: 7}
+    assert qos_offers.packet_rates(said, "other") == {egress: 5, ingress: 6}
 
 
 def test_what_is_offered_no_more_gives_nothing_and_goes_when_it_is_free(world: World) -> None:

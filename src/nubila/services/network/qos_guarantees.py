@@ -62,6 +62,7 @@ _EVERY = (
     .join(Network.table, _N.id == _P.network_id)
     .where(_P.bound_host != "", _P.device_owner.startswith("compute:"))
 )
+_ROOTS = sa.select(hosts.TABLE.c.name, hosts.TABLE.c.id)  # those given up by force too: guests may still be there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,7 +317,7 @@ def wrong(cloud: Any, reader: Reader) -> list[str]:
 
     What servers hold in all is Compute's invariant; it counts in what ports say here.
     """
-    roots = {h["name"]: h["id"] for h in hosts.every(reader)}
+    roots = dict(reader.rows(_ROOTS))
     root_of = {p.id: root for root, tree in trees.every(reader).items() for p in tree}
     servers = reading.held(reader, SERVER)
     kept: dict[str, list[Row]] = {}
