@@ -220,6 +220,7 @@ def test_new_groups_get_the_rules_of_the_templates(demo: User, admin: User) -> N
         ("egress", "IPv4", None, True), ("egress", "IPv6", None, True),
         ("ingress", "IPv4", "PARENT", False), ("ingress", "IPv6", "PARENT", False),
     }  # fmt: skip
+    assert all(r["description"] == f"Legacy default SG rule for {r['direction']} traffic" for r in first)
     both = {"direction": "ingress", "protocol": "tcp", "port_range_min": 22, "port_range_max": 22,
             "used_in_default_sg": False, "used_in_non_default_sg": True, "remote_group_id": "PARENT"}  # fmt: skip
     assert demo.call("POST", items, {"default_security_group_rule": both}).status == 403

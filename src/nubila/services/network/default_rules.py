@@ -33,8 +33,8 @@ _SAME = (
     .order_by(_T.id)
     .limit(1)
 )
-_OUT = "Guests may send anything"
-_IN = "Members of the group may send to each other"
+_OUT = "Legacy default SG rule for egress traffic"  # clients compare these two
+_IN = "Legacy default SG rule for ingress traffic"
 
 
 def make_first(tx: Tx) -> None:
