@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from ha_stage import GATEWAY, Stage, Stream
 from machines import until
+from prefix_server import NEAR, Kea
 
 from nubila.apps.quickstart import cached_image
 
@@ -221,3 +222,36 @@ def test_agents_and_the_control_plane_may_die(stage: Stage) -> None:
     assert hole == 0.0, f"{lost} lost"
     until(lambda: all(stage.cloud.hosts()[h]["alive"] for h in stage.network_hosts), "they are back")
     assert stage.active() == active
+
+
+def test_a_delegated_prefix_outlives_the_host_that_asked_for_it(stage: Stage, tmp_path: Path) -> None:
+    stage.from_outside("ip", "addr", "add", f"{NEAR}1/64", "dev", "br0", "nodad", check=True)
+    kea = Kea(tmp_path, ["nsenter", "-t", str(stage.external.machine.pid), "--net"], "br0")
+    try:
+        kea.serve("2001:db8:1000::", lasts_s=120)
+        values = {"network_id": stage.net, "ip_version": 6, "subnetpool_id": "prefix_delegation",
+                  "ipv6_ra_mode": "slaac", "ipv6_address_mode": "slaac"}  # fmt: skip
+        subnet = stage.call("POST", "/subnets", {"subnet": values}, "demo")["subnet"]["id"]
+        stage.call("PUT", f"/routers/{stage.router}/add_router_interface", {"subnet_id": subnet}, "demo")
+
+        def cidr() -> str:
+            return str(stage.call("GET", f"/subnets/{subnet}")["subnet"]["cidr"])
+
+        until(lambda: cidr() != "::/64", "a prefix is delegated")
+        until(lambda: sorted(stage.states_of().values()) == ["active", "standby"], "both are there")
+        prefix, old, new = cidr(), stage.active(), stage.standby()
+        assert ["dhcpcd" in stage.machines[host].run("ps", "ax").stdout for host in (old, new)] == [True, False]
+        before = len(kea.log())
+        stage.cut(old)
+        until(lambda: stage.active() == new, "the other host forwards")
+        until(lambda: "DHCP6_PD_LEASE_ALLOC" in kea.log()[before:], "it has asked, and got an answer")
+        assert cidr() == prefix
+        clients = set(re.findall(r"DHCP6_PD_LEASE_ALLOC duid=\[([0-9a-f:]+)\]", kea.log()))
+        assert len(clients) == 1, "as the same client"
+        gateway = prefix.removesuffix("/64") + "1/64"
+        until(lambda: any(gateway in mine for mine in stage.addresses(new).values()), "the gateway's address is there")
+        stage.mend(old)
+        until(lambda: "dhcpcd" not in stage.machines[old].run("ps", "ax").stdout, "it asks no longer")
+        assert cidr() == prefix
+    finally:
+        kea.silence()

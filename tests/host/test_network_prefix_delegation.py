@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import re
 import signal
 import subprocess
 import uuid
@@ -17,6 +18,7 @@ import msgspec
 import pytest
 import sqlalchemy as sa
 from network_world import Guest, until
+from prefix_server import NEAR, Kea
 
 from nubila.agent.apply import Drivers
 from nubila.core.ports import HostPlace
@@ -28,7 +30,6 @@ from nubila.testing.cloud import TestCloud
 
 pytestmark = pytest.mark.host
 Json = dict[str, Any]
-NEAR = "2001:db8:ffff::"
 PD = {"subnetpool_id": "prefix_delegation", "ip_version": 6, "ipv6_ra_mode": "slaac", "ipv6_address_mode": "slaac"}
 
 
@@ -42,57 +43,22 @@ class Upstream:
         with links.entered(self.namespace):
             links.sysctl("net/ipv6/conf/all/forwarding", "1")
             links.sysctl("net/ipv6/conf/default/accept_dad", "0")
-        self._kea: subprocess.Popen[bytes] | None = None
+        self.kea = Kea(root, ["nsenter", f"--net={links.NETNS / self.namespace}"], "up0")
 
     def run(self, *argv: str) -> str:
         with links.entered(self.namespace):
             return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=20).stdout
 
-    def serve(self, pool: str, *, lasts_s: int = 8) -> None:
-        """Delegate /64s of a /48 from now on, knowing nothing of what was delegated before."""
-        self.silence()
-        own = self.root / "kea"
-        own.mkdir(exist_ok=True)
-        listed = [{"prefix": pool, "prefix-len": 48, "delegated-len": 64}]
-        settings = {
-            "interfaces-config": {"interfaces": ["up0"], "re-detect": True},
-            "server-id": {"type": "EN", "enterprise-id": 2495, "identifier": "87ABEF7A5BB545", "persist": False},
-            "lease-database": {"type": "memfile", "persist": False},
-            "renew-timer": lasts_s // 4, "rebind-timer": lasts_s // 2,
-            "preferred-lifetime": lasts_s, "valid-lifetime": lasts_s,
-            "subnet6": [{"id": 1, "subnet": f"{NEAR}/64", "interface": "up0", "pd-pools": listed}],
-            "loggers": [{"name": "kea-dhcp6", "severity": "INFO", "output_options": [{"output": str(own / "log")}]}],
-        }  # fmt: skip
-        (own / "kea.json").write_text(json.dumps({"Dhcp6": settings}))
-        where = {"KEA_PIDFILE_DIR": str(own), "KEA_LOCKFILE_DIR": str(own)}
-        with links.entered(self.namespace), open(own / "out", "ab") as out:
-            argv = ["kea-dhcp6", "-c", str(own / "kea.json")]
-            self._kea = subprocess.Popen(argv, env={**os.environ, **where}, stdout=out, stderr=out)
-
-    def log(self) -> str:
-        """What the server has logged."""
-        path = self.root / "kea" / "log"
-        return path.read_text() if path.exists() else ""
-
-    def silence(self) -> None:
-        """End the server as a power cut would."""
-        if self._kea is not None:
-            self._kea.kill()
-            self._kea.wait(10)
-            self._kea = None
-        for left in (self.root / "kea").glob("*.pid"):
-            left.unlink()
-
     def close(self) -> None:
-        self.silence()
+        self.kea.silence()
         links.remove_namespace(self.namespace)
 
 
 class Site:
     """A cloud of one real host, its external network joined to the upstream."""
 
-    def __init__(self, root: Path) -> None:
-        self.root, self.guests = root, list[Guest]()
+    def __init__(self, root: Path, switch: str = "openvswitch") -> None:
+        self.root, self.switch, self.guests = root, switch, list[Guest]()
         self.upstream = Upstream(root)
         self.cloud = TestCloud(root / "cloud", hosts=0)
         self.cloud.add_host("host1", self._drivers, bridges={"physnet1": "br-ex"})
@@ -104,25 +70,29 @@ class Site:
     def _drivers(self, place: HostPlace) -> Drivers:
         namespace = f"nbh-{uuid.uuid4().hex[:8]}"
         links.ensure_namespace(namespace, "nubila test host")
-        self.place = msgspec.structs.replace(place, namespace=namespace)
+        self.place = msgspec.structs.replace(place, namespace=namespace, switch=self.switch)
         self.driver = RealNetwork(self.place)
         return Drivers(SimulatedHypervisor(place), self.driver)
 
     def _connect(self) -> None:
+        bridge = self.switch == "linuxbridge"
+        device = "br-ex" if bridge else "uplink"  # a Linux bridge switch makes its own bridge, with the card in it
         with links.opened(self.place.namespace) as net:
-            net.add_veth("uplink", self.upstream.namespace, "fa:16:3e:00:ee:01")
-            net.change(net.must("uplink"), up=True)
-        self.driver.switch.physical_bridge("physnet1")  # type: ignore[attr-defined]
-        database = f"--db=unix:{self.driver.switch.daemons.run_dir}/db.sock"  # type: ignore[attr-defined]
-        argv = ["ovs-vsctl", database, "--no-wait", "add-port", "br-ex", "uplink"]
+            net.add_veth(device, self.upstream.namespace, "fa:16:3e:00:ee:01")
+            net.change(net.must(device), up=True)
         with links.entered(self.place.namespace):
-            links.plain_frames("uplink")
-            subprocess.run(argv, check=True, timeout=20)
+            links.plain_frames(device)
+        if not bridge:
+            self.driver.switch.physical_bridge("physnet1")  # type: ignore[attr-defined]
+            database = f"--db=unix:{self.driver.switch.daemons.run_dir}/db.sock"  # type: ignore[attr-defined]
+            with links.entered(self.place.namespace):
+                argv = ["ovs-vsctl", database, "--no-wait", "add-port", "br-ex", "uplink"]
+                subprocess.run(argv, check=True, timeout=20)
+        self.upstream.run("ip", "link", "set", device, "name", "up0")
         with links.entered(self.upstream.namespace):
-            self.upstream.run("ip", "link", "set", "uplink", "name", "up0")
             links.plain_frames("up0")
-            self.upstream.run("ip", "link", "set", "up0", "up")
-            self.upstream.run("ip", "addr", "add", f"{NEAR}1/64", "dev", "up0", "nodad")
+        self.upstream.run("ip", "link", "set", "up0", "up")
+        self.upstream.run("ip", "addr", "add", f"{NEAR}1/64", "dev", "up0", "nodad")
 
     def restart_agent(self) -> None:
         """The agent was killed: a new one finds what runs."""
@@ -159,7 +129,7 @@ class Site:
             last[0] = self.cidr(subnet)
             return ipaddress.IPv6Network(last[0]).subnet_of(wide)
 
-        until(there, f"a prefix of {within}; {self.upstream.log()[-1500:]}", patience_s)
+        until(there, f"a prefix of {within}; {self.upstream.kea.log()[-1500:]}", patience_s)
         return last[0]
 
     def plug(self, made: Json) -> Guest:
@@ -201,11 +171,12 @@ def own(guest: Guest, address: str) -> bool:
     return any(a["local"] == address and not a.get("deprecated") for a in shown)
 
 
-def build(site: Site) -> tuple[Json, Json, Json, Guest]:
+def build(site: Site, **kind: Any) -> tuple[Json, Json, Json, Guest]:
     """A user's network with a delegated subnet behind a router, and a guest."""
     network = site.make("network", "demo")
     subnet = site.make("subnet", "demo", network_id=network["id"], **PD)
-    router = site.make("router", "demo", external_gateway_info={"network_id": site.public["id"]})
+    values = {"project_id": network["project_id"], "external_gateway_info": {"network_id": site.public["id"]}, **kind}
+    router = site.make("router", "admin", **values)
     site.ok("PUT", f"routers/{router['id']}/add_router_interface", {"subnet_id": subnet["id"]})
     port = site.make("port", "demo", network_id=network["id"])
     return subnet, router, port, site.plug(port)
@@ -230,7 +201,7 @@ def client(site: Site, router: Json) -> Path:
 def test_a_delegated_prefix_all_its_life(site: Site) -> None:
     subnet, router, port, guest = build(site)
     assert site.cidr(subnet) == "::/64"
-    site.upstream.serve("2001:db8:1000::")
+    site.upstream.kea.serve("2001:db8:1000::")
     first = site.delegated(subnet, "2001:db8:1000::/48")
     follow(site, router, port, guest, first)
     run_dir = client(site, router)
@@ -250,21 +221,23 @@ def test_a_delegated_prefix_all_its_life(site: Site) -> None:
         assert guest.pings(f"{NEAR}1", 2)
 
     # Another server with another pool: renumbered. The guest has both addresses and prefers the new one.
-    site.upstream.serve("2001:db8:2000::")
+    site.upstream.kea.serve("2001:db8:2000::")
     second = site.delegated(subnet, "2001:db8:2000::/48")
     follow(site, router, port, guest, second)
+    until(lambda: not own(guest, addresses.eui64(first, port["mac_address"])), "the old address is deprecated")
 
     # A server that stays away: the lease ends.
-    site.upstream.silence()
+    site.upstream.kea.silence()
     until(lambda: site.cidr(subnet) == "::/64", "the prefix is void", 40)
-    site.upstream.serve("2001:db8:3000::")
+    until(lambda: not own(guest, addresses.eui64(second, port["mac_address"])), "so is its address")
+    site.upstream.kea.serve("2001:db8:3000::")
     third = site.delegated(subnet, "2001:db8:3000::/48", 150)
 
     # Given back, and nothing left.
     site.ok("PUT", f"routers/{router['id']}/remove_router_interface", {"subnet_id": subnet["id"]})
     assert site.cidr(subnet) == "::/64"
     assert processes.alive(prefix_delegation.NAME, run_dir) is None
-    until(lambda: "DHCP6_RELEASE_PD" in site.upstream.log() and third in site.upstream.log(), "the server was told")
+    until(lambda: re.search(f"DHCP6_RELEASE_PD.*{third}", site.upstream.kea.log()) is not None, "the server was told")
     namespace = site.driver.router_namespace(router["id"])
     with links.entered(namespace):
         argv = ["ip", "-6", "route", "show", "proto", "dhcp"]
@@ -272,7 +245,7 @@ def test_a_delegated_prefix_all_its_life(site: Site) -> None:
 
 
 def test_each_subnet_has_its_own_and_gives_back_its_own(site: Site) -> None:
-    site.upstream.serve("2001:db8:1000::", lasts_s=400)
+    site.upstream.kea.serve("2001:db8:1000::", lasts_s=400)
     subnet, router, port, guest = build(site)
     first = site.delegated(subnet, "2001:db8:1000::/48")
     other = site.make("subnet", "demo", network_id=site.make("network", "demo")["id"], **PD)
@@ -280,13 +253,13 @@ def test_each_subnet_has_its_own_and_gives_back_its_own(site: Site) -> None:
     second = site.delegated(other, "2001:db8:1000::/48")
     assert site.cidr(subnet) == first != second, "the first one is not disturbed"
     follow(site, router, port, guest, first)
-    before = site.upstream.log()
+    before = site.upstream.kea.log()
     site.ok("PUT", f"routers/{router['id']}/remove_router_interface", {"subnet_id": other["id"]})
     assert site.cidr(other) == "::/64"
     assert site.cidr(subnet) == first
 
     def released() -> list[str]:
-        return [line for line in site.upstream.log()[len(before) :].splitlines() if "RELEASE_PD" in line]
+        return [line for line in site.upstream.kea.log()[len(before) :].splitlines() if "RELEASE_PD" in line]
 
     until(lambda: bool(released()), "the server was told")
     assert all(second in line and first not in line for line in released() if "properly" in line)
@@ -295,7 +268,7 @@ def test_each_subnet_has_its_own_and_gives_back_its_own(site: Site) -> None:
 
 def test_a_host_without_the_client_says_so(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefix_delegation, "CLIENT", "dhcpcd-which-is-not-here")
-    site.upstream.serve("2001:db8:1000::")
+    site.upstream.kea.serve("2001:db8:1000::")
     subnet, router, _, _ = build(site)
     assert site.cidr(subnet) == "::/64"
     with site.cloud.cloud.store.read() as r:
@@ -305,3 +278,21 @@ def test_a_host_without_the_client_says_so(site: Site, monkeypatch: pytest.Monke
     monkeypatch.undo()
     site.cloud.sweep()
     site.delegated(subnet, "2001:db8:1000::/48")
+
+
+def test_the_central_part_of_a_distributed_router_asks(site: Site) -> None:
+    site.upstream.kea.serve("2001:db8:1000::")
+    subnet, router, port, guest = build(site, distributed=True)
+    follow(site, router, port, guest, site.delegated(subnet, "2001:db8:1000::/48"))
+
+
+def test_linux_bridges_carry_it_too(tmp_path: Path) -> None:
+    site = Site(tmp_path, "linuxbridge")
+    try:
+        site.upstream.kea.serve("2001:db8:1000::")
+        subnet, router, port, guest = build(site)
+        follow(site, router, port, guest, site.delegated(subnet, "2001:db8:1000::/48"))
+        shown = subprocess.run(["ip", "-n", site.place.namespace, "link"], capture_output=True, text=True, timeout=10)
+        assert "br-int" not in shown.stdout
+    finally:
+        site.close()

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nubila.core.ports import Delegation
-from nubila.drivers import dhcpv6, prefix_delegation
+from nubila.core.ports import Delegation, SubnetSpec
+from nubila.drivers import advertise, dhcpv6, prefix_delegation
 from nubila.drivers.dhcpv6 import IA_PD, IA_PREFIX, STATUS, Prefix, option
 from nubila.drivers.files import read_json, write_json
 from nubila.drivers.prefix_delegation import Held, Task, after, choose
@@ -118,3 +118,28 @@ def test_a_host_that_takes_a_router_over_keeps_its_prefix_for_a_while(
     prefix_delegation.leave(tmp_path, None)
     assert list(tmp_path.iterdir()) == []
     assert prefix_delegation.report(tmp_path, None) is None
+
+
+def test_guests_are_told_of_a_prefix_that_is_gone_for_two_hours(tmp_path: Path) -> None:
+    def six(cidr: str) -> dict[str, SubnetSpec]:
+        return {ONE: SubnetSpec(id=ONE, cidr=cidr, ip_version=6, ipv6_ra_mode="slaac", delegated=True)}
+
+    there: list[advertise.Interface] = [("qr-1", "fa:16:3e:00:00:01", 1500, [ONE])]
+    nowhere: list[advertise.Interface] = [("qr-1", "fa:16:3e:00:00:01", 1500, [])]
+    first, second = six("2001:db8:1::/64"), six("2001:db8:2::/64")
+    assert advertise.stale(tmp_path, there, first) == {"qr-1": ()}
+    assert "Lifetime 0" not in advertise.render(there, first, {"qr-1": ()})
+    gone = advertise.stale(tmp_path, there, second)
+    assert gone == {"qr-1": ("2001:db8:1::/64",)}
+    said = advertise.render(there, second, gone)
+    assert "prefix 2001:db8:2::/64 { AdvOnLink on; AdvAutonomous on; };" in said
+    assert "prefix 2001:db8:1::/64 { AdvOnLink off; AdvAutonomous on; AdvPreferredLifetime 0;" in said
+    assert "AdvDefaultLifetime" not in said
+    both = advertise.stale(tmp_path, nowhere, {})
+    assert both == {"qr-1": ("2001:db8:1::/64", "2001:db8:2::/64")}
+    assert "AdvDefaultLifetime 0;" in advertise.render(nowhere, {}, both)
+    assert advertise.stale(tmp_path, there, first) == {"qr-1": ("2001:db8:2::/64",)}, "one of them is back"
+    write_json(tmp_path / "radvd.delegated", {"qr-1": {"2001:db8:2::/64": 1.0}})
+    assert advertise.stale(tmp_path, nowhere, {}) == {}, "its time is over"
+    assert advertise.render(nowhere, {}, {}) == ""
+    assert advertise.stale(tmp_path, [], {}) == {}

@@ -164,6 +164,7 @@ class SubnetSpec(Struct, frozen=True, kw_only=True):
     ipv6_address_mode: str | None = None
     resolvers: tuple[str, ...] = ()  # who answers when dns_nameservers is empty: the network's DHCP servers
     domain: str = ""  # DNS domain of the network, for router advertisements
+    delegated: bool = False  # its prefix was delegated: guests are told to let go of it when it is another's
 
 
 class FixedIp(Struct, frozen=True, kw_only=True):

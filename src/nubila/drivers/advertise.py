@@ -12,7 +12,9 @@ What a subnet's ipv6_ra_mode means (Networking API, IPv6 modes):
     dhcpv6-stateless   yes                            no                              yes
     dhcpv6-stateful    no                             yes                             yes
 
-A prefix shorter or longer than /64 cannot be used for A; it is only told to be on link.
+A prefix shorter or longer than /64 cannot be used for A; it is only told to be on link. A delegated prefix that is
+replaced or lost is advertised as deprecated for two hours more, so that guests prefer their new address, or none
+(RFC 4862 section 5.5.3, RFC 9096); ``<run_dir>/radvd.delegated`` remembers them.
 """
 
 from __future__ import annotations
@@ -28,31 +30,60 @@ from pathlib import Path
 from nubila.core.ports import SubnetSpec, TryAgain
 from nubila.drivers import links, processes
 from nubila.drivers.dhcp import METADATA_ADDRESS_6, resolvers
+from nubila.drivers.files import read_json, write_json
 from nubila.drivers.ovs_flows import link_local
 
 NAME = "radvd"
 MIN_MTU = 1280
+STALE_S = 7200
+"""How long a prefix that is gone is called deprecated; guests let nobody shorten an address' life to less."""
+Interface = tuple[str, str, int, Sequence[str]]
+"""(device, MAC, MTU in bytes, ids of the subnets it has an address in)"""
 _SERVERS = 3  # an advertisement has room for more, stub resolvers have not
 _CATCHES = 1 << (signal.SIGHUP - 1)
 
 
-def render(interfaces: Sequence[tuple[str, str, int, Sequence[str]]], subnets: Mapping[str, SubnetSpec]) -> str:
-    """radvd's configuration; "" when nothing is to be advertised.
-
-    ``interfaces``: (device, MAC, MTU in bytes, ids of the subnets it has an address in).
-    """
+def render(
+    interfaces: Sequence[Interface], subnets: Mapping[str, SubnetSpec], gone: Mapping[str, Sequence[str]] | None = None
+) -> str:
+    """radvd's configuration; "" when nothing is to be advertised. ``gone``: what ``stale`` found."""
     blocks = []
     for device, mac, mtu, ids in interfaces:
-        here = [subnets[id] for id in dict.fromkeys(ids) if id in subnets]
-        wanted = [subnet for subnet in here if subnet.ip_version == 6 and subnet.ipv6_ra_mode]
-        if wanted:
-            blocks.append(_interface(device, mac, mtu, wanted))
+        wanted, old = _advertised(ids, subnets), (gone or {}).get(device, ())
+        if wanted or old:
+            blocks.append(_interface(device, mac, mtu, wanted, old))
     return "\n".join(blocks)
 
 
-def _interface(device: str, mac: str, mtu: int, subnets: Sequence[SubnetSpec]) -> str:
+def _advertised(ids: Sequence[str], subnets: Mapping[str, SubnetSpec]) -> list[SubnetSpec]:
+    here = [subnets[id] for id in dict.fromkeys(ids) if id in subnets]
+    return [subnet for subnet in here if subnet.ip_version == 6 and subnet.ipv6_ra_mode]
+
+
+def stale(
+    run_dir: Path, interfaces: Sequence[Interface], subnets: Mapping[str, SubnetSpec]
+) -> dict[str, tuple[str, ...]]:
+    """Delegated prefixes that a device had until a while ago and has no longer, by device."""
+    path, now = run_dir / "radvd.delegated", time.time()
+    before = read_json(path, dict[str, dict[str, float]]) or {}
+    after: dict[str, dict[str, float]] = {}
+    for device, _, _, ids in interfaces:
+        live = {subnet.cidr for subnet in _advertised(ids, subnets) if subnet.delegated}
+        old = {p: until or now + STALE_S for p, until in before.get(device, {}).items() if p not in live}
+        known = dict.fromkeys(live, 0.0) | {p: until for p, until in old.items() if until > now}
+        if known:
+            after[device] = known
+    if after != before:
+        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_json(path, after)
+    return {device: tuple(sorted(p for p, until in known.items() if until)) for device, known in after.items()}
+
+
+def _interface(device: str, mac: str, mtu: int, subnets: Sequence[SubnetSpec], gone: Sequence[str]) -> str:
     modes = {subnet.ipv6_ra_mode for subnet in subnets}
     lines = [f"interface {device} {{", "  AdvSendAdvert on;", "  MinRtrAdvInterval 30;", "  MaxRtrAdvInterval 100;"]
+    if not subnets:  # no router for anything any more
+        lines.append("  AdvDefaultLifetime 0;")
     # Not the address of the metadata service, which the device carries as well.
     lines.append(f"  AdvRASrcAddress {{ {link_local(mac)}; }};")
     if mtu >= MIN_MTU:
@@ -70,6 +101,10 @@ def _interface(device: str, mac: str, mtu: int, subnets: Sequence[SubnetSpec]) -
     for subnet in sorted(subnets, key=lambda subnet: subnet.cidr):
         own = ipaddress.ip_network(subnet.cidr).prefixlen == 64 and subnet.ipv6_ra_mode != "dhcpv6-stateful"
         lines.append(f"  prefix {subnet.cidr} {{ AdvOnLink on; AdvAutonomous {'on' if own else 'off'}; }};")
+    lines += [
+        f"  prefix {old} {{ AdvOnLink off; AdvAutonomous on; AdvPreferredLifetime 0; AdvValidLifetime {STALE_S}; }};"
+        for old in gone
+    ]
     lines.append(f"  route {METADATA_ADDRESS_6}/128 {{ }};")
     return "\n".join([*lines, "};", ""])
 

@@ -289,7 +289,8 @@ class Routers:
         shown = [
             (inside_device(port), port.mac, port.mtu, [ip.subnet_id for ip in port.fixed_ips]) for port in interfaces
         ]
-        advertise.ensure(advertise.render(shown, subnets), self.run_dir(router_id), where)
+        stale = advertise.stale(self.run_dir(router_id), shown, subnets)
+        advertise.ensure(advertise.render(shown, subnets, stale), self.run_dir(router_id), where)
 
     def stop_advertising(self, router_id: str) -> None:
         """End a router's advertisements; absent is success."""

@@ -195,7 +195,7 @@ def _subnet(row: Row, more_routes: Iterable[tuple[str, str]]) -> SubnetSpec:
         id=row["id"], cidr=row["cidr"], ip_version=row["ip_version"], gateway_ip=row["gateway_ip"],
         enable_dhcp=row["enable_dhcp"], dns_nameservers=tuple(row["dns_nameservers"] or ()),
         host_routes=(*routes, *more_routes), ipv6_ra_mode=row["ipv6_ra_mode"],
-        ipv6_address_mode=row["ipv6_address_mode"],
+        ipv6_address_mode=row["ipv6_address_mode"], delegated=prefix_delegation.is_delegated(row),
     )  # fmt: skip
 
 
