@@ -183,6 +183,7 @@ def test_too_few_hosts_are_refused(tmp_path: Path) -> None:
     cloud = TestCloud(tmp_path, hosts=1, min_l3_agents_per_router=2, l3_ha=True)
     refused = Play(cloud).call("POST", "routers", {"router": {"name": "r"}}, status=409)
     assert refused["NeutronError"]["type"] == "HANotEnoughAvailableAgents"
+    assert "available 1: start another network host" in refused["NeutronError"]["message"]
     cloud.close()
 
 

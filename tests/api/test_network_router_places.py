@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_network import Net
+from networking import Net
 
+from nubila.apps import info
 from nubila.core import work
 from nubila.services.network import SERVICE
 from nubila.testing.cloud import TestCloud
@@ -191,9 +192,6 @@ def test_where_nobody_has_the_physical_network_the_reason_says_so(admin: Net, ra
     net, _ = lan(admin, **{**vlan("rack9", 7), "router:external": True})
     router = admin.make("router", **KINDS[kind], external_gateway_info={"network_id": net["id"]})["id"]
     assert places(admin, router)
-    with racks.cloud.store.write() as tx:
-        tx.ask("router_ha" if kind == "ha" else "router_place", router)
-    racks.settle()
     said = why(racks, router, "router_ha" if kind == "ha" else "router_place")
     assert f"network {net['id']}: no bridge to rack9 (--physical)" in said
 
@@ -212,11 +210,47 @@ def test_a_router_that_no_host_can_carry_waits_and_says_why(admin: Net, racks: T
     subnet = admin.make("subnet", network_id=other["id"], ip_version=4, cidr="10.9.0.0/24", enable_dhcp=False)
     admin.ok("PUT", f"routers/{router}/add_router_interface", {"subnet_id": subnet["id"]})
     assert places(admin, router) == before
-    with racks.cloud.store.write() as tx:
-        tx.ask("router_ha" if kind == "ha" else "router_place", router)
-    racks.settle()
     said = why(racks, router, "router_ha" if kind == "ha" else "router_place")
     assert f"network {other['id']}: no bridge to rack3 (--physical)" in said
+
+
+def test_dhcp_that_no_host_can_serve_says_what_is_missing(admin: Net, racks: TestCloud) -> None:
+    net = admin.make("network", segments=[vlan("rack3", 5), vlan("rack9", 5)])["id"]
+    for n, one in enumerate(admin.ok("GET", "segments", network_id=net)["segments"]):
+        cidr = f"10.5.{n}.0/24"
+        admin.make("subnet", network_id=net, ip_version=4, cidr=cidr, segment_id=one["id"])
+    racks.settle()
+    hosts = [a["host"] for a in admin.ok("GET", f"networks/{net}/dhcp-agents")["agents"]]
+    assert hosts == ["host2"]
+    said = why(racks, net, "dhcp")
+    assert said.startswith("waiting for a network host to serve DHCP: ")
+    assert f"network {net}: no bridge to rack9 (--physical)" in said
+    assert "rack3" not in said
+
+
+def test_a_port_that_cannot_be_bound_says_why(admin: Net, racks: TestCloud) -> None:
+    net, _ = lan(admin, segments=[vlan("rack2", 5), vlan("rack3", 6)])
+    for host, reason in (
+        ("host1", "not bound on host1: no bridge to rack2 or rack3 (--physical); choose another host"),
+        ("moon", "not bound: there is no host moon (openstack hypervisor list); choose another"),
+    ):
+        port = admin.make("port", network_id=net["id"], **{"binding:host_id": host})
+        assert port["binding:vif_type"] == "binding_failed"
+        assert info.why(racks.state, port["id"])[0].startswith(reason)
+    mine, _ = routed(admin)
+    late = admin.make("port", network_id=mine["id"])["id"]
+    assert info.why(racks.state, late)[0].startswith("it gets addresses with a host (binding:host_id)")
+
+
+def test_a_routers_port_says_whose_it_is(admin: Net, racks: TestCloud) -> None:
+    net, _ = lan(admin, **{**vlan("rack9", 7), "router:external": True})
+    router = admin.make("router", external_gateway_info={"network_id": net["id"]})["id"]
+    racks.settle()
+    (port,) = ports(admin, router)
+    said = info.why(racks.state, port["id"])
+    assert said[0] == f"it belongs to router {router}"
+    assert any("no bridge to rack9 (--physical)" in line for line in said[1:])
+    assert info.why(racks.state, "nothing")[0].startswith("nothing is recorded")
 
 
 def test_too_few_hosts_for_a_ha_router_are_refused_with_the_reason(bridges: TestCloud) -> None:
@@ -230,7 +264,7 @@ def test_too_few_hosts_for_a_ha_router_are_refused_with_the_reason(bridges: Test
     assert (got.status, got.json["NeutronError"]["type"]) == (409, "HANotEnoughAvailableAgents")
     said = got.json["NeutronError"]["message"]
     assert "Minimum required 2, available 1" in said
-    assert f"host1, host2, host3: network {net['id']}: Linux bridges have no gre networks" in said
+    assert f"available 1: host1, host2, host3: network {net['id']}: Linux bridges have no gre networks" in said
     assert admin.ok("GET", f"routers/{off}")["router"]["ha"] is False
 
 

@@ -58,13 +58,15 @@ def text(found: dict[str, Any]) -> str:
 
 
 def why(state: Path, id: str) -> list[str]:
-    """What the queue says about one id."""
+    """What the queue says about one id, and about that on which it depends."""
     from nubila.apps import wiring
     from nubila.core import work
+    from nubila.services.network import why as network_why
 
     cloud = wiring.open_cloud(state, wiring.settings(state, first.overrides(state)))
-    lines = []
-    for row in work.why(cloud.store, id):
+    with cloud.store.read() as reader:
+        lines, others = network_why.about(reader, id)
+    for row in [row for one in (id, *others) for row in work.why(cloud.store, one)]:
         where = f"on {row['shard']}" if row["shard"] else "controller"
         due = row["due_in_s"]
         when = "settled" if row["gen"] == row["done"] and due is None else (

@@ -209,9 +209,11 @@ def _enough(cloud: Cloud, tx: Tx, row: Row) -> list[Row]:
     n, usable = cloud.settings.min_l3_agents_per_router, _usable(tx)
     fit = place_router.able(tx, row, usable, least=n)
     if len(fit) < n:
-        why = place_router.reason(tx, row, usable) if usable and len(usable) >= n else ""
-        text = f"Not enough l3 agents available to ensure HA. Minimum required {n}, available {len(fit)}."
-        raise conflict(text + (f" {why}." if why else ""), "HANotEnoughAvailableAgents")
+        why = "start another network host, enable an L3 agent, or lower min_l3_agents_per_router"
+        if len(usable) >= n:
+            why = place_router.reason(tx, row, usable)
+        text = f"Not enough l3 agents available to ensure HA. Minimum required {n}, available {len(fit)}: {why}."
+        raise conflict(text, "HANotEnoughAvailableAgents")
     return fit
 
 
@@ -337,6 +339,8 @@ def keep(cloud: Cloud, tx: Tx, row: Row, *, tell_all: bool = True) -> str | None
         for network_id in {p["network_id"] for p in tx.all(_PORTS, {"router": id})}:
             asks.network(tx, network_id)
         tell(tx, id)
+        if _too_few(cloud, tx, row, staying(tx, id)):
+            tx.ask("router_ha", id)  # it says what the hosts lack
     return str(row["host"]) if row["host"] else None
 
 

@@ -9,7 +9,7 @@ deferred) come from the segment that most of their hosts use.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +82,7 @@ def lack(reader: Reader, row: Mapping[str, Any], host: Row, wanted: Sequence[Nee
     for one in wanted:
         net = one.network
         switch = bridged.lacks(reader, host, net["id"])
-        why = f"{switch}, {OTHER}" if switch else _unreached(reader, host, one)
+        why = f"{switch}, {OTHER}" if switch else unreached(reader, host, one)
         if why:
             return NEVER, f"network {net['id']}: {why}"
         if not net["several"] and not dvr_hosts.reaches(host, net):
@@ -90,29 +90,33 @@ def lack(reader: Reader, row: Mapping[str, Any], host: Row, wanted: Sequence[Nee
     return (LAME if lame else WHOLE), lame
 
 
-def _unreached(reader: Reader, host: Row, one: Need) -> str:
+def unreached(reader: Reader, host: Row, one: Need) -> str:
+    """What a host lacks to reach a network with several segments; "" for all others, and when it lacks nothing."""
     net = one.network
     if not net["several"]:
         return ""
     used = network_segments.by_host(reader, net["id"], [host]).get(host["name"])
     if used is None:
-        names = {s["physical_network"] for s in network_segments.of(reader, net["id"]) if s["physical_network"]}
+        wanted = [s for s in network_segments.of(reader, net["id"]) if one.segment in ("", s["id"])]
+        names = {s["physical_network"] for s in wanted if s["physical_network"]}
         return _bridge(names) if names else "no segment, make one"
-    if one.segment and used["id"] != one.segment:
-        return f"not on segment {one.segment} of the router's address"
-    return ""
+    return f"not on segment {one.segment}" if one.segment and used["id"] != one.segment else ""
 
 
 def _bridge(names: Iterable[str]) -> str:
     return f"no bridge to {' or '.join(sorted(names))} (--physical)"
 
 
-def stays(reader: Reader, row: Mapping[str, Any], host: str, known: Callable[[], Sequence[Row]]) -> bool:
-    """Whether no other of the hosts can carry the router better than the one that it is on; they are seldom asked."""
+def rank(reader: Reader, row: Mapping[str, Any], host: str) -> int:
+    """How well a host can carry the router."""
     found = hosts.get(reader, host)
+    return lack(reader, row, found, needs(reader, row))[0] if found is not None else WHOLE
+
+
+def better(reader: Reader, row: Mapping[str, Any], than: int, known: Iterable[Row]) -> bool:
+    """Whether one of the hosts can carry the router better than so."""
     wanted = needs(reader, row)
-    rank = lack(reader, row, found, wanted)[0] if found is not None else WHOLE
-    return rank == WHOLE or not any(lack(reader, row, other, wanted)[0] > rank for other in known())
+    return any(lack(reader, row, host, wanted)[0] > than for host in known)
 
 
 # --- several --------------------------------------------------------------------------------------------------------
@@ -152,9 +156,13 @@ def together(reader: Reader, row: Mapping[str, Any], known: list[Row], holder: s
 
 def reason(reader: Reader, row: Mapping[str, Any], known: Sequence[Row]) -> str:
     """Why none, or not more, of these network hosts carry the router, and what to do about it; "" when they can."""
+    return shortage(reader, row, known, needs(reader, row), "L3")
+
+
+def shortage(reader: Reader, row: Mapping[str, Any], known: Sequence[Row], wanted: Sequence[Need], agent: str) -> str:
+    """What hosts lack of certain networks, those that lack the same together."""
     if not known:
-        return "no network host is up and enabled (openstack network agent list): start one, or switch its L3 agent on"
-    wanted = needs(reader, row)
+        return f"no network host is up (openstack network agent list): start one, or enable its {agent} agent"
     found: dict[str, list[str]] = {}
     for host in known:
         if why := lack(reader, row, host, wanted)[1]:

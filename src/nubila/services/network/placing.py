@@ -311,7 +311,17 @@ def dhcp_item(cloud: Cloud, store: Store, item: Item) -> None:
             text = "an operator took the network from its DHCP agent: give it to one (openstack network agent add"
             tx.settle(f"{text} network --dhcp)", again=SLOW_S)
         else:
-            tx.settle("waiting for a network host to serve DHCP", again=RETRY_S)
+            tx.settle(f"waiting for a network host to serve DHCP: {_unserved(tx, item.id)}", again=RETRY_S)
+
+
+def _unserved(reader: Reader, network_id: str) -> str:
+    """What network hosts lack to serve those of the network's subnets that nobody serves."""
+    net = look.need(reader, Network, network_id)
+    have, parts = set(bindings(reader, network_id)), {s["segment_id"] for s in look.subnets(reader, network_id)}
+    at = network_segments.by_host(reader, network_id, hosts.every(reader)) if net["several"] else {}
+    missing = parts - {at[name]["id"] for name in have if name in at} - ({None} if have else set())
+    wanted = [place_router.Need(net, segment or "") for segment in sorted(missing, key=str)]
+    return place_router.shortage(reader, {"distributed": False}, usable(reader, agents.DHCP), wanted, "DHCP")
 
 
 def networks_with_dhcp(cloud: Cloud, reader: Reader) -> list[str]:
@@ -346,11 +356,15 @@ def router(cloud: Cloud, tx: Tx, router_id: str, *, tell: bool = True) -> str | 
         mine = [port for port in mine if port["device_owner"] not in INTERFACES]
     else:
         needed = bool(mine)
-    leaves = host is not None and needed and not place_router.stays(tx, row, host, lambda: usable(tx, agents.L3))
+    rank = place_router.rank(tx, row, host) if host is not None and needed else place_router.WHOLE
+    leaves = rank < place_router.WHOLE and place_router.better(tx, row, rank, usable(tx, agents.L3))
     if needed and (host is None or leaves):
         able = place_router.able(tx, row, usable(tx, agents.L3))
         found = place.choose(able, dict(tx.rows(_ROUTER_LOAD)), 1, zones=row["availability_zone_hints"])
         host = found[0] if found else row["host"] if leaves or row["host"] in _draining(tx) else None
+        rank = place_router.rank(tx, row, host) if host is not None else rank
+    if tell and rank < place_router.WHOLE:
+        tx.ask("router_place", router_id)  # it says what the host lacks, and looks for a better one again
     if host != row["host"]:
         move_router(tx, row, host)
     elif host is not None and tell:
