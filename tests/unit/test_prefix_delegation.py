@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -118,6 +120,21 @@ def test_a_host_that_takes_a_router_over_keeps_its_prefix_for_a_while(
     prefix_delegation.leave(tmp_path, None)
     assert list(tmp_path.iterdir()) == []
     assert prefix_delegation.report(tmp_path, None) is None
+
+
+def test_a_client_that_gets_nothing_is_not_waited_for(tmp_path: Path) -> None:
+    task = Task(namespace="qrouter-x", device="qg-1", router_id=TWO, subnets=(ONE, TWO))
+    write_json(tmp_path / "pd.json", task)
+    assert not prefix_delegation.impatient(tmp_path, task), "there is no client"
+    (tmp_path / "pd.pid").write_text("1 1\n")
+    some = {ONE: Held(prefix="2001:db8:1::/64", until=time.time() + 900)}
+    for held, patience_s in (({}, prefix_delegation.NOTHING_S), (some, prefix_delegation.LACKING_S)):
+        write_json(tmp_path / "pd-held.json", held)
+        for age_s in (patience_s - 30, patience_s + 30):
+            os.utime(tmp_path / "pd.pid", (time.time() - age_s,) * 2)
+            assert prefix_delegation.impatient(tmp_path, task) == (age_s > patience_s)
+    write_json(tmp_path / "pd-held.json", some | {TWO: some[ONE]})
+    assert not prefix_delegation.impatient(tmp_path, task), "it has everything"
 
 
 def test_guests_are_told_of_a_prefix_that_is_gone_for_two_hours(tmp_path: Path) -> None:

@@ -40,6 +40,8 @@ from nubila.drivers.files import read_json, write_atomic, write_json
 NAME, CLIENT, PACKAGE = "pd", "dhcpcd", "dhcpcd-base"
 GRACE_S = 300.0
 """How long a prefix that another host got is kept here before the server has confirmed it."""
+NOTHING_S, LACKING_S = 120.0, 600.0
+"""How long a client goes on that got no prefix, or not all of them, before another one begins anew."""
 _PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
 _START = """
 mount --bind "$1" /var/lib/dhcpcd && mount -t tmpfs -o size=1m,mode=755 tmpfs /run && mkdir /run/dhcpcd || exit 1
@@ -171,15 +173,31 @@ def news(run_dir: Path) -> bool:
 
 
 def tend(run_dir: Path) -> None:
-    """Start the client again when it ended by itself."""
+    """Start the client again when it ended by itself, or gets nothing and hardly asks any more."""
     task = read_json(run_dir / "pd.json", Task)
-    if task is not None and dead(run_dir) and links.namespace_exists(task.namespace):
+    if task is None or not links.namespace_exists(task.namespace):
+        return
+    if impatient(run_dir, task):
+        processes.kill(NAME, run_dir)
+        _lease_file(run_dir, task).unlink(missing_ok=True)
+    if dead(run_dir):
         _run(run_dir, task)
 
 
 def stop(run_dir: Path, *, give_back: bool) -> None:
     """End it; absent is success. ``give_back``: the prefixes are not needed any more, here or anywhere."""
     leave(run_dir, None, give_back=give_back)
+
+
+def impatient(run_dir: Path, task: Task) -> bool:
+    """Whether a prefix is lacking for so long that asking begins anew: clients pause up to an hour (RFC 8415, 7.6)."""
+    held = look(run_dir)
+    if all(id in held for id in task.subnets):
+        return False
+    try:
+        return time.time() - (run_dir / f"{NAME}.pid").stat().st_mtime > (LACKING_S if held else NOTHING_S)
+    except OSError:
+        return False
 
 
 def running(run_dir: Path, task: Task) -> bool:
@@ -223,9 +241,13 @@ def _brief(held: Mapping[str, Held]) -> dict[str, str]:
     return {id: one.prefix for id, one in held.items()}
 
 
+def _lease_file(run_dir: Path, task: Task) -> Path:
+    return run_dir / "pd" / f"{task.device}.lease6"
+
+
 def _lease(run_dir: Path, task: Task) -> tuple[bytes, float]:
     """The server's last answer, and when it came; dhcpcd writes the file anew each time."""
-    path = run_dir / "pd" / f"{task.device}.lease6"
+    path = _lease_file(run_dir, task)
     try:
         return path.read_bytes(), path.stat().st_mtime
     except OSError:

@@ -237,7 +237,8 @@ class Routers:
         for config in (self.place.root / "routers").glob("*/bfd.json"):
             bfd.tend(config.parent)
         for config in (self.place.root / "routers").glob("*/pd.json"):
-            prefix_delegation.tend(config.parent)
+            with contextlib.suppress(TryAgain):  # next time
+                prefix_delegation.tend(config.parent)
 
     def run_dir(self, router_id: str) -> Path:
         """Where a router's daemons keep their files."""
