@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from computing import Nova, image
 from networking import Net
 
 from nubila.apps import info
@@ -240,6 +241,19 @@ def test_a_port_that_cannot_be_bound_says_why(admin: Net, racks: TestCloud) -> N
     mine, _ = routed(admin)
     late = admin.make("port", network_id=mine["id"])["id"]
     assert info.why(racks.state, late)[0].startswith("it gets addresses with a host (binding:host_id)")
+
+
+def test_a_server_is_where_the_physical_network_is_or_in_error_at_once(admin: Net, racks: TestCloud) -> None:
+    nova, tiny = Nova(racks), image(racks)
+    found = {}
+    for rack in ("rack3", "rack9"):
+        net, _ = lan(admin, **vlan(rack, 7))
+        made = nova.boot(tiny, networks=[{"uuid": net["id"]}])
+        racks.settle()
+        found[rack] = nova.server(made["id"])
+    assert (found["rack3"]["status"], found["rack3"]["OS-EXT-SRV-ATTR:host"]) == ("ACTIVE", "host2")
+    assert found["rack9"]["status"] == "ERROR"
+    assert "physical networks" in found["rack9"]["fault"]["details"]
 
 
 def test_a_routers_port_says_whose_it_is(admin: Net, racks: TestCloud) -> None:

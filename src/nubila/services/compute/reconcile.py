@@ -92,7 +92,7 @@ def _place(cloud: Cloud, tx: Tx, row: Row, tries: int) -> None:
         if _claimed(tx, row, host, wish):
             break
     else:
-        cut_off = "No compute host can have ports on all of the server's networks (segments, kind of switch)."
+        cut_off = "No compute host can have ports on all of the server's networks (physical networks, kind of switch)."
         raise _Refused(NO_HOST, details=cut_off if every and not seen else place.explain(seen, wish))
     try:
         plugged = nics.plug_all(cloud, tx, row, host.name, host.zone)

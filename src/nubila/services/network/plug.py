@@ -11,7 +11,17 @@ from nubila.core import hosts
 from nubila.core.cloud import Cloud
 from nubila.core.db import Reader, Tx
 from nubila.core.faults import conflict
-from nubila.services.network import addresses, bridged, groups, look, network_segments, ports, qos_guarantees, rbac
+from nubila.services.network import (
+    addresses,
+    bridged,
+    dvr_hosts,
+    groups,
+    look,
+    network_segments,
+    ports,
+    qos_guarantees,
+    rbac,
+)
 from nubila.services.network.asks import DHCP, INTERFACES
 from nubila.services.network.kinds import FloatingIP, Network, Subnet
 from nubila.services.network.kinds_port import Port, SecurityGroup
@@ -137,7 +147,12 @@ def hosts_reaching(
                 at[row["network_id"]] = subnet["segment_id"]
     known = [h for h in hosts.every(reader) if h["name"] in set(names)]
     fit = bridged.able(reader, known, network_ids, port_ids, guest=True)
-    return {h["name"] for h in (network_segments.reaching(reader, fit, nets, at) if nets else fit)}
+    reaching = network_segments.reaching(reader, fit, nets, at) if nets else fit
+    for id in {*network_ids, *(row["network_id"] for row in taken)} - set(nets):
+        net = look.row(reader, Network, id)
+        if net is not None:
+            reaching = [h for h in reaching if dvr_hosts.reaches(h, net)]
+    return {h["name"] for h in reaching}
 
 
 def detach_port(cloud: Cloud, tx: Tx, port_id: str) -> None:
