@@ -10,7 +10,7 @@ import pytest
 from computing import Nova, image
 from networking import Net
 
-from nubila.apps import info
+from nubila.apps import info, net_topology
 from nubila.core import work
 from nubila.services.network import SERVICE
 from nubila.testing.cloud import TestCloud
@@ -296,6 +296,27 @@ def test_an_operator_is_told_why_a_host_cannot_have_a_router(admin: Net, racks: 
         assert admin.refused("POST", path, body) == (409, "RouterSchedulingFailed")
         assert "host1" not in places(admin, router)
         admin.ok("PUT", f"routers/{router}/remove_router_interface", {"subnet_id": subnets["rack2"]["id"]})
+
+
+def test_the_topology_says_where_routers_of_every_kind_are(admin: Net, racks: TestCloud) -> None:
+    net, subnets = routed(admin, name="racks")
+    info_ = {"external_gateway_info": {"network_id": admin.public()["id"]}}
+    for kind, values in KINDS.items():
+        router = admin.make("router", name=kind, **values, **info_)["id"]
+        admin.ok("PUT", f"routers/{router}/add_router_interface", {"port_id": admin.make(
+            "port", network_id=net["id"], fixed_ips=[{"subnet_id": subnets["rack2"]["id"]}])["id"]})  # fmt: skip
+    racks.settle()
+    lines = net_topology.tree(racks.cloud)
+    assert any("network racks" in line and "[vlan 20 on rack2 or vlan 30 on rack3, mtu" in line for line in lines)
+    mine = {
+        kind: next(line for line in lines if f" router {kind} (" in line and "gateway" not in line) for kind in KINDS
+    }
+    assert mine["plain"].endswith((", on host3", ", on host4"))
+    assert ", highly available, active on host" in mine["ha"]
+    assert ", standby on host" in mine["ha"]
+    assert ", distributed, on host" in mine["distributed"]
+    assert ", central part on host" in mine["distributed"]
+    assert not any("leads to HA network" in line for line in lines)
 
 
 # --- Linux bridges --------------------------------------------------------------------------------------------------

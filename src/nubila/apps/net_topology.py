@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from nubila.core.cloud import Cloud
 from nubila.core.db import Reader
 from nubila.services.identity.kinds import Project
-from nubila.services.network import asks
+from nubila.services.network import asks, dvr_hosts, ha_place, network_segments
 from nubila.services.network.kinds import FloatingIP, Network, Router, Subnet
 from nubila.services.network.kinds_port import Port
 from nubila.services.network.tables import DHCP_BINDING, IP_ALLOCATION
@@ -43,6 +43,8 @@ class Topology:
         self.ips: dict[str, list[str]] = {}
         for port, ip in reader.rows(sa.select(_A.port_id, _A.ip_address).order_by(_A.port_id, _A.place)):
             self.ips.setdefault(port, []).append(ip)
+        self.segments = network_segments.of_many(reader, [id for id, n in self.networks.items() if n["several"]])
+        self.where = {id: _where(reader, router) for id, router in self.routers.items()}
         if project is not None:
             self._keep(wanted)
 
@@ -78,6 +80,25 @@ class Topology:
         return ", ".join(out) or "no address"
 
 
+def _where(reader: Reader, router: Row) -> str:
+    """On which hosts a router is, and as what."""
+    if router["ha"]:
+        states = ha_place.views(reader, router["id"])
+        parts = [f"{state} on {host}" for host, state in sorted(states.items(), key=lambda one: (one[1], one[0]))]
+        return f"highly available, {', '.join(parts)}" if parts else "highly available, on no host"
+    if router["distributed"]:
+        central = f", central part on {router['host']}" if router["host"] else ""
+        return f"distributed, on {', '.join(dvr_hosts.of(reader, router['id'])) or 'no host'}{central}"
+    return f"on {router['host']}" if router["host"] else "on no host"
+
+
+def _carried(one: Row) -> str:
+    """What carries a network or a segment of one."""
+    number = f" {one['segmentation_id']}" if one["segmentation_id"] is not None else ""
+    physical = f" on {one['physical_network']}" if one["physical_network"] else ""
+    return f"{one['network_type'] or 'no segment'}{number}{physical}"
+
+
 def _by_id(reader: Reader, cls: Any) -> dict[str, Row]:
     return {row["id"]: row for row in reader.all(sa.select(cls.table).order_by(cls.table.c.name, cls.table.c.id))}
 
@@ -92,9 +113,8 @@ def _tree(top: Topology) -> list[str]:
     lines: list[str] = []
     for net in sorted(top.networks.values(), key=lambda n: (not n["external"], n["name"], n["id"])):
         owner = top.names.get(net["project_id"], net["project_id"] or "nobody")
-        number = f" {net['segmentation_id']}" if net["segmentation_id"] is not None else ""
-        physical = f" on {net['physical_network']}" if net["physical_network"] else ""
-        words = [f"{net['network_type']}{number}{physical}", f"mtu {net['mtu']}", f"project {owner}"]
+        carried = " or ".join(_carried(one) for one in top.segments.get(net["id"]) or [net])
+        words = [carried, f"mtu {net['mtu']}", f"project {owner}"]
         words += [word for word, true in (("external", net["external"]), ("shared", net["shared"])) if true]
         lines.append(f"network {_name(net)} [{', '.join(words)}]")
         lines += _branches(_children(top, net))
@@ -119,11 +139,11 @@ def _children(top: Topology, net: Row) -> list[tuple[str, list[str]]]:
         role = "gateway of router" if port["device_owner"] == asks.GATEWAY else "router"
         others = sorted(
             {_name(top.networks[p["network_id"]]) for p in top.ports.values()
-             if p["device_id"] == router["id"] and p["network_id"] != net["id"] and p["network_id"] in top.networks}
+             if p["device_id"] == router["id"] and p["device_owner"] in asks.ROUTER_OWNERS
+             and p["network_id"] != net["id"] and p["network_id"] in top.networks}
         )  # fmt: skip
-        where = f", on {router['host']}" if router["host"] else ", on no host"
         leads = [f"leads to {name}" for name in others]
-        out.append((f"{role} {_name(router)} {top.addresses(port)} {port['status']}{where}", leads))
+        out.append((f"{role} {_name(router)} {top.addresses(port)} {port['status']}, {top.where[router['id']]}", leads))
     for port in top.guests(net["id"]):
         what = f"server {port['device_id']}" if port["device_owner"].startswith("compute:") else f"port {_name(port)}"
         where = f" on {port['bound_host']}" if port["bound_host"] else ""
