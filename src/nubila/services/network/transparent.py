@@ -36,8 +36,8 @@ def chosen(net: Mapping[str, Any]) -> str:
 def check(reader: Reader, net: Mapping[str, Any], parts: Iterable[Mapping[str, Any]]) -> None:
     """400 when these segments, or the hosts of this cloud, cannot carry the tags that the network is to carry."""
     if net["vlan_transparent"] and net["qinq"]:
-        text = "Attributes 'vlan_transparent' and 'qinq' can not be set to True for the same network: choose one."
-        raise bad_request(f"Bad network request: {text}", "BadRequest")
+        text = "Bad network request: a network is either vlan_transparent or qinq: leave one of them out."
+        raise bad_request(text, "BadRequest")
     name = chosen(net)
     if not name:
         return
