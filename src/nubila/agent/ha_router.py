@@ -21,7 +21,7 @@ from typing import Any
 
 from nubila.agent.ha_seat import FOREVER, PROMISE_S, Seat
 from nubila.core.ports import TryAgain
-from nubila.drivers import ha_daemons, ha_neighbours, links
+from nubila.drivers import ha_daemons, ha_neighbours, links, ovs_learned
 from nubila.drivers.ha import Kept
 from nubila.drivers.ha_gate import Gate, Held, Injector, pin
 from nubila.drivers.ha_neighbours import Neighbour, Neighbours, Sender
@@ -105,6 +105,7 @@ class HaRouter:
         self._needed: list[str] | None = None
         self.held: Held | None = None
         self._readying: Future[Held] | None = None
+        self._clearing: Future[None] | None = None
         self._readying_until = self._ready_again = self._relay_until = 0.0
         self._aside = ThreadPoolExecutor(1, f"aside-{kept.router_id[:8]}")  # for what takes long and can wait
         self._wardrobe = ThreadPoolExecutor(1, f"addresses-{kept.router_id[:8]}")
@@ -205,7 +206,7 @@ class HaRouter:
         if seat.prepare and not seat.opened:
             self._prepare(now)
         elif not seat.opened:
-            seat.ready = False
+            seat.ready, self._clearing = False, None
         if self.held is not None and now > self._relay_until:
             self._end_relay()
         self._inject(now)
@@ -235,7 +236,7 @@ class HaRouter:
         if not self.gate.open(min(left, 0.1)):
             return
         self.seat.open()
-        self._renewed = 0.0
+        self._renewed, self._clearing = 0.0, None
         self._show_switches()
         waited = len(self._waiting)
         self._inject(now)
@@ -383,12 +384,20 @@ class HaRouter:
             self._end_relay()
         if self.seat.ready or now < self.seat.quiet_until:
             return
-        address = self.kept.peers.get(self.seat.holder)
-        if address:
-            self._send(address, {"prepare": self.kept.router_id, "from": self.seat.me})
-        self._dress(now)
-        self._open_injector()
-        self.seat.ready = True
+        if self._clearing is None:
+            address = self.kept.peers.get(self.seat.holder)
+            if address:
+                self._send(address, {"prepare": self.kept.router_id, "from": self.seat.me})
+            self._dress(now)
+            self._open_injector()
+            self._clearing = self._aside.submit(self._clear)
+        elif self._clearing.done():
+            self.seat.ready = True
+
+    def _clear(self) -> None:
+        """Have our own switch not drop the first frames that others send us: it has learned that we are elsewhere."""
+        if self.kept.switch:
+            ovs_learned.forget(Path(self.kept.switch), {device.mac for device in self.kept.devices})
 
     def _help(self, address: str) -> None:
         """The next host prepares: tell it whom we know, and of all connections once more.

@@ -55,6 +55,7 @@ class Kept(Struct, frozen=True, kw_only=True):
     devices: tuple[Device, ...] = ()
     routes: tuple[tuple[str, str], ...] = ()
     carriers: tuple[str, ...] = ()  # devices of the host that must have a link
+    switch: str = ""  # the control socket of the host's Open vSwitch; "": it has another switch
 
 
 def ha_device(port: RouterPort) -> str:
@@ -115,6 +116,7 @@ def ensure(routers: Routers, spec: RouterSpec, subnets: Mapping[str, SubnetSpec]
         ),
         routes=tuple(routes) if up else (),
         carriers=_carriers(routers, spec),
+        switch=_switch(routers),
     )  # fmt: skip
     said = _daemons(spec, addresses, run_dir, where) if up else ""
     if not up:
@@ -188,6 +190,11 @@ def _daemons(spec: RouterSpec, addresses: Mapping[str, tuple[str, ...]], run_dir
         return "Connections do not outlive a fail-over: conntrackd is not installed (package conntrackd)."
     ha_daemons.conntrackd(ha_daemons.conntrackd_config(spec.ha, name, run_dir), run_dir, where)
     return ""
+
+
+def _switch(routers: Routers) -> str:
+    where = getattr(routers.switch, "control_socket", None)
+    return str(where()) if where is not None else ""
 
 
 def _carriers(routers: Routers, spec: RouterSpec) -> tuple[str, ...]:

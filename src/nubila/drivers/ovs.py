@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -120,6 +121,10 @@ class OpenVSwitch(Switch):
         self.drop_shared("address_set", id)
 
     # --- ways out
+
+    def control_socket(self) -> Path:
+        """Where ovs-vswitchd takes commands (ovs-appctl(8))."""
+        return self.daemons.control_socket()
 
     def uplink_devices(self, network_id: str) -> list[str]:
         """The host's cards in the bridge of a network's physical network."""

@@ -68,8 +68,11 @@ class Daemons:
 
     def control(self, command: str, *arguments: str) -> str:
         """Run a command of ovs-vswitchd's control socket (what ovs-appctl does)."""
-        socket = self.run_dir / ("ovs-vswitchd.ctl" if self.private else f"ovs-vswitchd.{self._switch_pid()}.ctl")
-        return str(ovs_db.call(socket, command, list(arguments)) or "")
+        return str(ovs_db.call(self.control_socket(), command, list(arguments)) or "")
+
+    def control_socket(self) -> Path:
+        """Where ovs-vswitchd takes commands."""
+        return self.run_dir / ("ovs-vswitchd.ctl" if self.private else f"ovs-vswitchd.{self._switch_pid()}.ctl")
 
     def openflow(self, command: str, bridge: str, *arguments: str, lines: str = "", timeout_s: float = 30.0) -> str:
         """Run ovs-ofctl against a bridge; ``lines`` go to its standard input."""
