@@ -192,8 +192,8 @@ class Stage:
     def hears(self, host: str, other: str) -> bool:
         """Whether one host of the router reaches the other over their hidden network."""
         found = [a for d, mine in self.addresses(other).items() if d.startswith("ha-") for a in mine]
-        address = next(a for a in found if a.startswith("169.254.192.")).partition("/")[0]
-        return "1 received" in self.inside(host, "ping", "-c", "1", "-W", "1", address, check=False)
+        address = next((a for a in found if a.startswith("169.254.192.")), "").partition("/")[0]
+        return bool(address) and "1 received" in self.inside(host, "ping", "-c", "1", "-W", "1", address, check=False)
 
     def addresses(self, host: str) -> dict[str, list[str]]:
         """Device -> addresses in the router's namespace on a host."""

@@ -26,6 +26,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         until(made.active, "one host forwards")
         made.guest("compute1")
         until(lambda: made.pings(made.floating), "the floating IP answers")
+        until(lambda: sorted(made.states_of().values()) == ["active", "standby"], "both are there")
+        until(lambda: made.hears(made.active(), made.standby()), "they hear each other")
         yield made
     finally:
         made.close()
