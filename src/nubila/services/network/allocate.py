@@ -122,7 +122,13 @@ _SEGMENT_OF = sa.select(_S.network_id).where(
     _S.segmentation_id == sa.bindparam("id"),
 )
 _DROP_SEGMENTS = sa.delete(SEGMENT).where(_S.network_id == sa.bindparam("b_network"))
-_WINDOW = 256
+_COUNTED = sa.select(sa.func.count()).where(
+    _S.network_type == sa.bindparam("type"),
+    _S.physical_network == sa.bindparam("physnet"),
+    _S.segmentation_id.between(sa.bindparam("lo"), sa.bindparam("hi")),
+)
+_GLANCE, _WINDOW = 4, 256
+"""How many used ids are read at a time, at first and when there is no gap among those."""
 
 
 def take_segment(tx: Tx, network_id: str, type: str, physnet: str, id: int) -> bool:
@@ -144,19 +150,23 @@ def take_free_segment(tx: Tx, network_id: str, type: str, physnet: str, lo: int,
 
 def free_segment(reader: Reader, type: str, physnet: str, lo: int, hi: int) -> int | None:
     """Some id between ``lo`` and ``hi`` that no network has; None when all are in use."""
-    start = _dice.randint(lo, hi)
+    start, window = _dice.randint(lo, hi), _GLANCE
     for first, last in ((start, hi), (lo, start - 1)):
         at = first
         while at <= last:
-            used = reader.rows(_USED, {"type": type, "physnet": physnet, "lo": at, "hi": last, "n": _WINDOW})
+            used = reader.rows(_USED, {"type": type, "physnet": physnet, "lo": at, "hi": last, "n": window})
             for (id,) in used:
                 if id != at:
                     return at
                 at += 1
-            if len(used) < _WINDOW:
+            if len(used) < window:
                 if at <= last:
                     return at
                 break
+            if window == _GLANCE:  # rather full: perhaps entirely, and then that is all to be known
+                window = _WINDOW
+                if reader.scalar(_COUNTED, {"type": type, "physnet": physnet, "lo": lo, "hi": hi}) > hi - lo:
+                    return None
     return None
 
 
