@@ -11,6 +11,7 @@ the programs we start use, which is what a busy machine tells truly. A thousand 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -34,6 +35,7 @@ from nubila.core.ports import (
     SecurityGroupSpec,
     Segment,
     SubnetSpec,
+    TryAgain,
 )
 from nubila.drivers import links, processes
 from nubila.drivers.network import RealNetwork
@@ -168,7 +170,10 @@ def end(place: HostPlace) -> None:
         return
     daemons = Daemons(place)
     for name in ("ovs-vswitchd", "ovsdb-server"):
-        processes.stop(name, daemons.run_dir)
+        for _ in range(12):  # the kernel takes the thousand taps of a killed switch away, and that takes its time
+            with contextlib.suppress(TryAgain):
+                processes.stop(name, daemons.run_dir)
+                break
     shutil.rmtree(daemons.run_dir, ignore_errors=True)
 
 
