@@ -227,7 +227,7 @@ def test_a_router_that_moves_takes_its_prefix_along(three: TestCloud) -> None:
         a.place.host
         for a in three.agents
         if (s := a.drivers.network.router(router["id"])) is not None and s.delegations
-    ]  # type: ignore[attr-defined]
+    ]
     assert asking == [others[0]["host"]]
 
 
@@ -242,7 +242,7 @@ def test_only_the_host_that_forwards_asks_for_a_highly_available_router(three: T
     three.settle()
     delegate(three, **{subnet["id"]: "2001:db8:1::/64"})
     assert show(demo, "subnet", subnet)["cidr"] == "2001:db8:1::/64"
-    wishes = [a.drivers.network.router(router["id"]) for a in three.agents]  # type: ignore[attr-defined]
+    wishes = [a.drivers.network.router(router["id"]) for a in three.agents]
     assert sorted(len(w.delegations or ()) for w in wishes if w is not None)[-1:] == [1]
     assert sum(bool(w.delegations) for w in wishes if w is not None) == 1
 

@@ -131,6 +131,22 @@ def port_of(mixed: Mixed, host: str = "", **more: Any) -> dict[str, Any]:
     return made
 
 
+def kept_from_bridges(mixed: Mixed, **wish: Any) -> str:
+    """A network that Linux bridge hosts lack something for, served and placed on the other host; its id."""
+    mixed.test.add_host("bridge0", switch="linuxbridge")  # a network host too, and the first by name
+    mixed.test.settle()
+    net = mixed.call("POST", "/networks", {"network": wish})["network"]["id"]
+    mixed.call("POST", "/subnets", {"subnet": {"network_id": net, "ip_version": 4, "cidr": "10.1.0.0/24"}})
+    subnet = mixed.call("GET", f"/subnets?network_id={net}")["subnets"][0]["id"]
+    router = mixed.call("POST", "/routers", {"router": {}})["router"]["id"]
+    mixed.call("PUT", f"/routers/{router}/add_router_interface", {"subnet_id": subnet})
+    mixed.test.settle()
+    for path in (f"/networks/{net}/dhcp-agents", f"/routers/{router}/l3-agents"):
+        assert [a["host"] for a in mixed.call("GET", path)["agents"]] == ["ovs"]
+    assert fit(mixed, [], [net]) == {"ovs"}
+    return str(net)
+
+
 def fit(mixed: Mixed, ports: list[str], networks: list[str]) -> set[str]:
     """The hosts on which Compute puts a server with these."""
     with mixed.test.cloud.store.read() as r:
@@ -163,17 +179,7 @@ def test_a_trunk_is_not_bound_where_there_are_none_and_says_so(mixed: Mixed) -> 
 
 @pytest.mark.parametrize("kind", ["gre", "geneve"])
 def test_tunnels_that_bridges_lack_are_served_and_bound_elsewhere(mixed: Mixed, kind: str) -> None:
-    mixed.test.add_host("bridge0", switch="linuxbridge")  # a network host too, and the first by name
-    mixed.test.settle()
-    net = mixed.call("POST", "/networks", {"network": {"provider:network_type": kind}})["network"]["id"]
-    mixed.call("POST", "/subnets", {"subnet": {"network_id": net, "ip_version": 4, "cidr": "10.1.0.0/24"}})
-    subnet = mixed.call("GET", f"/subnets?network_id={net}")["subnets"][0]["id"]
-    router = mixed.call("POST", "/routers", {"router": {}})["router"]["id"]
-    mixed.call("PUT", f"/routers/{router}/add_router_interface", {"subnet_id": subnet})
-    mixed.test.settle()
-    for path in (f"/networks/{net}/dhcp-agents", f"/routers/{router}/l3-agents"):
-        assert [a["host"] for a in mixed.call("GET", path)["agents"]] == ["ovs"]
-    assert fit(mixed, [], [net]) == {"ovs"}
+    net = kept_from_bridges(mixed, **{"provider:network_type": kind})
     assert fit(mixed, [], [mixed.net]) == {"ovs", "bridge", "bridge2"}
     assert port_of(mixed, "bridge", network_id=net)["binding:vif_type"] == "binding_failed"
 

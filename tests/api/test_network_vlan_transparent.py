@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from networking import Net, Play
-from test_network_switches import Mixed, fit, port_of
+from test_network_switches import Mixed, kept_from_bridges, port_of
 
 from nubila.testing.cloud import TestCloud
 
@@ -88,17 +88,7 @@ def test_hosts_are_told_what_a_network_carries(cloud: TestCloud) -> None:
 
 
 def test_linux_bridges_have_no_ports_of_such_networks(mixed: Mixed) -> None:
-    mixed.test.add_host("bridge0", switch="linuxbridge")  # a network host too, and the first by name
-    mixed.test.settle()
-    net = mixed.call("POST", "/networks", {"network": {"vlan_transparent": True}})["network"]["id"]
-    mixed.call("POST", "/subnets", {"subnet": {"network_id": net, "ip_version": 4, "cidr": "10.1.0.0/24"}})
-    subnet = mixed.call("GET", f"/subnets?network_id={net}")["subnets"][0]["id"]
-    router = mixed.call("POST", "/routers", {"router": {}})["router"]["id"]
-    mixed.call("PUT", f"/routers/{router}/add_router_interface", {"subnet_id": subnet})
-    mixed.test.settle()
-    for path in (f"/networks/{net}/dhcp-agents", f"/routers/{router}/l3-agents"):
-        assert [a["host"] for a in mixed.call("GET", path)["agents"]] == ["ovs"]
-    assert fit(mixed, [], [net]) == {"ovs"}
+    net = kept_from_bridges(mixed, vlan_transparent=True)
     assert port_of(mixed, "bridge", network_id=net)["binding:vif_type"] == "binding_failed"
     assert port_of(mixed, "ovs", network_id=net)["binding:vif_type"] == "ovs"
 

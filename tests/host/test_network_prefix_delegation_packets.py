@@ -83,8 +83,8 @@ class Site:
         with links.entered(self.place.namespace):
             links.plain_frames(device)
         if not bridge:
-            self.driver.switch.physical_bridge("physnet1")  # type: ignore[attr-defined]
-            database = f"--db=unix:{self.driver.switch.daemons.run_dir}/db.sock"  # type: ignore[attr-defined]
+            self.driver.switch.physical_bridge("physnet1")
+            database = f"--db=unix:{self.driver.switch.daemons.run_dir}/db.sock"
             with links.entered(self.place.namespace):
                 argv = ["ovs-vsctl", database, "--no-wait", "add-port", "br-ex", "uplink"]
                 subprocess.run(argv, check=True, timeout=20)
@@ -195,7 +195,7 @@ def follow(site: Site, router: Json, port: Json, guest: Guest, cidr: str) -> Non
 
 
 def client(site: Site, router: Json) -> Path:
-    return site.place.root / "routers" / router["id"]  # type: ignore[no-any-return]
+    return site.place.root / "routers" / router["id"]
 
 
 def test_a_delegated_prefix_all_its_life(site: Site) -> None:

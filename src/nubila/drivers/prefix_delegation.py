@@ -289,7 +289,7 @@ def _free_port(task: Task, patience_s: float = 3.0) -> socket.socket:
                 sender.close()
                 if refusal.errno != errno.EADDRINUSE or time.monotonic() > deadline:
                     raise TryAgain(f"The DHCPv6 client's port in {task.namespace} is taken: {refusal}.") from None
-        time.sleep(0.01)
+        time.sleep(0.01)  # the kernel tells nobody when a killed client's port is free; milliseconds as a rule
 
 
 def _end(run_dir: Path, task: Task, gone: Sequence[str]) -> None:
